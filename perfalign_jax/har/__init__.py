@@ -1,0 +1,1 @@
+"""Human action recognition: the dataset, its features and the transfer protocol."""

@@ -1,0 +1,359 @@
+"""Result files of the experiments, and the report that sets the paper's numbers beside ours."""
+
+import base64
+import dataclasses
+import html
+import json
+import math
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+from scipy import stats
+
+from perfalign_jax.serialization import write_whole
+
+__all__ = [
+    "Options",
+    "Result",
+    "Row",
+    "format_number",
+    "interval_of_mean",
+    "load_result",
+    "percentile_of",
+    "save_result",
+    "write_report",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options that every experiment script takes.
+
+    Attributes:
+        out: folder for the numbers (``<name>.json``) and figures (``figures/``).
+        quick: a small version that runs in seconds; its numbers are not for comparison.
+        full: the most careful version, where the default had to be reduced to save time.
+        seed: seed of everything random.
+
+    Example:
+        >>> from perfalign_jax.report import Options
+        >>> Options(quick=True).scale
+        'quick'
+    """
+
+    out: Path = Path("results")
+    quick: bool = False
+    full: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.quick and self.full:
+            raise ValueError("quick and full exclude each other; give one of them.")
+
+    @property
+    def scale(self) -> str:
+        """Name of the chosen size: quick, default or full."""
+        return "quick" if self.quick else "full" if self.full else "default"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of a table that sets the paper beside this project.
+
+    Attributes:
+        quantity: what was measured.
+        paper: the paper's number as printed, empty if it has none.
+        ours: our number.
+        interval: 95 % interval, empty if there is none.
+        verdict: what the comparison says, in a few words.
+        note: anything the reader must know.
+
+    Example:
+        >>> from perfalign_jax.report import Row
+        >>> Row("CMAE", paper="3.66e-15", ours="2.1e-15", verdict="reproduced").paper
+        '3.66e-15'
+    """
+
+    quantity: str
+    paper: str = ""
+    ours: str = ""
+    interval: str = ""
+    verdict: str = ""
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one experiment leaves behind.
+
+    Attributes:
+        name: name of the experiment; the result file is ``<name>.json``.
+        title: heading in the report.
+        summary: one paragraph: what was done and what it says.
+        rows: table lines.
+        figures: file name under ``figures/`` to caption.
+        values: every measured number, for those who want more than the table.
+        config: the configuration of the run.
+        seconds: wall time.
+
+    Example:
+        >>> from perfalign_jax.report import Result, Row
+        >>> Result("demo", "Demo", "Nothing.", [Row("CMAE", ours="0")]).name
+        'demo'
+    """
+
+    name: str
+    title: str
+    summary: str
+    rows: Sequence[Row] = ()
+    figures: dict[str, str] = dataclasses.field(default_factory=dict)
+    values: dict[str, Any] = dataclasses.field(default_factory=dict)
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seconds: float = 0.0
+
+
+def interval_of_mean(values: Float[np.ndarray, " n"]) -> tuple[float, float, float]:
+    """Return the mean and its 95 % interval by Student's t.
+
+    Args:
+        values: one number per independent draw or split, shape ``(n,)``.
+
+    Returns:
+        ``(mean, low, high)``; a single value has an infinite interval.
+
+    Raises:
+        ValueError: if there is no value.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax.report import interval_of_mean
+        >>> [round(v, 2) for v in interval_of_mean(np.array([1.0, 2.0, 3.0]))]
+        [2.0, -0.48, 4.48]
+    """
+    values = np.asarray(values, np.float64)
+    if values.size == 0:
+        raise ValueError("values must hold at least one number, got none.")
+    mean = float(values.mean())
+    if values.size == 1:
+        return mean, -math.inf, math.inf
+    half = float(stats.t.ppf(0.975, values.size - 1)) * float(
+        values.std(ddof=1) / math.sqrt(values.size)
+    )
+    return mean, mean - half, mean + half
+
+
+def percentile_of(value: float, values: Float[np.ndarray, " n"]) -> float:
+    """Return the share of ``values`` below ``value``, in percent, ties counting half.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax.report import percentile_of
+        >>> percentile_of(2.5, np.array([1.0, 2.0, 3.0, 4.0]))
+        50.0
+    """
+    return float(stats.percentileofscore(np.asarray(values), value, kind="mean"))
+
+
+def format_number(value: float) -> str:
+    """Format a number for a table: three digits, scientific where that is shorter.
+
+    Example:
+        >>> from perfalign_jax.report import format_number
+        >>> [format_number(v) for v in (0.0, 3.66e-15, 10.94, 2210.0, 43.9)]
+        ['0', '3.66e-15', '10.9', '2210', '43.9']
+    """
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if abs(value) < 1e-3 or abs(value) >= 1e6:
+        return f"{value:.2e}"
+    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{digits}f}"
+
+
+def provenance() -> dict[str, str]:
+    """Say what a number was computed with."""
+    names = ("perfalign-jax", "jax", "jaxlib", "numpy", "scipy", "scikit-learn", "optax")
+    return {
+        **{name: version(name) for name in names},
+        "python": platform.python_version(),
+        "device": str(jax.devices()[0].device_kind),
+        "processor": f"{platform.machine()}, {os.cpu_count()} cores",
+        "dtype": "float64" if jax.config.read("jax_enable_x64") else "float32",
+    }
+
+
+def save_result(result: Result, out: Path) -> Path:
+    """Write a result to ``out/<name>.json``, with the versions, device and dtype behind it.
+
+    Args:
+        result: what the experiment found. Every figure it names must lie in ``out/figures``.
+        out: folder of results; made if missing.
+
+    Returns:
+        Path of the file, which appears whole or not at all.
+
+    Raises:
+        FileNotFoundError: if a figure is missing.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from perfalign_jax.report import Result, load_result, save_result
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save_result(Result("demo", "Demo", "Nothing."), pathlib.Path(folder))
+        ...     load_result(path)["title"]
+        'Demo'
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for figure in result.figures:
+        if not (out / "figures" / figure).is_file():
+            raise FileNotFoundError(f"result {result.name!r} names a missing figure: {figure}.")
+    content = {**dataclasses.asdict(result), "provenance": provenance()}
+    path = out / f"{result.name}.json"
+    text = json.dumps(content, indent=1, default=_plain)
+    write_whole(path, text.encode())
+    return path
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return np.asarray(value).tolist()
+
+
+def load_result(path: Path) -> dict[str, Any]:
+    """Read a result file that ``save_result`` wrote.
+
+    Raises:
+        ValueError: if the file is no result.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from perfalign_jax.report import Result, load_result, save_result
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = save_result(Result("demo", "Demo", "Nothing."), pathlib.Path(folder))
+        ...     load_result(path)["name"]
+        'demo'
+    """
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not a result file: {error}") from None
+    if not isinstance(content, dict) or not {"name", "title", "rows"} <= set(content):
+        raise ValueError(f"{path} is not a result file.")
+    return content
+
+
+_COLUMNS = ("quantity", "paper", "ours", "interval", "verdict", "note")
+_HEADINGS = ("quantity", "paper", "ours", "95 % interval", "verdict", "note")
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem;
+       color: #1a1a1a; background: #fff; }
+h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
+table { border-collapse: collapse; width: 100%; font-size: .88rem; margin: 1rem 0; }
+th, td { text-align: left; vertical-align: top; padding: .35rem .6rem;
+         border-bottom: 1px solid #ddd; }
+th { border-bottom: 2px solid #888; } td:nth-child(2), td:nth-child(3), td:nth-child(4)
+{ white-space: nowrap; font-variant-numeric: tabular-nums; }
+figure { margin: 1rem 0; } img { max-width: 100%; } figcaption, .made { color: #555;
+font-size: .85rem; } .made { overflow-wrap: anywhere; }
+"""
+
+
+def write_report(out: Path, *, order: Sequence[str], title: str) -> tuple[Path, Path]:
+    """Write ``report.html`` (self-contained, figures inside) and ``report.md`` from result files.
+
+    Args:
+        out: folder that holds the result files and ``figures/``.
+        order: names of the experiments in the order of the report; those without a file are listed
+            as not run.
+        title: heading of the report.
+
+    Returns:
+        Paths of the HTML and the Markdown file.
+
+    Raises:
+        ValueError: if a file is no result.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> from perfalign_jax.report import Result, save_result, write_report
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     out = pathlib.Path(folder)
+        ...     _ = save_result(Result("demo", "Demo", "Nothing."), out)
+        ...     page, text = write_report(out, order=["demo"], title="Report")
+        ...     "Demo" in page.read_text()
+        True
+    """
+    results, missing = [], []
+    for name in order:
+        path = out / f"{name}.json"
+        if path.is_file():
+            results.append(load_result(path))
+        else:
+            missing.append(name)
+    notes = [f"Not run: {', '.join(missing)}."] if missing else []
+    reduced = [r["name"] for r in results if r["config"].get("scale") == "quick"]
+    if reduced:
+        notes.append(
+            f"Run with --quick, too small to be compared with the paper: {', '.join(reduced)}."
+        )
+    page, text = out / "report.html", out / "report.md"
+    write_whole(page, _as_html(title, notes, results, out).encode())
+    write_whole(text, _as_markdown(title, notes, results).encode())
+    return page, text
+
+
+def _made(result: dict[str, Any]) -> str:
+    parts = {**result["config"], **result["provenance"]}
+    return f"{result['seconds']:.0f} s; " + ", ".join(f"{k} {v}" for k, v in parts.items())
+
+
+def _as_html(title: str, notes: list[str], results: list[dict[str, Any]], out: Path) -> str:
+    e = html.escape
+    parts = [
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{e(title)}</title>",
+        f"<style>{_STYLE}</style></head><body><h1>{e(title)}</h1>",
+        *(f"<p><strong>{e(note)}</strong></p>" for note in notes),
+    ]
+    for result in results:
+        parts.append(f"<h2>{e(result['title'])}</h2><p>{e(result['summary'])}</p>")
+        if result["rows"]:
+            shown = [i for i, c in enumerate(_COLUMNS) if any(row[c] for row in result["rows"])]
+            head = "".join(f"<th>{_HEADINGS[i]}</th>" for i in shown)
+            body = "".join(
+                "<tr>" + "".join(f"<td>{e(row[_COLUMNS[i]])}</td>" for i in shown) + "</tr>"
+                for row in result["rows"]
+            )
+            parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
+        for name, caption in result["figures"].items():
+            data = base64.b64encode((out / "figures" / name).read_bytes()).decode()
+            parts.append(
+                f"<figure><img alt='{e(caption)}' src='data:image/png;base64,{data}'>"
+                f"<figcaption>{e(caption)}</figcaption></figure>"
+            )
+        parts.append(f"<p class='made'>{e(_made(result))}</p>")
+    return "\n".join([*parts, "</body></html>\n"])
+
+
+def _as_markdown(title: str, notes: list[str], results: list[dict[str, Any]]) -> str:
+    parts = [f"# {title}", *(f"**{note}**" for note in notes)]
+    for result in results:
+        parts += [f"## {result['title']}", result["summary"]]
+        if result["rows"]:
+            shown = [i for i, c in enumerate(_COLUMNS) if any(row[c] for row in result["rows"])]
+            lines = [[_HEADINGS[i] for i in shown], ["---"] * len(shown)]
+            lines += [
+                [row[_COLUMNS[i]].replace("|", "\\|") for i in shown] for row in result["rows"]
+            ]
+            parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        parts += [f"![{text}](figures/{name})" for name, text in result["figures"].items()]
+        parts.append(f"*{_made(result)}*")
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,410 @@
+"""Fit a perfect alignment, apply it, and say what the data allows.
+
+The road is views -> rows -> alignment -> latents. Rows are the views themselves, or a statistic
+(``perfalign_jax.statistics``) where the data was streamed or merged.
+"""
+
+import functools
+import warnings
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from perfalign_jax import _checks, statistics, subspace
+from perfalign_jax._numerics import matmul, rank_cutoff
+from perfalign_jax.statistics import Factor, Gram
+from perfalign_jax.types import Alignment, CollapseWarning, Diagnosis, Views
+
+__all__ = ["diagnose", "encode", "fit", "predict", "transform"]
+
+Method = Literal["auto", "svd", "qr", "gram", "null", "dual"]
+
+# Below this share of the energy that directions chosen at random would keep, the latents are noise.
+_LITTLE_ENERGY = 1e-3
+
+
+def _prepare(data: Any, *, center: bool) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
+    """Return rows, means and the number of samples of checked views or of a statistic."""
+    if isinstance(data, Factor | Gram):
+        return statistics.rows(data, center=center), statistics.means(data), data.samples
+    x1, x2 = data
+    samples = jnp.asarray(x1.shape[0], jnp.int32)
+    means = (jnp.mean(x1, axis=0), jnp.mean(x2, axis=0))
+    if not center:
+        return (x1, x2), means, samples
+    return (x1 - means[0][None, :], x2 - means[1][None, :]), means, samples
+
+
+def _cutoff_scale(data: Any, rows: tuple[Array, Array], samples: Array) -> Array:
+    d = rows[0].shape[1] + rows[1].shape[1]
+    scale = rank_cutoff(jnp.ones((1,), rows[0].dtype), (samples, d))
+    return jnp.sqrt(scale) if isinstance(data, Gram) else scale  # squaring costs half the digits
+
+
+@functools.partial(jax.jit, static_argnames=("k", "select", "method", "center", "label"))
+def _fit(
+    data: Any, *, k: int, select: str, method: str, center: bool, label: str
+) -> tuple[Alignment, Bool[Array, "3"]]:
+    rows, means, samples = _prepare(data, center=center)
+    scale = _cutoff_scale(data, rows, samples)
+    stacked, values = subspace.solve(rows, scale, samples, k=k, select=select, method=method)
+    d1 = rows[0].shape[1]
+    if not center:
+        means = (jnp.zeros_like(means[0]), jnp.zeros_like(means[1]))
+    alignment = Alignment(
+        projections=(stacked[:, :d1], stacked[:, d1:]),
+        singular_values=values,
+        means=means,
+        offset=jnp.zeros((k,), stacked.dtype),
+        method=label,
+        select=select,
+        space="raw",
+        center=center,
+    )
+    return alignment, _signs_of_collapse(rows, alignment, scale)
+
+
+def _signs_of_collapse(
+    rows: tuple[Array, Array], alignment: Alignment, scale: Array
+) -> Float[Array, "4"]:
+    """How many rows are trivial, the energy kept against chance in each view, the agreement."""
+    shares, latents = [], []
+    for block, projection in zip(rows, alignment.projections, strict=True):
+        latents.append(matmul(block, projection.T))
+        chance = jnp.sum(block**2) * alignment.k / block.shape[1]
+        shares.append(jnp.sum(latents[-1] ** 2) / jnp.where(chance > 0, chance, 1))
+    largest = jnp.sqrt(sum(jnp.sum(block**2) for block in rows))
+    sizes = jnp.sqrt(jnp.maximum(*(jnp.sum(z**2, axis=0) for z in latents)))
+    trivial = jnp.sum(sizes <= scale * largest)
+    energy = sum(jnp.sum(z**2) for z in latents)
+    agreement = 2 * jnp.sum(latents[0] * latents[1]) / jnp.where(energy > 0, energy, 1)
+    return jnp.stack([trivial.astype(agreement.dtype), *shares, agreement])
+
+
+def _warn_of_collapse(signs: Array, alignment: Alignment) -> None:
+    trivial, share1, share2, agreement = (float(s) for s in np.asarray(signs))
+    k = alignment.k
+    reasons = []
+    if trivial:
+        which = f"all {k}" if trivial == k else f"{int(trivial)} of the {k}"
+        reasons.append(f"{which} directions chosen are trivial (both latents are zero on them)")
+    if trivial < k:
+        for view, share in ((1, share1), (2, share2)):
+            if share < _LITTLE_ENERGY:
+                reasons.append(
+                    f"the latents of view {view} keep {share:.1e} of the energy that {k} "
+                    "directions chosen at random would keep"
+                )
+        if agreement < 0.5:
+            reasons.append(
+                f"the two latents of a pair hardly agree (agreement {agreement:.2f}; 1 is perfect, "
+                "0 is none)"
+            )
+    if reasons:
+        remedy = (
+            "see diagnose() for how many directions carry energy, and use select='energy' (with "
+            "k=None for all of them), a smaller k"
+            if alignment.select == "trailing"
+            else "see diagnose(), and use a smaller k"
+        )
+        warnings.warn(
+            f"the alignment has collapsed: {'; '.join(reasons)}. A small alignment error proves "
+            f"nothing here: {remedy}, or baselines.ridge_cca.",
+            CollapseWarning,
+            stacklevel=3,
+        )
+
+
+def _checked(data: Any) -> Any:
+    if isinstance(data, Factor | Gram):
+        return statistics.as_statistic(data)
+    arrays = _checks.views(data)
+    if arrays[0].shape[0] < 1:
+        raise ValueError(f"x1 and x2 must have at least one row, got shape {arrays[0].shape}.")
+    return arrays
+
+
+def fit(
+    data: Views | statistics.Statistic,
+    *,
+    k: int | None,
+    space: Literal["raw"] = "raw",
+    select: Literal["trailing", "energy"] = "trailing",
+    method: Method = "auto",
+    center: bool = False,
+) -> Alignment:
+    """Find one linear map per modality under which both views of the same thing coincide.
+
+    Minimises ``||X A'||_F`` over ``A = [A1, A2]`` with ``A A' = I``, where ``X = [X1, -X2]`` has
+    one row per sample (the paper's X is its transpose). With ``k`` at most the dimension of X's
+    null space the alignment is perfect: both latents of a pair are equal (Theorem 2.2); otherwise
+    it is the best approximation (Corollary 2.3), and ``||X A'||_F^2`` is the sum of the k smallest
+    squared singular values.
+
+    jit, vmap and grad work on it with ``k`` and the options static. Gradients are exact for
+    functions of the subspace (the residual, the projector ``A'A``), see ``subspace.solve``; first
+    derivatives only.
+
+    Args:
+        data: paired rows ``(x1, x2)`` of shapes ``(n, d1)`` and ``(n, d2)``, or a statistic of
+            them.
+        k: number of latent dimensions, at most ``d1 + d2``; None, with ``select="energy"``, takes
+            the whole informative part of the null space (not under jit: the shape depends on the
+            data).
+        space: "raw", the views as they are: the paper.
+        select: "trailing" takes the last k right singular vectors in the order of Eq. 7, an
+            arbitrary choice where the null space is larger than k. "energy" takes the k null
+            directions whose latents carry most energy: unique, the same on every backend, nothing
+            trivial before everything informative; outside a null space larger than k both span the
+            same subspace.
+        method: "svd" is Eq. 7 on the stacked matrix, the reference. "qr", "gram", "null" and
+            "dual" reach the same subspace faster (see ``perfalign_jax.subspace``); "auto" chooses
+            by shape and checks on the way.
+        center: remove the means first; ``transform`` then removes them too.
+
+    Returns:
+        An ``Alignment``; its rows have the sign rule of ``_numerics.flip_signs``.
+
+    Raises:
+        TypeError: if the data is neither, does not hold real numbers, or k is no integer.
+        ValueError: if shapes, k, options or values do not fit; the message names what came.
+
+    Warns:
+        CollapseWarning: outside jit, if the latents carry next to no energy, the directions are
+            trivial, or the latents of a pair do not agree.
+
+    Example:
+        >>> import numpy as np, perfalign_jax as pa
+        >>> rng = np.random.default_rng(0)
+        >>> z = rng.normal(size=(100, 2)).astype(np.float32)
+        >>> x1 = z @ rng.normal(size=(2, 3)).astype(np.float32)
+        >>> x2 = z @ rng.normal(size=(2, 4)).astype(np.float32)
+        >>> z1, z2 = pa.transform(pa.fit((x1, x2), k=2, select="energy"), (x1, x2))
+        >>> bool(pa.cmae(z1, z2) < 1e-5)
+        True
+    """
+    _checks.one_of(space, "space", ("raw",))
+    _checks.one_of(select, "select", ("trailing", "energy"))
+    _checks.one_of(method, "method", subspace.METHODS)
+    checked = _checked(data)
+    gram_only = isinstance(checked, Gram)
+    if isinstance(checked, Factor | Gram):
+        r = sum(checked.dims) if gram_only else checked.blocks[0].shape[0] + (not center)
+        d1, d2 = checked.dims
+    else:
+        (r, d1), d2 = checked[0].shape, checked[1].shape[1]
+    shape = (r, d1, d2)
+    if k is None:
+        if select != "energy":
+            raise ValueError("k must be an integer unless select='energy', got None.")
+        if any(_checks.is_traced(leaf) for leaf in jax.tree.leaves(checked)):
+            raise ValueError(
+                "k=None is not possible under jit, vmap or grad: the number of directions would "
+                "depend on the data; call diagnose first and give k."
+            )
+        k = int(_diagnose(checked, center=center).informative_dimension)
+        if k == 0:
+            raise ValueError(
+                "k=None with select='energy' takes the informative part of the null space, but "
+                "this data has none (see diagnose): give a k for the best approximation."
+            )
+    else:
+        k = _checks.integer(k, "k", low=1, high=d1 + d2, why=f" (d1 + d2 = {d1} + {d2})")
+    chosen = subspace.choose_method(method, select, shape, k=k, gram_only=gram_only)
+    offered = subspace.directions_offered(chosen, shape)
+    if method == "auto" and k > offered:
+        chosen, offered = "qr", d1 + d2
+    if k > offered:
+        raise ValueError(
+            f"method={method!r} offers at most {offered} directions for {r} rows, got k={k}; "
+            "use 'svd' or 'qr'."
+        )
+    label = "gram" if gram_only else chosen
+    alignment, signs = _fit(
+        checked, k=k, select=select, method=chosen, center=bool(center), label=label
+    )
+    if not _checks.is_traced(signs):
+        _warn_of_collapse(signs, alignment)
+    return alignment
+
+
+def _check_alignment(alignment: Any) -> None:
+    if not isinstance(alignment, Alignment):
+        raise TypeError(f"alignment must be an Alignment, got {type(alignment).__name__}.")
+
+
+def _check_view(view: Any, name: str, alignment: Alignment) -> int:
+    last = len(alignment.projections) - 1
+    return _checks.integer(view, name, low=0, high=last, why=" (views are counted from 0)")
+
+
+def _check_features(x: Any, name: str, alignment: Alignment, view: int) -> Array:
+    checked = _checks.array(x, name, ndim=2, shape=f"(n, d{view + 1})")
+    if checked.shape[1] != alignment.dims[view]:
+        raise ValueError(
+            f"{name} must have {alignment.dims[view]} columns like view {view} of the alignment, "
+            f"got shape {checked.shape}."
+        )
+    return checked
+
+
+@functools.partial(jax.jit, static_argnames=("view",))
+def _encode(alignment: Alignment, x: Array, *, view: int) -> Array:
+    centred = x - alignment.means[view][None, :]
+    return matmul(centred, alignment.projections[view].T) + alignment.offset[None, :]
+
+
+@functools.partial(jax.jit, static_argnames=("source", "target"))
+def _predict(alignment: Alignment, x: Array, *, source: int, target: int) -> Array:
+    latent = _encode(alignment, x, view=source) - alignment.offset[None, :]
+    projection = alignment.projections[target]
+    u, s, vt = jnp.linalg.svd(projection, full_matrices=False)
+    keep = s > rank_cutoff(s, projection.shape)
+    inverse = jnp.where(keep, 1 / jnp.where(keep, s, 1), 0)
+    return matmul(matmul(latent, u) * inverse[None, :], vt) + alignment.means[target][None, :]
+
+
+def encode(alignment: Alignment, x: Any, *, view: int) -> Float[Array, "n k"]:
+    """Map one modality, alone, into the shared latent space (the paper's z-hat, section 2.1).
+
+    Args:
+        alignment: an alignment of any method.
+        x: rows of the modality, shape ``(n, d_view)``.
+        view: which modality, counted from 0.
+
+    Returns:
+        Latents, shape ``(n, k)``.
+
+    Raises:
+        TypeError: if x does not hold real numbers.
+        ValueError: if x or view does not fit the alignment, or a value is not finite.
+
+    Example:
+        >>> import numpy as np, perfalign_jax as pa
+        >>> x = np.eye(4, 2, dtype=np.float32)
+        >>> pa.encode(pa.fit((x, x), k=2), x, view=1).shape
+        (4, 2)
+    """
+    _check_alignment(alignment)
+    view = _check_view(view, "view", alignment)
+    return _encode(alignment, _check_features(x, "x", alignment, view), view=view)
+
+
+def transform(
+    alignment: Alignment, views: Views
+) -> tuple[Float[Array, "n k"], Float[Array, "n k"]]:
+    """Map both modalities into the shared latent space.
+
+    Args:
+        alignment: an alignment of any method.
+        views: paired rows ``(x1, x2)`` of shapes ``(n, d1)`` and ``(n, d2)``.
+
+    Returns:
+        Latents ``(z1, z2)``, both of shape ``(n, k)``.
+
+    Raises:
+        TypeError: if the views do not hold real numbers.
+        ValueError: if the views do not fit the alignment, or a value is not finite.
+
+    Example:
+        >>> import numpy as np, perfalign_jax as pa
+        >>> x = np.eye(4, 2, dtype=np.float32)
+        >>> z1, z2 = pa.transform(pa.fit((x, x), k=2), (x, x))
+        >>> z1.shape, z2.shape
+        ((4, 2), (4, 2))
+    """
+    _check_alignment(alignment)
+    x1, x2 = _checks.views(views)
+    x1 = _check_features(x1, "x1", alignment, 0)
+    x2 = _check_features(x2, "x2", alignment, 1)
+    return _encode(alignment, x1, view=0), _encode(alignment, x2, view=1)
+
+
+def predict(
+    alignment: Alignment, x: Any, *, source: int, target: int
+) -> Float[Array, "n d_target"]:
+    """Predict one modality from another: the smallest target row with the source's latent.
+
+    With ``k = d_target`` and a perfect alignment of ``trailing`` directions this is total least
+    squares, ``A_target^-1 A_source``.
+
+    Args:
+        alignment: an alignment of any method.
+        x: rows of the source modality, shape ``(n, d_source)``.
+        source: modality that x is of, counted from 0.
+        target: modality to predict, counted from 0.
+
+    Returns:
+        Predicted rows, shape ``(n, d_target)``, in units of the target modality.
+
+    Raises:
+        TypeError: if x does not hold real numbers.
+        ValueError: if x, source or target does not fit the alignment, or a value is not finite.
+
+    Example:
+        >>> import numpy as np, perfalign_jax as pa
+        >>> x = np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)
+        >>> alignment = pa.fit((x, 3 * x), k=2)
+        >>> bool(np.allclose(pa.predict(alignment, x, source=0, target=1), 3 * x, atol=1e-4))
+        True
+    """
+    _check_alignment(alignment)
+    source = _check_view(source, "source", alignment)
+    target = _check_view(target, "target", alignment)
+    checked = _check_features(x, "x", alignment, source)
+    return _predict(alignment, checked, source=source, target=target)
+
+
+@functools.partial(jax.jit, static_argnames=("center",))
+def _diagnose(data: Any, *, center: bool) -> Diagnosis:
+    rows, _, samples = _prepare(data, center=center)
+    scale = _cutoff_scale(data, rows, samples)
+    found = subspace.spectrum(rows, scale)
+    ranks = []
+    for block in rows:
+        values = jnp.linalg.svd(statistics.compress(block), compute_uv=False)
+        ranks.append(jnp.sum(values > scale * values[0]))
+    d1, d2 = rows[0].shape[1], rows[1].shape[1]
+    return Diagnosis(
+        singular_values=found.singular_values,
+        energies=found.energies,
+        view_energies=jnp.stack([jnp.sum(block**2) for block in rows]),
+        cutoff=found.cutoff,
+        ranks=jnp.stack(ranks),
+        rank=d1 + d2 - found.null_dimension,
+        null_dimension=found.null_dimension,
+        informative_dimension=found.informative_dimension,
+        samples=samples,
+        dims=(d1, d2),
+        center=center,
+    )
+
+
+def diagnose(data: Views | statistics.Statistic, *, center: bool = False) -> Diagnosis:
+    """Say what the data allows: spectrum, ranks, and the anatomy of the null space.
+
+    The null space of the stacked matrix ``[X1, -X2]`` has a trivial part, directions on which both
+    latents are zero, and an informative part. Only the second is worth having. jit and vmap work.
+
+    Args:
+        data: paired rows ``(x1, x2)`` of shapes ``(n, d1)`` and ``(n, d2)``, or a statistic.
+        center: remove the means first.
+
+    Returns:
+        A ``Diagnosis``; ``print`` it for a summary.
+
+    Raises:
+        TypeError: if the data is neither, or does not hold real numbers.
+        ValueError: if the shapes do not fit, or a value is not finite.
+
+    Example:
+        >>> import numpy as np, perfalign_jax as pa
+        >>> z = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
+        >>> diagnosis = pa.diagnose((z @ np.ones((2, 5), np.float32), z))
+        >>> diagnosis.ranks.tolist(), int(diagnosis.informative_dimension)
+        ([1, 2], 1)
+    """
+    return _diagnose(_checked(data), center=bool(center))

@@ -1,0 +1,395 @@
+"""The numerics of the solver: singular subspaces of the stacked matrix ``X = [B1, -B2]``.
+
+``B1, B2`` are rows: the views themselves, centred or not, or a statistic's factor. Every function
+here is pure, un-jitted and knows nothing of samples beyond their number.
+
+Ways to the trailing subspace:
+
+- ``svd``: the singular value decomposition of X, as the paper writes it (Eq. 7). The reference.
+- ``qr``: X = Q R first, then the decomposition of R. Needs no Q.
+- ``gram``: eigenvectors of X'X and one first-order correction by products with X. Squaring loses
+  half the digits and the correction regains them, as long as the wanted directions are well apart
+  from the rest. A check on the spectrum and on the residual decides, and falls back to ``qr``.
+- ``null``: for fewer rows than features: the reflectors of a QR of X' applied to the last unit
+  vectors. Nothing of size d x d is decomposed.
+- ``dual``: each view is first written in a basis of its own row space, where everything but the
+  trivial directions lives. Nothing of size d x d is formed.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from perfalign_jax._numerics import flip_signs, matmul, rank_cutoff
+from perfalign_jax.statistics import compress
+
+__all__ = ["METHODS", "Spectrum", "choose_method", "directions_offered", "solve", "spectrum"]
+
+METHODS = ("auto", "svd", "qr", "gram", "null", "dual")
+
+Blocks = tuple[Float[Array, "r d1"], Float[Array, "r d2"]]
+
+
+class Spectrum(NamedTuple):
+    """Every direction of the stacked matrix, and the energy of its null directions."""
+
+    singular_values: Float[Array, " d"]
+    energies: Float[Array, " d"]
+    cutoff: Float[Array, ""]
+    null_dimension: Int[Array, ""]
+    informative_dimension: Int[Array, ""]
+
+
+def _stack(blocks: Blocks) -> Float[Array, "r d"]:
+    return jnp.concatenate([blocks[0], -blocks[1]], axis=1)
+
+
+def _times(blocks: Blocks, columns: Float[Array, "d k"]) -> Float[Array, "r k"]:
+    """Product of X with columns, without stacking X."""
+    d1 = blocks[0].shape[1]
+    return matmul(blocks[0], columns[:d1]) - matmul(blocks[1], columns[d1:])
+
+
+def _times_transposed(blocks: Blocks, columns: Float[Array, "r k"]) -> Float[Array, "d k"]:
+    return jnp.concatenate([matmul(blocks[0].T, columns), -matmul(blocks[1].T, columns)])
+
+
+def _mean_latents(blocks: Blocks, columns: Float[Array, "d k"]) -> Float[Array, "r k"]:
+    """Latents of both views, averaged: on a null direction both are this."""
+    d1 = blocks[0].shape[1]
+    return (matmul(blocks[0], columns[:d1]) + matmul(blocks[1], columns[d1:])) / 2
+
+
+def _pad(values: Float[Array, " r"], size: int) -> Float[Array, " size"]:
+    return jnp.concatenate([values, jnp.zeros((size - values.shape[0],), values.dtype)])
+
+
+# The whole right basis of X: columns in the order of Eq. 7, largest singular value first.
+
+
+def _basis_by_svd(x: Float[Array, "r d"]) -> tuple[Float[Array, "d d"], Float[Array, " d"]]:
+    _, values, vt = jnp.linalg.svd(x, full_matrices=x.shape[0] < x.shape[1])
+    return vt.T, _pad(values, x.shape[1])
+
+
+def _basis(x: Float[Array, "r d"]) -> tuple[Float[Array, "d d"], Float[Array, " d"]]:
+    """As ``_basis_by_svd``, decomposing nothing larger than min(r, d)."""
+    r, d = x.shape
+    if r >= d:
+        return _basis_by_svd(compress(x))
+    return _trailing_by_reflectors(x, d)
+
+
+def _trailing_by_reflectors(
+    x: Float[Array, "r d"], k: int
+) -> tuple[Float[Array, "d k"], Float[Array, " k"]]:
+    """Last k columns of the right basis of X with fewer rows than columns.
+
+    X' = Q [R; 0]: the last d - r columns of Q are null directions whatever the rank, and the left
+    singular vectors of R, mapped by Q, are the others.
+    """
+    r, d = x.shape
+    h, taus = jnp.linalg.qr(x.T, mode="raw")
+    reflectors = h.T
+    small = max(0, k - (d - r))  # directions that must come out of R
+    coordinates = jnp.zeros((d, k), x.dtype)
+    values = jnp.zeros((k,), x.dtype)
+    if small:
+        u, s, _ = jnp.linalg.svd(jnp.triu(reflectors[:r]))
+        coordinates = coordinates.at[:r, :small].set(u[:, r - small :])
+        values = values.at[:small].set(s[r - small :])
+    tail = jnp.arange(k - small)
+    coordinates = coordinates.at[d - (k - small) + tail, small + tail].set(1)
+    return jax.lax.linalg.ormqr(reflectors, taus, coordinates), values
+
+
+def _gram(blocks: Blocks) -> Float[Array, "d d"]:
+    b1, b2 = blocks
+    cross = -matmul(b1.T, b2)
+    return jnp.block([[matmul(b1.T, b1), cross], [cross.T, matmul(b2.T, b2)]])
+
+
+def _trailing_by_gram(
+    blocks: Blocks, k: int, samples: Array
+) -> tuple[Float[Array, "d k"], Float[Array, " k"], Bool[Array, ""]]:
+    """Last k columns of the right basis through X'X, and whether they are as good as an SVD's."""
+    d = blocks[0].shape[1] + blocks[1].shape[1]
+    values, vectors = jnp.linalg.eigh(_gram(blocks))
+    values, vectors = jnp.maximum(values[::-1], 0), vectors[:, ::-1]
+    eps, largest = jnp.finfo(values.dtype).eps, values[0]
+
+    # The eigenvalues below the noise of the Gram matrix form one cluster with the wanted ones; the
+    # correction takes out what the others ("rest") have leaked into the wanted directions.
+    cluster = jnp.maximum(jnp.sum(values <= 4 * d * eps * largest), k)
+    boundary = d - cluster
+    is_rest = jnp.arange(d) < boundary
+    low = jnp.where(boundary > 0, values[jnp.maximum(boundary - 1, 0)], jnp.inf)
+    high = values[jnp.minimum(boundary, d - 1)]
+    wanted = vectors[:, d - k :]
+    leak = matmul(vectors.T, _times_transposed(blocks, _times(blocks, wanted)))
+    gaps = jnp.where(is_rest[:, None], values[:, None] - values[None, d - k :], 1)
+    leak = jnp.where(is_rest[:, None], leak / jnp.where(gaps > 0, gaps, 1), 0)
+    corrected, _ = jnp.linalg.qr(wanted - matmul(vectors, leak))
+
+    # Rotate inside the subspace to its singular vectors; their values are exact, not squared.
+    turn, small_values = _basis_by_svd(compress(_times(blocks, corrected)))
+    columns = matmul(corrected, turn)
+
+    # First-order perturbation leaves the square of the Gram error. Accept it where that is below
+    # what rounding costs an SVD with the same gap; and where directions beyond k are in the
+    # cluster, only if the wanted ones are null to the last digit, because then any of them will do.
+    gap = low - high
+    gram_error = eps * largest / jnp.where(gap > 0, gap, 1)
+    svd_error = eps * jnp.sqrt(largest) / jnp.where(gap > 0, jnp.sqrt(low) - jnp.sqrt(high), 1)
+    separated = (boundary == 0) | ((gap > 0) & (gram_error < 0.05) & (gram_error**2 <= svd_error))
+    null = small_values[0] <= rank_cutoff(jnp.sqrt(largest)[None], (samples, d))
+    return columns, small_values, separated & (null | (cluster == k))
+
+
+def choose_method(
+    method: str, select: str, shape: tuple[int, int, int], *, k: int, gram_only: bool = False
+) -> str:
+    """Turn "auto" into a method, and refuse one that the shapes cannot have.
+
+    Args:
+        method: one of ``METHODS``.
+        select: "trailing" or "energy".
+        shape: number of rows and of features of either view, ``(r, d1, d2)``.
+        k: number of directions.
+        gram_only: whether the data is known through its Gram matrix alone.
+
+    Raises:
+        ValueError: naming what does not fit, and what does.
+    """
+    r, d1, d2 = shape
+    d = d1 + d2
+    if gram_only and method in ("auto", "gram"):
+        return "qr"  # of the square root of the Gram matrix
+    if method == "auto":
+        if select == "energy":
+            return "dual" if r < max(d1, d2) else "qr"
+        return "null" if r < d else "gram"
+    if gram_only:
+        raise ValueError(
+            f"method={method!r} needs the data, but a Gram statistic has only its squares; "
+            "use method='gram' or 'auto', or a Factor statistic."
+        )
+    if method == "gram" and select == "energy":
+        raise ValueError(
+            "method='gram' finds trailing directions only; for select='energy' use "
+            "'auto', 'svd', 'qr', 'null' or 'dual'."
+        )
+    if method in ("null", "dual") and r >= d:
+        raise ValueError(
+            f"method={method!r} needs fewer rows than features, got {r} rows and d = {d} "
+            "features; use 'auto', 'svd', 'qr' or 'gram'."
+        )
+    if method == "dual" and select == "trailing":
+        offered = min(r, d1) + min(r, d2) - r
+        if k > offered:
+            raise ValueError(
+                f"method='dual' works inside the views' row spaces, which with {r} rows have "
+                f"{offered} null directions, got k={k}; use 'null', or select='energy'."
+            )
+    return method
+
+
+def directions_offered(method: str, shape: tuple[int, int, int]) -> int:
+    """Return how many directions a method can return at most."""
+    r, d1, d2 = shape
+    return min(r, d1) + min(r, d2) if method == "dual" else d1 + d2
+
+
+def _reduce(block: Float[Array, "r d"]) -> tuple[Float[Array, "r p"], Float[Array, "d p"] | None]:
+    """Write a view in an orthonormal basis of its row space, if that is smaller."""
+    if block.shape[0] >= block.shape[1]:
+        return block, None
+    q, upper = jnp.linalg.qr(block.T)
+    return upper.T, q
+
+
+def _expand(columns: Float[Array, "p k"], basis: Float[Array, "d p"] | None) -> Array:
+    return columns if basis is None else matmul(basis, columns)
+
+
+def _by_energy(
+    blocks: Blocks, k: int, cutoff_scale: Array, *, plain: bool
+) -> tuple[Float[Array, "d k"], Float[Array, " k"]]:
+    """The k null directions whose latents carry most energy; then the smallest others."""
+    x = _stack(blocks)
+    basis, values = _basis_by_svd(x) if plain else _basis(x)
+    d = x.shape[1]
+    cutoff = cutoff_scale * values[0]
+    is_null = values <= cutoff
+    latents = jnp.where(is_null[None, :], _mean_latents(blocks, basis), 0)
+    # Null directions decouple from the others: their columns carry energy, and ballast at the
+    # cut-off sorts those without any behind them; the others have ballast alone, less of it the
+    # larger their singular value, so they fill up when the null space is smaller than k.
+    floor = jnp.where(cutoff > 0, cutoff, 1)
+    ballast = jnp.where(is_null, 1, (1 + jnp.arange(d)) / (2 * d + 2)).astype(x.dtype)
+    _, _, turn = jnp.linalg.svd(
+        compress(jnp.concatenate([latents, jnp.diag(floor * ballast)])), full_matrices=False
+    )
+    chosen = turn[:k].T
+    return matmul(basis, chosen), jnp.linalg.norm(values[:, None] * chosen, axis=0)
+
+
+def solve(
+    blocks: Blocks,
+    cutoff_scale: Array,
+    samples: Array,
+    *,
+    k: int,
+    select: str,
+    method: str,
+) -> tuple[Float[Array, "k d"], Float[Array, " k"]]:
+    """Return k orthonormal rows A, and the singular values of ``X A'``.
+
+    Differentiable in the blocks, once, in forward and reverse mode, whatever the method. The
+    derivative is that of the subspace: rows do not turn inside it, so functions of the projector
+    ``A'A`` or of the residual have exact gradients, functions of single rows do not. Where the
+    subspace itself is not defined (a tie between the last direction chosen and the first left out)
+    the tied pair's share is left out: gradients of the residual stay exact, those of the projector
+    have no meaning there.
+
+    Args:
+        blocks: rows ``B1, B2`` of shapes ``(r, d1)`` and ``(r, d2)``.
+        cutoff_scale: singular values at or below this share of the largest count as zero.
+        samples: number of samples the rows stand for.
+        k: number of directions.
+        select: "trailing" or "energy".
+        method: one of ``METHODS`` except "auto".
+    """
+    return _solve(blocks, cutoff_scale, samples, k, select, method)
+
+
+def _solve_primal(
+    blocks: Blocks, cutoff_scale: Array, samples: Array, k: int, select: str, method: str
+) -> tuple[Float[Array, "k d"], Float[Array, " k"]]:
+    b1, b2 = blocks
+    d = b1.shape[1] + b2.shape[1]
+    if method == "dual":
+        (c1, q1), (c2, q2) = _reduce(b1), _reduce(b2)
+        if select == "energy":
+            columns, values = _by_energy((c1, c2), k, cutoff_scale, plain=False)
+        else:
+            columns, values = _trailing_by_reflectors(_stack((c1, c2)), k)
+        p = c1.shape[1]
+        columns = jnp.concatenate([_expand(columns[:p], q1), _expand(columns[p:], q2)])
+    elif select == "energy":
+        columns, values = _by_energy(blocks, k, cutoff_scale, plain=method == "svd")
+    elif method == "null":
+        columns, values = _trailing_by_reflectors(_stack(blocks), k)
+    elif method == "gram":
+        found, found_values, good = _trailing_by_gram(blocks, k, samples)
+        columns, values = jax.lax.cond(
+            good, lambda: (found, found_values), lambda: _last(_basis(_stack(blocks)), d - k)
+        )
+    else:
+        x = _stack(blocks)
+        columns, values = _last(_basis_by_svd(x if method == "svd" else compress(x)), d - k)
+    return flip_signs(columns.T), values
+
+
+def _last(
+    basis: tuple[Float[Array, "d d"], Float[Array, " d"]], start: int
+) -> tuple[Float[Array, "d k"], Float[Array, " k"]]:
+    return basis[0][:, start:], basis[1][start:]
+
+
+_solve = jax.custom_jvp(_solve_primal, nondiff_argnums=(3, 4, 5))
+
+
+@_solve.defjvp
+def _solve_jvp(
+    k: int, select: str, method: str, primals: tuple, tangents: tuple
+) -> tuple[tuple, tuple]:
+    blocks, cutoff_scale, samples = primals
+    tangent = tangents[0]
+    rows, values = _solve(blocks, cutoff_scale, samples, k, select, method)
+    columns = rows.T
+    residual = _times(blocks, columns)
+
+    # Everything orthogonal to the rows, largest singular value first. The rows get a singular
+    # value above all others, so that the null directions left out stay at the end.
+    x = _stack(blocks)
+    largest = jnp.linalg.norm(x) + 1
+    others, other_values = _basis(jnp.concatenate([x - matmul(residual, rows), 2 * largest * rows]))
+    others, other_values = others[:, k:], other_values[k:]
+    cutoff = cutoff_scale * jnp.maximum(jnp.max(other_values, initial=0), jnp.max(values))
+
+    # d(X'X) v for the chosen v; first-order perturbation theory moves v towards the directions
+    # left out, each by its share over the difference of the squared singular values.
+    moved = _times_transposed(tangent, residual) + _times_transposed(
+        blocks, _times(tangent, columns)
+    )
+    apart = other_values[:, None] > values[None, :] + cutoff
+    gaps = jnp.where(apart, other_values[:, None] ** 2 - values[None, :] ** 2, 1)
+    turned = -matmul(others, jnp.where(apart, matmul(others.T, moved) / gaps, 0))
+    if select == "energy":
+        turned = turned + _turn_inside_null_space(
+            blocks, tangent, columns, turned, others * (other_values <= cutoff)[None, :], cutoff
+        )
+
+    along = jnp.sum(residual * _times(tangent, columns), axis=0)
+    positive = values > cutoff
+    slopes = jnp.where(positive, along / jnp.where(positive, values, 1), 0)
+    return (rows, values), (turned.T, slopes)
+
+
+def _turn_inside_null_space(
+    blocks: Blocks,
+    tangent: Blocks,
+    columns: Float[Array, "d k"],
+    turned: Float[Array, "d k"],
+    others: Float[Array, "d m"],
+    cutoff: Array,
+) -> Float[Array, "d k"]:
+    """How the null directions of most energy turn towards the other null directions."""
+    frame, sizes = _basis_by_svd(compress(_mean_latents(blocks, others)))
+    others = matmul(others, frame)
+    latents, other_latents = _mean_latents(blocks, columns), _mean_latents(blocks, others)
+    own = jnp.sum(latents**2, axis=0)
+    other_turned = _counter_turn(blocks, tangent, others, cutoff)
+    change = matmul(
+        (_mean_latents(tangent, others) + _mean_latents(blocks, other_turned)).T, latents
+    ) + matmul(other_latents.T, _mean_latents(tangent, columns) + _mean_latents(blocks, turned))
+    gaps = own[None, :] - sizes[:, None] ** 2
+    apart = gaps > cutoff**2
+    return matmul(others, jnp.where(apart, change / jnp.where(apart, gaps, 1), 0))
+
+
+def _counter_turn(
+    blocks: Blocks, tangent: Blocks, null: Float[Array, "d m"], cutoff: Array
+) -> Float[Array, "d m"]:
+    """The smallest change that keeps null directions null: ``-pinv(X) dX v``."""
+    basis, values = _basis(_stack(blocks))
+    inverse = jnp.where(values > cutoff, 1 / jnp.where(values > cutoff, values, 1) ** 2, 0)
+    pulled = _times_transposed(blocks, _times(tangent, null))
+    return -matmul(basis, inverse[:, None] * matmul(basis.T, pulled))
+
+
+def spectrum(blocks: Blocks, cutoff_scale: Array) -> Spectrum:
+    """Return the whole spectrum of X and the energies of its informative null directions.
+
+    Args:
+        blocks: rows ``B1, B2`` of shapes ``(r, d1)`` and ``(r, d2)``.
+        cutoff_scale: singular values at or below this share of the largest count as zero.
+    """
+    d = blocks[0].shape[1] + blocks[1].shape[1]
+    (c1, _), (c2, _) = _reduce(blocks[0]), _reduce(blocks[1])
+    basis, values = _basis(_stack((c1, c2)))
+    cutoff = cutoff_scale * values[0]
+    is_null = values <= cutoff
+    latents = jnp.where(is_null[None, :], _mean_latents((c1, c2), basis), 0)
+    sizes = jnp.linalg.svd(compress(latents), compute_uv=False)
+    informative = sizes > cutoff
+    return Spectrum(
+        _pad(values, d),
+        _pad(jnp.where(informative, sizes, 0) ** 2, d),
+        cutoff,
+        jnp.sum(is_null) + (d - values.shape[0]),
+        jnp.sum(informative),
+    )

@@ -1,0 +1,20 @@
+"""What every test shares: strict array promotion and a 64-bit switch."""
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def x64():
+    """Turn JAX's 64-bit mode on for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A seeded NumPy generator: tests draw their data outside JAX."""
+    return np.random.default_rng(20250319)

@@ -1,0 +1,253 @@
+"""Every method reaches the subspace that the SVD reaches, over a grid of hard problems."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+
+import perfalign_jax as pa
+from perfalign_jax import statistics, subspace
+
+pytestmark = pytest.mark.filterwarnings("ignore::perfalign_jax.CollapseWarning")
+
+D1, D2 = 9, 5
+D = D1 + D2
+
+
+def planted(rng, n, null, condition, dtype, d1=D1, d2=D2):
+    """Views with a known right basis: singular values from 1 to 1/condition, then zeros."""
+    d = d1 + d2
+    rank = min(n, d - null)
+    u, v = (scipy.linalg.qr(rng.normal(size=(m, m)))[0] for m in (n, d))
+    values = np.geomspace(1, 1 / condition, rank)
+    x = (u[:, :rank] * values) @ v[:, :rank].T
+    return x[:, :d1].astype(dtype), -x[:, d1:].astype(dtype), v, np.pad(values, (0, d - rank))
+
+
+def stacked(alignment):
+    return np.hstack([np.asarray(p, np.float64) for p in alignment.projections])
+
+
+def methods_for(n, k, d1=D1, d2=D2):
+    methods = ["svd", "qr", "gram", "auto"]
+    if n < d1 + d2:
+        methods.append("null")
+        if k <= min(n, d1) + min(n, d2) - n:
+            methods.append("dual")
+    return methods
+
+
+GRID = list(itertools.product([6, D, 60], [1, 4, D], [np.float64, np.float32]))
+
+
+@pytest.mark.parametrize(("n", "k", "dtype"), GRID)
+def test_all_methods_agree_with_the_planted_subspace(n, k, dtype, rng):
+    """n < d, n = d, n > d; rank-deficient or not; k = 1 to k = d; both precisions."""
+    eps = np.finfo(dtype).eps
+    conditions = (1.0, 1e3, 1e6, 1e10) if dtype == np.float64 else (1.0, 1e2, 1e4)
+    errors: dict[str, list[float]] = {}
+    svd_errors = []
+    with jax.enable_x64(dtype == np.float64):
+        for null, condition in itertools.product((0, 4), conditions):
+            x1, x2, v, values = planted(rng, n, null, condition, dtype)
+            x = np.hstack([x1, -x2]).astype(np.float64)
+            exact = np.linalg.svd(x, compute_uv=False)
+            best = np.sqrt((np.pad(exact, (0, D - len(exact)))[D - k :] ** 2).sum())
+            unique = k == D or values[D - k - 1] > 1.01 * values[D - k]
+            true = v[:, D - k :] @ v[:, D - k :].T
+            found = {}
+            for source, method in [("views", m) for m in methods_for(n, k)] + [("factor", "auto")]:
+                data = (x1, x2) if source == "views" else statistics.from_views((x1, x2))
+                alignment = pa.fit(data, k=k, method=method)
+                a = stacked(alignment)
+                assert alignment.projections[0].dtype == dtype
+                # Orthonormal rows, and no residual beyond the smallest possible: roundings of a
+                # matrix of norm 1 with D columns.
+                assert np.abs(a @ a.T - np.eye(k)).max() < 10 * D * eps
+                assert np.linalg.norm(x @ a.T) - best < 10 * D * eps
+                np.testing.assert_allclose(
+                    np.linalg.norm(alignment.singular_values), best, atol=10 * D * eps
+                )
+                found[f"{method} from {source}"] = np.linalg.norm(a.T @ a - true, 2)
+            if unique:
+                # No method may be 10 times worse than the SVD. Rounding the data to its dtype
+                # alone turns the subspace by eps over its gap, so errors are in that unit.
+                gap = values[D - k - 1] - values[D - k] if k < D else 1.0
+                svd_errors.append(found["svd from views"] * gap / eps)
+                for name, error in found.items():
+                    errors.setdefault(name, []).append(error * gap / eps)
+    for name, errors_of_method in errors.items():
+        assert max(errors_of_method) <= 10 * max(max(svd_errors), D), name
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_auto_is_accurate_where_gram_alone_is_not(dtype, rng):
+    """Singular values that vanish when squared, beside a true null space of the size of k."""
+    eps = np.finfo(dtype).eps
+    condition = 0.05 / eps  # well below sqrt(eps) of the largest: lost in the Gram matrix
+    with jax.enable_x64(dtype == np.float64):
+        errors = {"auto": [], "svd": [], "eigh of the Gram matrix": []}
+        for _ in range(5):
+            x1, x2, v, _ = planted(rng, 80, 3, condition, dtype)
+            x = np.hstack([x1, -x2])
+            true = v[:, D - 3 :] @ v[:, D - 3 :].T
+            for method in ("auto", "svd"):
+                a = stacked(pa.fit((x1, x2), k=3, method=method))
+                errors[method].append(np.linalg.norm(a.T @ a - true, 2))
+            naive = np.linalg.eigh(x.T @ x)[1][:, :3]
+            errors["eigh of the Gram matrix"].append(np.linalg.norm(naive @ naive.T - true, 2))
+    assert np.median(errors["auto"]) <= 3 * np.median(errors["svd"])
+    assert np.median(errors["eigh of the Gram matrix"]) > 0.5  # the trap is there
+
+
+def test_gram_path_is_taken_on_good_data_and_corrected(x64, rng):
+    x1, x2, v, _ = planted(rng, 400, 4, 50.0, np.float64)
+    columns, values, good = jax.jit(subspace._trailing_by_gram, static_argnums=1)(
+        (jnp.asarray(x1), jnp.asarray(x2)), 4, jnp.asarray(400)
+    )
+    assert bool(good)
+    error = np.linalg.norm(columns @ columns.T - v[:, D - 4 :] @ v[:, D - 4 :].T, 2)
+    naive = np.linalg.eigh(np.hstack([x1, -x2]).T @ np.hstack([x1, -x2]))[1][:, :4]
+    assert error < 1e-14 * 50  # eps times the condition number
+    assert np.linalg.norm(naive @ naive.T - v[:, D - 4 :] @ v[:, D - 4 :].T, 2) > 3 * error
+    assert float(values.max()) < 1e-14
+
+
+@pytest.mark.parametrize(
+    ("n", "d1", "d2"), [(6, 9, 8), (6, 9, 4), (6, 3, 9), (40, 9, 8), (12, 9, 8)]
+)
+@pytest.mark.parametrize("method", ["auto", "svd", "qr"])
+def test_energy_takes_the_informative_null_directions(n, d1, d2, method, x64, rng):
+    """Against a NumPy construction: null space by scipy, then principal latents inside it."""
+    shared = 3
+    z = rng.normal(size=(n, shared)) * [3, 2, 1]
+    x1, x2 = z @ rng.normal(size=(shared, d1)), z @ rng.normal(size=(shared, d2))
+    null = scipy.linalg.null_space(np.hstack([x1, -x2]))
+    _, energies, turn = np.linalg.svd(x1 @ null[:d1])
+    wanted = null @ turn[:shared].T
+    alignment = pa.fit((x1, x2), k=None, select="energy", method=method)
+    assert alignment.k == shared
+    a = stacked(alignment)
+    np.testing.assert_allclose(a.T @ a, wanted @ wanted.T, atol=1e-12)
+    z1, z2 = pa.transform(alignment, (x1, x2))
+    np.testing.assert_allclose(z1, z2, atol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(z1, axis=0), energies[:shared], rtol=1e-10)
+    np.testing.assert_allclose(np.abs(np.vdot(a[0], wanted[:, 0])), 1, atol=1e-12)  # its own row
+
+
+@pytest.mark.parametrize("method", ["auto", "svd"])
+def test_energy_with_more_directions_than_carry_energy(method, x64, rng):
+    z = rng.normal(size=(50, 2))
+    x1, x2 = z @ rng.normal(size=(2, 4)), z @ rng.normal(size=(2, 5))
+    x = np.hstack([x1, -x2])
+    with pytest.warns(pa.CollapseWarning, match="3 of the 5 directions chosen are trivial"):
+        a = stacked(pa.fit((x1, x2), k=5, select="energy", method=method))
+    assert np.linalg.norm(x @ a.T) < 1e-12
+    energy = np.linalg.norm(x1 @ a[:, :4].T, axis=0)
+    assert (energy[:2] > 0.1).all()
+    assert (energy[2:] < 1e-12).all()
+    # Beyond the null space (7 dimensions) the smallest other directions fill up, as in trailing.
+    for k in (8, 9):
+        b = stacked(pa.fit((x1, x2), k=k, select="energy", method=method))
+        c = stacked(pa.fit((x1, x2), k=k, method="svd"))
+        np.testing.assert_allclose(b.T @ b, c.T @ c, atol=1e-11)
+
+
+def test_dual_is_exact_for_rank_deficient_views(x64, rng):
+    """Fewer independent samples than samples: the shared code must shrink with the rank."""
+    z = rng.normal(size=(10, 4))  # rank 4 among 10 samples
+    x1, x2 = z @ rng.normal(size=(4, 30)), z @ rng.normal(size=(4, 25))
+    alignment = pa.fit((x1, x2), k=None, select="energy", method="dual")
+    assert alignment.k == 4
+    z1, z2 = pa.transform(alignment, (x1, x2))
+    np.testing.assert_allclose(z1, z2, atol=1e-12)
+    a = stacked(alignment)
+    np.testing.assert_allclose(a @ a.T, np.eye(4), atol=1e-13)
+
+
+def test_dual_forms_nothing_of_size_d_by_d():
+    n, d = 20, 3000
+    x = jnp.ones((n, d), jnp.float32)
+    jaxpr = jax.make_jaxpr(
+        lambda a, b: pa.fit((a, b), k=5, select="energy", method="dual").projections
+    )(x, x)
+    text = str(jaxpr)
+    assert f"{n},{d}" in text
+    assert f"{d},{d}" not in text
+    assert f"{2 * d},{2 * d}" not in text
+
+
+@pytest.mark.parametrize(
+    ("shape", "k", "select"),
+    [
+        ((20, 3, 4), 2, "trailing"),
+        ((5, 4, 6), 3, "trailing"),
+        ((5, 7, 6), 3, "energy"),
+        ((5, 7, 6), 5, "energy"),
+    ],
+)
+def test_gradient_of_residual_and_projector(shape, k, select, x64, rng):
+    """Against central differences; the subspace is defined in each of these problems."""
+    n, d1, d2 = shape
+    if select == "trailing" and n < d1 + d2:
+        k = d1 + d2 - n + 1  # the whole null space and one more
+    x1, x2 = jnp.asarray(rng.normal(size=(n, d1))), jnp.asarray(rng.normal(size=(n, d2)))
+    probe, new1, new2 = (rng.normal(size=s) for s in ((d1 + d2, d1 + d2), (8, d1), (8, d2)))
+
+    def projector(a, b):
+        rows = jnp.concatenate(pa.fit((a, b), k=k, select=select).projections, axis=1)
+        return jnp.sum(probe * (rows.T @ rows))
+
+    def residual(a, b):
+        rows = jnp.concatenate(pa.fit((a, b), k=k, select=select).projections, axis=1)
+        return jnp.sum((jnp.concatenate([new1, -new2], axis=1) @ rows.T) ** 2)
+
+    def fitted(a, b):
+        return jnp.sum(pa.fit((a, b), k=k, select=select).singular_values ** 2)
+
+    for value in (projector, residual, fitted):
+        gradient = jax.grad(value, argnums=(0, 1))(x1, x2)
+        step = 1e-6
+        for _ in range(3):
+            t1, t2 = rng.normal(size=(n, d1)), rng.normal(size=(n, d2))
+            numeric = (
+                value(x1 + step * t1, x2 + step * t2) - value(x1 - step * t1, x2 - step * t2)
+            ) / (2 * step)
+            along = float(jnp.vdot(gradient[0], t1) + jnp.vdot(gradient[1], t2))
+            forward = jax.jvp(value, (x1, x2), (jnp.asarray(t1), jnp.asarray(t2)))[1]
+            # Central differences with step 1e-6 are good to about 1e-6 relative here.
+            np.testing.assert_allclose(along, numeric, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(along, forward, rtol=1e-9, atol=1e-9)
+
+
+def test_gradients_stay_finite_where_the_subspace_is_arbitrary(x64, rng):
+    z = rng.normal(size=(30, 2))
+    x1, x2 = jnp.asarray(z @ rng.normal(size=(2, 4))), jnp.asarray(z @ rng.normal(size=(2, 4)))
+
+    def residual(a):
+        rows = jnp.concatenate(pa.fit((a, x2), k=3).projections, axis=1)
+        return jnp.sum((jnp.concatenate([a, -x2], axis=1) @ rows.T) ** 2)
+
+    gradient = jax.grad(residual)(x1)  # zero: the residual is at its minimum, zero
+    np.testing.assert_allclose(gradient, 0, atol=1e-12)
+
+
+def test_methods_that_do_not_fit_say_so(rng):
+    x1, x2 = (rng.normal(size=(20, d)).astype(np.float32) for d in (3, 4))
+    short = (x1[:5], x2[:5])
+    with pytest.raises(ValueError, match=r"method='null' needs fewer rows than features, got 20"):
+        pa.fit((x1, x2), k=1, method="null")
+    with pytest.raises(
+        ValueError, match=r"method='dual' works inside .* 2 null directions, got k=3"
+    ):
+        pa.fit(short, k=3, method="dual")
+    with pytest.raises(ValueError, match=r"method='gram' finds trailing directions only"):
+        pa.fit((x1, x2), k=1, method="gram", select="energy")
+    with pytest.raises(ValueError, match=r"method='svd' needs the data"):
+        pa.fit(statistics.from_views((x1, x2), kind="gram"), k=1, method="svd")
+    wide = tuple(rng.normal(size=(4, 9)).astype(np.float32) for _ in range(2))
+    with pytest.raises(ValueError, match=r"offers at most 8 directions for 4 rows, got k=9"):
+        pa.fit(wide, k=9, select="energy", method="dual")
