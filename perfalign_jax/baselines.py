@@ -1,0 +1,490 @@
+"""What perfect alignment is measured against, each in closed form and with the same result type.
+
+Two families start from the same statistic as the solver:
+
+- a map of each view into a shared space: ``cca``, ``ridge_cca``, ``linear_contrastive``;
+- a map of the first view into the space of the second, so that ``A2 = I`` and ``k = d2``:
+  ``procrustes``, ``least_squares``, ``ridge_regression``, ``total_least_squares``.
+
+``identity`` does nothing at all. No function inverts a matrix or keeps a direction below the rank
+cut-off, and none forms a features x features matrix for its factorisation when there are fewer
+rows than features. The directions below the cut-off are mapped to zero.
+
+For the second family and ``identity``, ``singular_values`` holds the residual of every row,
+``sqrt(sum_i (a_j1 . x_i1 - a_j2 . x_i2)^2)``: for a perfect alignment that is its singular value.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from perfalign_jax import _checks, statistics
+from perfalign_jax._numerics import flip_signs, matmul, rank_cutoff
+from perfalign_jax.statistics import Gram, Statistic
+from perfalign_jax.types import Alignment, Views
+
+__all__ = [
+    "cca",
+    "identity",
+    "least_squares",
+    "linear_contrastive",
+    "procrustes",
+    "ridge_cca",
+    "ridge_regression",
+    "total_least_squares",
+]
+
+_Pair = tuple[Float[Array, "_ _"], Float[Array, "_ _"]]
+
+
+def cca(data: Views | Statistic, *, k: int, center: bool = True) -> Alignment:
+    """Canonical correlation analysis: the most correlated directions of two views.
+
+    The latents of each view are uncorrelated with unit variance (over ``n``, or over the total
+    weight). Stacked and whitened, the views have the singular values ``sqrt(1 -+ rho)``: CCA is
+    perfect alignment of whitened views.
+
+    Args:
+        data: two arrays of paired rows, shapes ``(n, d1)`` and ``(n, d2)``, or a statistic of them.
+        k: number of latent dimensions, at most the smaller rank of the two views.
+        center: remove the means first.
+
+    Returns:
+        Alignment with ``singular_values`` the canonical correlations, largest first.
+
+    Raises:
+        TypeError: if ``data`` is no pair of real arrays or ``k`` no integer.
+        ValueError: if the views do not fit together or have NaN, or ``k`` exceeds what their ranks
+            allow (under ``jit``, only their shapes).
+
+    Source: Hotelling (1936), compared with in the paper's Section 4; by one SVD for each view and
+    one of the product of their left factors (Björck and Golub, 1973).
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import baselines
+        >>> z = np.random.default_rng(0).normal(size=(100, 2)).astype("float32")
+        >>> alignment = baselines.cca((z @ np.float32([[1, 2], [0, 1]]), 5 * z), k=2)
+        >>> np.asarray(alignment.singular_values).round(3).tolist()
+        [1.0, 1.0]
+    """
+    return _checked_cca(data, 0.0, k=k, center=center, method="cca")
+
+
+def ridge_cca(
+    data: Views | Statistic, *, k: int, ridge: float | Array, center: bool = True
+) -> Alignment:
+    """Ridge-regularised canonical correlation analysis; at ``ridge=0`` it is ``cca``.
+
+    ``ridge`` is relative to the mean eigenvalue of each view's covariance: that of view ``m``
+    becomes ``S_mm + ridge * tr(S_mm) / d_m * I``, so the answer does not depend on units. The
+    latents have unit variance under this covariance, hence smaller variance under the data's own.
+
+    Args:
+        data: two arrays of paired rows, shapes ``(n, d1)`` and ``(n, d2)``, or a statistic of them.
+        k: number of latent dimensions, at most the smaller rank of the two views.
+        ridge: zero or more, without unit.
+        center: remove the means first.
+
+    Returns:
+        Alignment with ``singular_values`` the regularised correlations, largest first.
+
+    Raises:
+        TypeError: if ``data`` is no pair of real arrays, ``k`` no integer or ``ridge`` no number.
+        ValueError: if the views do not fit together or have NaN, ``ridge`` is negative, or ``k``
+            exceeds what the ranks of the views allow (under ``jit``, only their shapes).
+
+    Source: Vinod (1976); Hardoon et al. (2004), compared with in the paper's Section 4.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import baselines
+        >>> x = np.random.default_rng(0).normal(size=(50, 3)).astype("float32")
+        >>> alignment = baselines.ridge_cca((x, x), k=1, ridge=1.0)
+        >>> bool(alignment.singular_values[0] < 0.7)
+        True
+    """
+    _checks.positive(ridge, "ridge", zero=True)
+    return _checked_cca(data, ridge, k=k, center=center, method="ridge_cca")
+
+
+def linear_contrastive(
+    data: Views | Statistic, *, k: int, rho: float | Array = 1.0, center: bool = True
+) -> Alignment:
+    """Linear contrastive alignment in closed form: the SVD of the cross-covariance.
+
+    The minimiser of the linear contrastive loss ``-tr(A1 S12 A2') + rho / 2 |A1' A2|^2`` has
+    ``A1' A2 = U_k diag(s_k) V_k' / rho`` with ``S12 = U diag(s) V'`` the cross-covariance (over
+    ``n``; with a loss over the ``n (n - 1)`` negative pairs, ``rho`` is scaled by ``n / (n - 1)``).
+    Of the factorisations that agree with it this is the symmetric one,
+    ``A1 = diag(s_k / rho)^(1/2) U_k'``. The directions are those of PLS-SVD.
+
+    Args:
+        data: two arrays of paired rows, shapes ``(n, d1)`` and ``(n, d2)``, or a statistic of them.
+        k: number of latent dimensions, at most ``min(d1, d2)`` and the number of rows; rows beyond
+            the rank of the cross-covariance are zero.
+        rho: strength of the regulariser, above zero; it only scales the latents.
+        center: remove the means first; otherwise ``S12`` is the uncentred cross-moment.
+
+    Returns:
+        Alignment with ``singular_values`` those of the cross-covariance, largest first.
+
+    Raises:
+        TypeError: if ``data`` is no pair of real arrays, ``k`` no integer or ``rho`` no number.
+        ValueError: if the views do not fit together or have NaN, ``rho`` is not above zero, or
+            ``k`` is out of range.
+
+    Source: Nakada et al. (2023), the contrastive method of the paper's Fig. 3.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import baselines
+        >>> x = np.float32([[1, 0], [-1, 0], [0, 2], [0, -2]])
+        >>> round(float(baselines.linear_contrastive((x, 2 * x), k=1).singular_values[0]), 4)
+        4.0
+    """
+    _checks.positive(rho, "rho")
+    state = statistics.as_statistic(data)
+    _check_k(state, k, center)
+    return _linear_contrastive(state, rho, k=k, center=center)
+
+
+def procrustes(data: Views | Statistic, *, center: bool = False) -> Alignment:
+    """Orthogonal Procrustes: the rotation (or reflection) of the first view onto the second.
+
+    ``A2 = I`` and ``A1`` minimises ``sum_i |A1 x_i1 - x_i2|^2`` over the matrices with orthonormal
+    columns (``d1 <= d2``) or maximises ``sum_i x_i2 . A1 x_i1`` over those with orthonormal rows
+    (``d1 > d2``). Where the cross-covariance has less than full rank, ``A1`` is the unique partial
+    isometry that maps to zero what the pairs do not determine.
+
+    Args:
+        data: two arrays of paired rows, shapes ``(n, d1)`` and ``(n, d2)``, or a statistic of them.
+        center: remove the means first.
+
+    Returns:
+        Alignment into the space of the second view, ``k = d2``, with ``singular_values`` the
+        residual of every row, in units of the second view times ``sqrt(n)``.
+
+    Raises:
+        TypeError: if ``data`` is no pair of real arrays.
+        ValueError: if the views do not fit together or have NaN.
+
+    Source: Schönemann (1966).
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import baselines
+        >>> x = np.random.default_rng(0).normal(size=(20, 2)).astype("float32")
+        >>> alignment = baselines.procrustes((x, x @ np.float32([[0, 1], [-1, 0]])))
+        >>> (np.asarray(alignment.projections[0]).round(3) + 0.0).tolist()
+        [[0.0, -1.0], [1.0, 0.0]]
+    """
+    return _procrustes(statistics.as_statistic(data), center=center)
+
+
+def least_squares(data: Views | Statistic, *, center: bool = False) -> Alignment:
+    """Ordinary least squares from the first view to the second.
+
+    ``A2 = I`` and ``A1`` minimises ``sum_i |A1 x_i1 - x_i2|^2``: the paper's loss with one map held
+    at the identity. Of several minimisers it is the one of smallest norm.
+
+    Args:
+        data: two arrays of paired rows, shapes ``(n, d1)`` and ``(n, d2)``, or a statistic of them.
+        center: remove the means first, which is a regression with an intercept.
+
+    Returns:
+        Alignment into the space of the second view, ``k = d2``, with ``singular_values`` the
+        residual of every row, in units of the second view times ``sqrt(n)``.
+
+    Raises:
+        TypeError: if ``data`` is no pair of real arrays.
+        ValueError: if the views do not fit together or have NaN.
+
+    Source: the paper's Remark 2.6 (there from the second view to the first).
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import baselines
+        >>> x = np.random.default_rng(0).normal(size=(20, 2)).astype("float32")
+        >>> alignment = baselines.least_squares((x, x @ np.float32([[1], [3]])))
+        >>> np.asarray(alignment.projections[0]).round(3).tolist()
+        [[1.0, 3.0]]
+    """
+    return _regression(statistics.as_statistic(data), 0.0, center=center, method="ols")
+
+
+def ridge_regression(
+    data: Views | Statistic, *, ridge: float | Array, center: bool = False
+) -> Alignment:
+    """Ridge regression from the first view to the second; at ``ridge=0`` it is least squares.
+
+    ``ridge`` is relative to the mean eigenvalue of the first view: the penalty is
+    ``ridge * sum_i |x_i1|^2 / d1`` times ``|A1|^2``, so the answer does not depend on units.
+
+    Args:
+        data: two arrays of paired rows, shapes ``(n, d1)`` and ``(n, d2)``, or a statistic of them.
+        ridge: zero or more, without unit.
+        center: remove the means first, which is a regression with an intercept.
+
+    Returns:
+        Alignment into the space of the second view, ``k = d2``, with ``singular_values`` the
+        residual of every row, in units of the second view times ``sqrt(n)``.
+
+    Raises:
+        TypeError: if ``data`` is no pair of real arrays or ``ridge`` no number.
+        ValueError: if the views do not fit together or have NaN, or ``ridge`` is negative.
+
+    Source: Hoerl and Kennard (1970); the paper's Remark 2.6 with a penalty.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import baselines
+        >>> x = np.eye(2, dtype="float32")
+        >>> alignment = baselines.ridge_regression((x, x), ridge=1.0)
+        >>> np.asarray(alignment.projections[0]).diagonal().round(3).tolist()
+        [0.5, 0.5]
+    """
+    _checks.positive(ridge, "ridge", zero=True)
+    state = statistics.as_statistic(data)
+    return _regression(state, ridge, center=center, method="ridge")
+
+
+def total_least_squares(data: Views | Statistic, *, center: bool = False) -> Alignment:
+    """Total least squares from the first view to the second: errors in both views.
+
+    With ``A`` the perfect alignment of ``k = d2`` it is ``A2^-1 A1``, here computed from the
+    leading singular vectors, which needs no features x features factorisation and gives the
+    solution of smallest norm where the data is consistent with many. It does not exist where
+    ``A2`` is singular: when a change of the first view alone explains the pairs best, for instance
+    with collinear columns in the first view and noise in the second.
+
+    Args:
+        data: two arrays of paired rows, shapes ``(n, d1)`` and ``(n, d2)``, or a statistic of them.
+        center: remove the means first.
+
+    Returns:
+        Alignment into the space of the second view (``A2 = I``, ``k = d2``), with
+        ``singular_values`` the residual of every row, in units of the second view times
+        ``sqrt(n)``.
+
+    Raises:
+        TypeError: if ``data`` is no pair of real arrays.
+        ValueError: if the views do not fit together or have NaN, or no solution exists (under
+            ``jit`` the solution then leaves out the directions that have none).
+
+    Source: Golub and Van Loan (1980); Van Huffel and Vandewalle (1991) for the smallest norm.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import baselines
+        >>> x = np.random.default_rng(0).normal(size=(20, 2)).astype("float32")
+        >>> alignment = baselines.total_least_squares((x, x @ np.float32([[1], [3]])))
+        >>> np.asarray(alignment.projections[0]).round(3).tolist()
+        [[1.0, 3.0]]
+    """
+    alignment, missing = _total_least_squares(statistics.as_statistic(data), center=center)
+    if not _checks.is_traced(missing) and missing > 0:
+        raise ValueError(
+            f"total least squares has no solution for these views: {int(missing)} of the trailing "
+            "singular directions of [x1, -x2] lie in x1 alone, so A2 is singular (collinear "
+            "columns in x1 do this); use least_squares or ridge_regression, or drop them from x1."
+        )
+    return alignment
+
+
+def identity(data: Views | Statistic, *, center: bool = False) -> Alignment:
+    """No alignment: both views as they are, or their first ``min(d1, d2)`` coordinates.
+
+    Args:
+        data: two arrays of paired rows, shapes ``(n, d1)`` and ``(n, d2)``, or a statistic of them.
+        center: remove the means.
+
+    Returns:
+        Alignment with ``k = min(d1, d2)`` and ``singular_values`` the residual of every row, in
+        units of the data times ``sqrt(n)``.
+
+    Raises:
+        TypeError: if ``data`` is no pair of real arrays.
+        ValueError: if the views do not fit together or have NaN.
+
+    Source: none; the floor of every comparison.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import baselines
+        >>> alignment = baselines.identity((np.ones((4, 2), "f4"), np.ones((4, 3), "f4")))
+        >>> alignment.projections[1].tolist()
+        [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+    """
+    return _identity(statistics.as_statistic(data), center=center)
+
+
+def _check_k(state: Statistic, k: int, center: bool) -> None:
+    b1, b2 = jax.eval_shape(functools.partial(statistics.rows, center=center), state)
+    rows, d1, d2 = b1.shape[0], b1.shape[1], b2.shape[1]
+    if rows == 0:
+        raise ValueError("data must have at least two samples, got one: its centred views are 0.")
+    why = f" (the smallest of d1 = {d1}, d2 = {d2} and the {rows} rows of the statistic)"
+    _checks.integer(k, "k", low=1, high=min(rows, d1, d2), why=why)
+
+
+def _checked_cca(
+    data: Views | Statistic, ridge: float | Array, *, k: int, center: bool, method: str
+) -> Alignment:
+    state = statistics.as_statistic(data)
+    _check_k(state, k, center)
+    alignment, ranks = _cca(state, ridge, k=k, center=center, method=method)
+    if not _checks.is_traced(ranks) and k > min(map(int, ranks)):
+        raise ValueError(
+            f"k must be at most the smaller rank of the two {'centred ' if center else ''}views, "
+            f"which have rank {int(ranks[0])} and {int(ranks[1])}, got {k}."
+        )
+    return alignment
+
+
+@functools.partial(jax.jit, static_argnames=("k", "center", "method"))
+def _cca(
+    state: Statistic, ridge: float | Array, *, k: int, center: bool, method: str
+) -> tuple[Alignment, Int[Array, "2"]]:
+    blocks = statistics.rows(state, center=center)
+    lefts, backs, ranks = [], [], []
+    for block in blocks:
+        u, s, vt, keep = _svd(block, state)
+        # 1 / sqrt(s^2 + penalty) on the directions kept, zero on the others.
+        penalty = ridge * jnp.sum(s * s) / block.shape[1]
+        whiten = jnp.where(keep, 1 / jnp.sqrt(jnp.where(keep, s * s + penalty, 1)), 0)
+        lefts.append(u * (s * whiten)[None, :])
+        backs.append(whiten[:, None] * vt)
+        ranks.append(jnp.sum(keep))
+    p1, correlations, p2t = jnp.linalg.svd(matmul(lefts[0].T, lefts[1]), full_matrices=False)
+    scale = jnp.sqrt(statistics.total_weight(state))
+    pair = _flip_pair(scale * matmul(p1[:, :k].T, backs[0]), scale * matmul(p2t[:k], backs[1]))
+    values = jnp.minimum(correlations[:k], 1)
+    return _result(state, pair, values, center=center, method=method), jnp.stack(ranks)
+
+
+@functools.partial(jax.jit, static_argnames=("k", "center"))
+def _linear_contrastive(state: Statistic, rho: float | Array, *, k: int, center: bool) -> Alignment:
+    u, s, v, keep = _cross_svd(statistics.rows(state, center=center), state)
+    values = (s / statistics.total_weight(state))[:k]
+    scale = jnp.sqrt(jnp.where(keep[:k], values, 0) / rho)[:, None]
+    pair = _flip_pair(scale * u[:, :k].T, scale * v[:, :k].T)
+    return _result(state, pair, values, center=center, method="linear_contrastive")
+
+
+@functools.partial(jax.jit, static_argnames=("center",))
+def _procrustes(state: Statistic, *, center: bool) -> Alignment:
+    blocks = statistics.rows(state, center=center)
+    u, _, v, keep = _cross_svd(blocks, state)
+    return _onto_second(
+        state, blocks, matmul(v * keep[None, :], u.T), center=center, method="procrustes"
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("center", "method"))
+def _regression(state: Statistic, ridge: float | Array, *, center: bool, method: str) -> Alignment:
+    blocks = statistics.rows(state, center=center)
+    u, s, vt, keep = _svd(blocks[0], state)
+    penalty = ridge * jnp.sum(s * s) / blocks[0].shape[1]
+    # s / (s^2 + penalty) without squaring, so that at zero penalty it is exactly 1 / s.
+    safe = jnp.where(keep, s, 1)
+    gain = jnp.where(keep, 1 / (safe + penalty / safe), 0)
+    weights = matmul(matmul(blocks[1].T, u) * gain[None, :], vt)
+    return _onto_second(state, blocks, weights, center=center, method=method)
+
+
+@functools.partial(jax.jit, static_argnames=("center",))
+def _total_least_squares(state: Statistic, *, center: bool) -> tuple[Alignment, Int[Array, ""]]:
+    blocks = statistics.rows(state, center=center)
+    d1 = blocks[0].shape[1]
+    _, _, vt, keep = _svd(jnp.concatenate(blocks, axis=1), state)
+    # The trailing singular vectors [A1, -A2] are orthogonal to the leading ones [L1, L2], so that
+    # L1 W' = L2 is the same equation as A2 W = A1.
+    leading = jnp.where(keep[:d1, None], vt[:d1], 0)
+    u, s, wt, solvable = _svd(leading[:, :d1], state)
+    inverse = jnp.where(solvable, 1 / jnp.where(solvable, s, 1), 0)
+    weights = matmul(matmul(leading[:, d1:].T, u) * inverse[None, :], wt)
+    missing = jnp.sum(keep[:d1]) - jnp.sum(solvable)
+    return _onto_second(state, blocks, weights, center=center, method="tls"), missing
+
+
+@functools.partial(jax.jit, static_argnames=("center",))
+def _identity(state: Statistic, *, center: bool) -> Alignment:
+    b1, b2 = blocks = statistics.rows(state, center=center)
+    k = min(b1.shape[1], b2.shape[1])
+    pair = (jnp.eye(k, b1.shape[1], dtype=b1.dtype), jnp.eye(k, b2.shape[1], dtype=b1.dtype))
+    return _result(state, pair, _residuals(blocks, pair), center=center, method="identity")
+
+
+def _svd(
+    block: Float[Array, "r c"], state: Statistic
+) -> tuple[Float[Array, "r p"], Float[Array, " p"], Float[Array, "p c"], Bool[Array, " p"]]:
+    """Thin SVD, and which of its directions lie above the rank cut-off."""
+    u, s, vt = jnp.linalg.svd(block, full_matrices=False)
+    shape = (state.samples, block.shape[1])
+    # The rows of a Gram statistic are known to half the digits only.
+    squared = isinstance(state, Gram)
+    cutoff = jnp.sqrt(rank_cutoff(s * s, shape)) if squared else rank_cutoff(s, shape)
+    return u, s, vt, s > cutoff
+
+
+def _cross_svd(
+    blocks: _Pair, state: Statistic
+) -> tuple[Float[Array, "d1 p"], Float[Array, " p"], Float[Array, "d2 p"], Bool[Array, " p"]]:
+    """Thin SVD of ``B1' B2``, never larger than the number of rows where those are few."""
+    bases, small = [], []
+    for block in blocks:
+        tall = block.shape[0] < block.shape[1]
+        basis, r = jnp.linalg.qr(block.T) if tall else (None, block.T)
+        bases.append(basis)
+        small.append(r)
+    u, s, vt, keep = _svd(matmul(small[0], small[1].T), state)
+    u, v = (
+        side if basis is None else matmul(basis, side)
+        for basis, side in zip(bases, (u, vt.T), strict=True)
+    )
+    return u, s, v, keep
+
+
+def _flip_pair(a1: Float[Array, "k d1"], a2: Float[Array, "k d2"]) -> _Pair:
+    """Apply the sign rule to the rows of ``[A1, A2]``."""
+    both = flip_signs(jnp.concatenate((a1, a2), axis=1))
+    return both[:, : a1.shape[1]], both[:, a1.shape[1] :]
+
+
+def _residuals(blocks: _Pair, pair: _Pair) -> Float[Array, " k"]:
+    difference = matmul(blocks[0], pair[0].T) - matmul(blocks[1], pair[1].T)
+    return jnp.linalg.norm(difference, axis=0)
+
+
+def _onto_second(
+    state: Statistic,
+    blocks: _Pair,
+    weights: Float[Array, "d2 d1"],
+    *,
+    center: bool,
+    method: str,
+) -> Alignment:
+    pair = (weights, jnp.eye(weights.shape[0], dtype=weights.dtype))
+    return _result(state, pair, _residuals(blocks, pair), center=center, method=method)
+
+
+def _result(
+    state: Statistic,
+    pair: _Pair,
+    values: Float[Array, " k"],
+    *,
+    center: bool,
+    method: str,
+) -> Alignment:
+    means = statistics.means(state)
+    return Alignment(
+        projections=pair,
+        singular_values=values,
+        means=means if center else tuple(jnp.zeros_like(m) for m in means),
+        offset=jnp.zeros_like(values),
+        method=method,
+        center=center,
+    )
