@@ -24,9 +24,9 @@ __all__ = [
 ]
 
 
-def is_traced(value: Any) -> bool:
-    """Say whether a value is known only at run time of a compiled program."""
-    return isinstance(value, jax.core.Tracer)
+def is_traced(tree: Any) -> bool:
+    """Say whether a value, or any leaf of a tree, is known only while a program runs."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
 def finite(value: Any, name: str) -> None:
@@ -70,7 +70,7 @@ def array(value: Any, name: str, *, ndim: int, shape: str) -> Array:
     if len(value.shape) != ndim:
         raise ValueError(f"{name} must have shape {shape}, got shape {tuple(value.shape)}.")
     finite(value, name)
-    wanted = value.dtype if kind.kind == "f" and kind.itemsize >= 4 else np.dtype(np.float64)
+    wanted = kind.newbyteorder("=") if kind in (np.float32, np.float64) else np.dtype(np.float64)
     if kind == np.float16:
         wanted = np.dtype(np.float32)
     dtype = jax.dtypes.canonicalize_dtype(wanted)
@@ -139,10 +139,11 @@ def integer(value: Any, name: str, *, low: int, high: int | None = None, why: st
     """Return a Python integer between ``low`` and ``high`` (inclusive), or raise."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__}).")
+    number = int(value)
     span = f"at least {low}" if high is None else f"between {low} and {high}"
-    if value < low or (high is not None and value > high):
-        raise ValueError(f"{name} must be {span}{why}, got {value}.")
-    return int(value)
+    if number < low or (high is not None and number > high):
+        raise ValueError(f"{name} must be {span}{why}, got {number}.")
+    return number
 
 
 def positive(value: Any, name: str, *, zero: bool = False) -> None:

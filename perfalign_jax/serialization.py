@@ -67,13 +67,19 @@ def save(alignment: Alignment, path: str | os.PathLike[str]) -> None:
     write_whole(path, content)
 
 
-def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file so that it appears whole or not at all."""
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """Refuse a path that cannot be written to, before the work that leads to it."""
     target = Path(path)
     if target.is_dir():
         raise IsADirectoryError(f"{target} is a folder, not a file to write.")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"the folder {target.parent} does not exist.")
+    return target
+
+
+def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file so that it appears whole or not at all."""
+    target = check_target(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from perfalign_jax import _checks, statistics, subspace
 from perfalign_jax._numerics import matmul, rank_cutoff
@@ -38,23 +38,29 @@ def _prepare(data: Any, *, center: bool) -> tuple[tuple[Array, Array], tuple[Arr
     return (x1 - means[0][None, :], x2 - means[1][None, :]), means, samples
 
 
-def _cutoff_scale(data: Any, rows: tuple[Array, Array], samples: Array) -> Array:
+def _cutoff_scale(
+    data: Any, rows: tuple[Array, Array], samples: Array, rtol: float | Array | None
+) -> Array:
+    """Share of the largest singular value at or below which another one counts as zero."""
+    dtype = rows[0].dtype
+    if rtol is not None:
+        return jnp.asarray(rtol, dtype)
     d = rows[0].shape[1] + rows[1].shape[1]
-    scale = rank_cutoff(jnp.ones((1,), rows[0].dtype), (samples, d))
+    scale = rank_cutoff(jnp.ones((1,), dtype), (samples, d))
     return jnp.sqrt(scale) if isinstance(data, Gram) else scale  # squaring costs half the digits
 
 
 @functools.partial(jax.jit, static_argnames=("k", "select", "method", "center", "label"))
 def _fit(
-    data: Any, *, k: int, select: str, method: str, center: bool, label: str
-) -> tuple[Alignment, Bool[Array, "3"]]:
+    data: Any, rtol: Any, *, k: int, select: str, method: str, center: bool, label: str
+) -> Alignment:
     rows, means, samples = _prepare(data, center=center)
-    scale = _cutoff_scale(data, rows, samples)
+    scale = _cutoff_scale(data, rows, samples, rtol)
     stacked, values = subspace.solve(rows, scale, samples, k=k, select=select, method=method)
     d1 = rows[0].shape[1]
     if not center:
         means = (jnp.zeros_like(means[0]), jnp.zeros_like(means[1]))
-    alignment = Alignment(
+    return Alignment(
         projections=(stacked[:, :d1], stacked[:, d1:]),
         singular_values=values,
         means=means,
@@ -64,33 +70,42 @@ def _fit(
         space="raw",
         center=center,
     )
-    return alignment, _signs_of_collapse(rows, alignment, scale)
 
 
-def _signs_of_collapse(
-    rows: tuple[Array, Array], alignment: Alignment, scale: Array
-) -> Float[Array, "4"]:
-    """How many rows are trivial, the energy kept against chance in each view, the agreement."""
+@jax.jit
+def _signs_of_collapse(data: Any, alignment: Alignment, rtol: Any) -> Float[Array, "4"]:
+    """How many latent directions are empty, the energy kept against chance, the agreement."""
+    rows, _, samples = _prepare(data, center=alignment.center)
     shares, latents = [], []
     for block, projection in zip(rows, alignment.projections, strict=True):
         latents.append(matmul(block, projection.T))
         chance = jnp.sum(block**2) * alignment.k / block.shape[1]
         shares.append(jnp.sum(latents[-1] ** 2) / jnp.where(chance > 0, chance, 1))
-    largest = jnp.sqrt(sum(jnp.sum(block**2) for block in rows))
-    sizes = jnp.sqrt(jnp.maximum(*(jnp.sum(z**2, axis=0) for z in latents)))
-    trivial = jnp.sum(sizes <= scale * largest)
-    energy = sum(jnp.sum(z**2) for z in latents)
-    agreement = 2 * jnp.sum(latents[0] * latents[1]) / jnp.where(energy > 0, energy, 1)
-    return jnp.stack([trivial.astype(agreement.dtype), *shares, agreement])
+    z1, z2 = latents
+    # Counted in the latents' principal axes: a basis of trivial and informative directions mixed
+    # has no single row without energy.
+    spread = jnp.linalg.eigvalsh(matmul(z1.T, z1) + matmul(z2.T, z2))
+    whole = sum(jnp.sum(block**2) for block in rows)
+    eps = jnp.finfo(spread.dtype).eps
+    floor = jnp.maximum(
+        4 * alignment.k * eps * spread[-1], _cutoff_scale(data, rows, samples, rtol) ** 2 * whole
+    )
+    trivial = jnp.sum(spread <= floor).astype(spread.dtype)
+    energy = jnp.sum(z1**2) + jnp.sum(z2**2)
+    agreement = 2 * jnp.sum(z1 * z2) / jnp.where(energy > 0, energy, 1)
+    return jnp.stack([trivial, *shares, agreement])
 
 
-def _warn_of_collapse(signs: Array, alignment: Alignment) -> None:
-    trivial, share1, share2, agreement = (float(s) for s in np.asarray(signs))
+def _warn_of_collapse(data: Any, alignment: Alignment, rtol: Any) -> None:
+    signs = np.asarray(_signs_of_collapse(data, alignment, rtol))
+    trivial, share1, share2, agreement = signs.tolist()
     k = alignment.k
-    reasons = []
+    reasons, remedies = [], ["a smaller k"]
     if trivial:
         which = f"all {k}" if trivial == k else f"{int(trivial)} of the {k}"
         reasons.append(f"{which} directions chosen are trivial (both latents are zero on them)")
+        if alignment.select == "trailing":
+            remedies = ["select='energy' (k=None takes all directions that carry energy)"]
     if trivial < k:
         for view, share in ((1, share1), (2, share2)):
             if share < _LITTLE_ENERGY:
@@ -103,16 +118,12 @@ def _warn_of_collapse(signs: Array, alignment: Alignment) -> None:
                 f"the two latents of a pair hardly agree (agreement {agreement:.2f}; 1 is perfect, "
                 "0 is none)"
             )
+            remedies = ["baselines.ridge_cca"]
     if reasons:
-        remedy = (
-            "see diagnose() for how many directions carry energy, and use select='energy' (with "
-            "k=None for all of them), a smaller k"
-            if alignment.select == "trailing"
-            else "see diagnose(), and use a smaller k"
-        )
         warnings.warn(
             f"the alignment has collapsed: {'; '.join(reasons)}. A small alignment error proves "
-            f"nothing here: {remedy}, or baselines.ridge_cca.",
+            f"nothing here. See diagnose() for what the data allows, and try "
+            f"{' or '.join(remedies)}.",
             CollapseWarning,
             stacklevel=3,
         )
@@ -127,6 +138,34 @@ def _checked(data: Any) -> Any:
     return arrays
 
 
+def _check_rtol(rtol: Any) -> None:
+    if rtol is None:
+        return
+    _checks.positive(rtol, "rtol", zero=True)
+    if not _checks.is_traced(rtol) and rtol >= 1:
+        raise ValueError(f"rtol must be below 1, got {rtol}.")
+
+
+def _coarser(data: Any) -> float | None:
+    """Rounding of the coarser view where views of two precisions meet in the finer one."""
+    if isinstance(data, Factor | Gram):
+        return None
+    dtypes = {str(getattr(x, "dtype", "")) for x in data}
+    if dtypes != {"float32", "float64"}:
+        return None
+    samples, features = np.shape(data[0])[0], sum(np.shape(x)[-1] for x in data)
+    return float(np.finfo(np.float32).eps * (features + np.sqrt(samples)))
+
+
+def _shape(data: Any, *, center: bool) -> tuple[int, int, int]:
+    """Numbers of rows and of features that the solver will see."""
+    if isinstance(data, Factor | Gram):
+        d1, d2 = data.dims
+        r = d1 + d2 if isinstance(data, Gram) else data.blocks[0].shape[0] + (not center)
+        return r, d1, d2
+    return data[0].shape[0], data[0].shape[1], data[1].shape[1]
+
+
 def fit(
     data: Views | statistics.Statistic,
     *,
@@ -135,6 +174,7 @@ def fit(
     select: Literal["trailing", "energy"] = "trailing",
     method: Method = "auto",
     center: bool = False,
+    rtol: float | None = None,
 ) -> Alignment:
     """Find one linear map per modality under which both views of the same thing coincide.
 
@@ -164,6 +204,9 @@ def fit(
             "dual" reach the same subspace faster (see ``perfalign_jax.subspace``); "auto" chooses
             by shape and checks on the way.
         center: remove the means first; ``transform`` then removes them too.
+        rtol: singular values at or below this share of the largest count as zero, where the null
+            space must be told from the rest (``select="energy"``). By default rounding alone, see
+            ``_numerics``; give more for data that was rounded or is known to a few digits.
 
     Returns:
         An ``Alignment``; its rows have the sign rule of ``_numerics.flip_signs``.
@@ -189,23 +232,21 @@ def fit(
     _checks.one_of(space, "space", ("raw",))
     _checks.one_of(select, "select", ("trailing", "energy"))
     _checks.one_of(method, "method", subspace.METHODS)
+    _check_rtol(rtol)
     checked = _checked(data)
+    rtol = _coarser(data) if rtol is None else rtol
     gram_only = isinstance(checked, Gram)
-    if isinstance(checked, Factor | Gram):
-        r = sum(checked.dims) if gram_only else checked.blocks[0].shape[0] + (not center)
-        d1, d2 = checked.dims
-    else:
-        (r, d1), d2 = checked[0].shape, checked[1].shape[1]
-    shape = (r, d1, d2)
+    shape = _shape(checked, center=center)
+    r, d1, d2 = shape
     if k is None:
         if select != "energy":
             raise ValueError("k must be an integer unless select='energy', got None.")
-        if any(_checks.is_traced(leaf) for leaf in jax.tree.leaves(checked)):
+        if _checks.is_traced(checked):
             raise ValueError(
                 "k=None is not possible under jit, vmap or grad: the number of directions would "
                 "depend on the data; call diagnose first and give k."
             )
-        k = int(_diagnose(checked, center=center).informative_dimension)
+        k = int(_diagnose(checked, rtol, center=bool(center)).informative_dimension)
         if k == 0:
             raise ValueError(
                 "k=None with select='energy' takes the informative part of the null space, but "
@@ -223,11 +264,11 @@ def fit(
             "use 'svd' or 'qr'."
         )
     label = "gram" if gram_only else chosen
-    alignment, signs = _fit(
-        checked, k=k, select=select, method=chosen, center=bool(center), label=label
+    alignment = _fit(
+        checked, rtol, k=k, select=select, method=chosen, center=bool(center), label=label
     )
-    if not _checks.is_traced(signs):
-        _warn_of_collapse(signs, alignment)
+    if not _checks.is_traced(alignment):
+        _warn_of_collapse(checked, alignment, rtol)
     return alignment
 
 
@@ -262,7 +303,7 @@ def _predict(alignment: Alignment, x: Array, *, source: int, target: int) -> Arr
     latent = _encode(alignment, x, view=source) - alignment.offset[None, :]
     projection = alignment.projections[target]
     u, s, vt = jnp.linalg.svd(projection, full_matrices=False)
-    keep = s > rank_cutoff(s, projection.shape)
+    keep = s > rank_cutoff(s, (projection.shape[0], projection.shape[1]))
     inverse = jnp.where(keep, 1 / jnp.where(keep, s, 1), 0)
     return matmul(matmul(latent, u) * inverse[None, :], vt) + alignment.means[target][None, :]
 
@@ -359,9 +400,9 @@ def predict(
 
 
 @functools.partial(jax.jit, static_argnames=("center",))
-def _diagnose(data: Any, *, center: bool) -> Diagnosis:
+def _diagnose(data: Any, rtol: Any, *, center: bool) -> Diagnosis:
     rows, _, samples = _prepare(data, center=center)
-    scale = _cutoff_scale(data, rows, samples)
+    scale = _cutoff_scale(data, rows, samples, rtol)
     found = subspace.spectrum(rows, scale)
     ranks = []
     for block in rows:
@@ -383,7 +424,9 @@ def _diagnose(data: Any, *, center: bool) -> Diagnosis:
     )
 
 
-def diagnose(data: Views | statistics.Statistic, *, center: bool = False) -> Diagnosis:
+def diagnose(
+    data: Views | statistics.Statistic, *, center: bool = False, rtol: float | None = None
+) -> Diagnosis:
     """Say what the data allows: spectrum, ranks, and the anatomy of the null space.
 
     The null space of the stacked matrix ``[X1, -X2]`` has a trivial part, directions on which both
@@ -392,6 +435,8 @@ def diagnose(data: Views | statistics.Statistic, *, center: bool = False) -> Dia
     Args:
         data: paired rows ``(x1, x2)`` of shapes ``(n, d1)`` and ``(n, d2)``, or a statistic.
         center: remove the means first.
+        rtol: singular values at or below this share of the largest count as zero; by default
+            rounding alone.
 
     Returns:
         A ``Diagnosis``; ``print`` it for a summary.
@@ -407,4 +452,7 @@ def diagnose(data: Views | statistics.Statistic, *, center: bool = False) -> Dia
         >>> diagnosis.ranks.tolist(), int(diagnosis.informative_dimension)
         ([1, 2], 1)
     """
-    return _diagnose(_checked(data), center=bool(center))
+    _check_rtol(rtol)
+    checked = _checked(data)
+    rtol = _coarser(data) if rtol is None else rtol
+    return _diagnose(checked, rtol, center=bool(center))

@@ -383,9 +383,13 @@ def spectrum(blocks: Blocks, cutoff_scale: Array) -> Spectrum:
     basis, values = _basis(_stack((c1, c2)))
     cutoff = cutoff_scale * values[0]
     is_null = values <= cutoff
-    latents = jnp.where(is_null[None, :], _mean_latents((c1, c2), basis), 0)
-    sizes = jnp.linalg.svd(compress(latents), compute_uv=False)
-    informative = sizes > cutoff
+    latents = _mean_latents((c1, c2), basis)
+    sizes = jnp.linalg.svd(compress(jnp.where(is_null[None, :], latents, 0)), compute_uv=False)
+    # Rounding turns a null direction towards each other direction by eps * largest / its singular
+    # value, and lends it that share of the other's latent: energy below that is not its own.
+    eps = jnp.finfo(values.dtype).eps
+    lent = jnp.where(is_null, 0, jnp.linalg.norm(latents, axis=0) / jnp.where(is_null, 1, values))
+    informative = sizes > jnp.maximum(cutoff, 4 * eps * values[0] * jnp.max(lent))
     return Spectrum(
         _pad(values, d),
         _pad(jnp.where(informative, sizes, 0) ** 2, d),

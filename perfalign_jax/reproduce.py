@@ -1,0 +1,122 @@
+"""Run the experiments of the paper one after the other, and write the report.
+
+What is finished is kept: an interrupted run goes on where it stopped, and an experiment runs again
+only if its code, its size or its data changed.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import perfalign_jax
+from perfalign_jax.report import write_report
+from perfalign_jax.serialization import write_whole
+
+__all__ = ["EXPERIMENTS", "reproduce"]
+
+EXPERIMENTS = {
+    "fig3_synthetic": "Section 3.1: errors of perfect and contrastive alignment (Figs. 1-3)",
+    "table2_pseudoinverse": "Table 2: pseudo-inverse of the true maps",
+    "fig7_uniform": "Section 6.5: uniform latents and a linear boundary (Fig. 7)",
+    "labels_as_modality": "Section 6.1: class labels as a modality",
+    "v1_transfer": "First version: classes without labels, transfer with Gaussians",
+    "remarks": "Remarks 2.6 and 2.7 as executable statements",
+    "utd_mhad_linear": "Section 3.2 on real files: closed-form transfer to IMU",
+}
+"""Every experiment of the report, in its order: name of the script to one line about it."""
+
+
+def _experiments_folder() -> Path:
+    for base in (Path(perfalign_jax.__file__).parents[1], Path.cwd()):
+        if (base / "experiments" / "fig3_synthetic.py").is_file():
+            return base / "experiments"
+    raise FileNotFoundError(
+        "the experiments are scripts of the project's repository; run this in a checkout of it."
+    )
+
+
+def _fingerprint(script: Path, scale: str) -> str:
+    """Digest of everything that decides an experiment's numbers."""
+    digest = hashlib.sha256(f"{scale} {os.environ.get('UTD_MHAD_ROOT', '')}".encode())
+    package = Path(perfalign_jax.__file__).parent
+    for file in [script, *sorted(package.rglob("*.py"))]:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def reproduce(
+    out: Path,
+    *,
+    scale: str = "default",
+    only: Sequence[str] = (),
+    say: Callable[[str], None] = print,
+) -> list[str]:
+    """Run experiments as separate processes and write ``report.html`` and ``report.md``.
+
+    Args:
+        out: folder of the results; made if missing.
+        scale: "quick", "default" or "full".
+        only: names of the experiments to run; all if empty.
+        say: takes a line of progress.
+
+    Returns:
+        Names of the experiments that failed.
+
+    Raises:
+        ValueError: if a name in ``only`` is unknown.
+        FileNotFoundError: if the experiments are not at hand (an installation without checkout).
+
+    Example:
+        >>> from perfalign_jax.reproduce import EXPERIMENTS
+        >>> "fig3_synthetic" in EXPERIMENTS
+        True
+    """
+    unknown = [name for name in only if name not in EXPERIMENTS]
+    if unknown:
+        raise ValueError(
+            f"only must name experiments of {', '.join(EXPERIMENTS)}, got {', '.join(unknown)}."
+        )
+    folder = _experiments_folder()
+    out.mkdir(parents=True, exist_ok=True)
+    ledger = out / "finished.json"
+    finished = _read_ledger(ledger)
+    chosen = [name for name in EXPERIMENTS if not only or name in only]
+    failed: list[str] = []
+    start = time.perf_counter()
+    for i, name in enumerate(chosen):
+        script = folder / f"{name}.py"
+        heading = f"[{i + 1}/{len(chosen)}] {name}: {EXPERIMENTS[name]}"
+        fingerprint = _fingerprint(script, scale)
+        if finished.get(name) == fingerprint and (out / f"{name}.json").is_file():
+            say(f"{heading} (finished before, kept)")
+            continue
+        say(heading)
+        flags = [] if scale == "default" else [f"--{scale}"]
+        command = [sys.executable, str(script), "--out", str(out), *flags]
+        began = time.perf_counter()
+        status = subprocess.run(command, check=False).returncode
+        if status:
+            say(f"    failed with exit code {status}: {' '.join(command)}")
+            failed.append(name)
+            continue
+        finished[name] = fingerprint
+        write_whole(ledger, json.dumps(finished, indent=1).encode())
+        say(f"    {time.perf_counter() - began:.0f} s")
+    page, text = write_report(
+        out, order=list(EXPERIMENTS), title="Perfect multimodal alignment: the paper and this code"
+    )
+    say(f"{time.perf_counter() - start:.0f} s in all; report: {page} and {text}")
+    return failed
+
+
+def _read_ledger(path: Path) -> dict[str, str]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,326 @@
+"""fit, transform, encode, predict and diagnose, as a user meets them."""
+
+import warnings
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+
+import perfalign_jax as pa
+from perfalign_jax import statistics
+
+# Random views are aligned badly on purpose; TestCollapse looks at the warning itself.
+pytestmark = pytest.mark.filterwarnings("default::perfalign_jax.CollapseWarning")
+
+
+def perfect_views(rng, n=60, k=3, d1=4, d2=5):
+    """Noise-free views of k latent dimensions."""
+    z = rng.normal(size=(n, k))
+    return z @ rng.normal(size=(k, d1)), z @ rng.normal(size=(k, d2))
+
+
+def stacked(alignment):
+    return np.hstack([np.asarray(p) for p in alignment.projections])
+
+
+def test_svd_is_the_formula_of_the_paper(x64, rng):
+    """Eq. 7 with the paper's X of shape (d, n), by NumPy."""
+    x1, x2 = rng.normal(size=(30, 4)), rng.normal(size=(30, 3))
+    u, s, _ = np.linalg.svd(np.vstack([x1.T, -x2.T]))
+    alignment = pa.fit((x1, x2), k=3, method="svd")
+    for row, wanted in zip(stacked(alignment), u[:, 4:].T, strict=True):  # same order, up to sign
+        assert abs(row @ wanted) == pytest.approx(1, abs=1e-12)
+        assert row[np.argmax(np.abs(row))] > 0
+    np.testing.assert_allclose(alignment.singular_values, s[4:], rtol=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_residual_is_the_sum_of_the_smallest_squared_singular_values(k, x64, rng):
+    x1, x2 = rng.normal(size=(30, 4)), rng.normal(size=(30, 3))
+    z1, z2 = pa.transform(pa.fit((x1, x2), k=k), (x1, x2))
+    s = np.linalg.svd(np.hstack([x1, -x2]), compute_uv=False)
+    assert float(jnp.sum((z1 - z2) ** 2)) == pytest.approx((s[7 - k :] ** 2).sum(), rel=1e-12)
+
+
+def test_no_orthonormal_rows_do_better(x64, rng):
+    x1, x2 = rng.normal(size=(30, 4)), rng.normal(size=(30, 3))
+    x = np.hstack([x1, -x2])
+    best = np.linalg.norm(x @ stacked(pa.fit((x1, x2), k=2)).T)
+    for _ in range(50):
+        a = scipy.linalg.qr(rng.normal(size=(7, 2)), mode="economic")[0]
+        assert np.linalg.norm(x @ a) >= best
+
+
+def test_samples_may_be_permuted_and_features_rotated(x64, rng):
+    x1, x2 = rng.normal(size=(30, 4)), rng.normal(size=(30, 3))
+    order = rng.permutation(30)
+    q = scipy.linalg.qr(rng.normal(size=(4, 4)))[0]
+    a = stacked(pa.fit((x1, x2), k=2))
+    b = stacked(pa.fit((x1[order], x2[order]), k=2))
+    c = stacked(pa.fit((x1 @ q, x2), k=2))
+    np.testing.assert_allclose(b.T @ b, a.T @ a, atol=1e-12)
+    c = np.hstack([c[:, :4] @ q.T, c[:, 4:]])
+    np.testing.assert_allclose(c.T @ c, a.T @ a, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["factor", "gram"])
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("select", ["trailing", "energy"])
+def test_a_statistic_gives_what_the_views_give(kind, center, select, x64, rng):
+    x1, x2 = perfect_views(rng)
+    x1, x2 = x1 + 2, x2 - 1
+    k = 6 if select == "trailing" else 3  # the whole null space, or its informative part
+    k = k - (not center)  # the means differ, which costs a direction when they stay
+    direct = pa.fit((x1, x2), k=k, center=center, select=select)
+    streamed = statistics.init((4, 5), kind=kind)
+    for i in range(0, 60, 7):
+        streamed = statistics.update(streamed, (x1[i : i + 7], x2[i : i + 7]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pa.CollapseWarning)
+        other = pa.fit(streamed, k=k, center=center, select=select)
+    a, b = stacked(direct), stacked(other)
+    # A Gram matrix keeps half the digits.
+    np.testing.assert_allclose(b.T @ b, a.T @ a, atol=1e-11 if kind == "factor" else 1e-6)
+    for m in (0, 1):
+        np.testing.assert_allclose(other.means[m], direct.means[m], atol=1e-12)
+
+
+def test_centring_removes_the_means_and_keeps_them(x64, rng):
+    x1, x2 = perfect_views(rng)
+    alignment = pa.fit((x1 + 7, x2 - 3), k=3, select="energy", center=True)
+    z1, z2 = pa.transform(alignment, (x1 + 7, x2 - 3))
+    np.testing.assert_allclose(z1, z2, atol=1e-12)
+    np.testing.assert_allclose(z1.mean(0), 0, atol=1e-12)
+    assert alignment.center
+    np.testing.assert_allclose(alignment.means[0], (x1 + 7).mean(0), atol=1e-12)
+
+
+def test_encode_is_transform_of_one_view(x64, rng):
+    views = perfect_views(rng)
+    alignment = pa.fit(views, k=2, select="energy")
+    for m in (0, 1):
+        np.testing.assert_array_equal(
+            pa.encode(alignment, views[m], view=m), pa.transform(alignment, views)[m]
+        )
+
+
+def test_predict_recovers_the_other_modality(x64, rng):
+    views = perfect_views(rng)
+    new = perfect_views(rng)  # other maps: only here to differ from the first draw
+    alignment = pa.fit(views, k=None, select="energy", center=True)
+    np.testing.assert_allclose(
+        pa.predict(alignment, views[1], source=1, target=0), views[0], atol=1e-11
+    )
+    np.testing.assert_allclose(
+        pa.predict(alignment, views[0], source=0, target=1), views[1], atol=1e-11
+    )
+    assert np.abs(pa.predict(alignment, new[1], source=1, target=0) - new[0]).max() > 0.1
+
+
+def test_predict_with_all_target_features_is_total_least_squares(x64, rng):
+    x1 = rng.normal(size=(50, 4))
+    x2 = x1 @ rng.normal(size=(4, 3)) + 0.1 * rng.normal(size=(50, 3))
+    v = np.linalg.svd(np.hstack([x1, x2]))[2].T  # Golub & Van Loan (1980)
+    tls = -v[:4, 4:] @ np.linalg.inv(v[4:, 4:])
+    alignment = pa.fit((x1, x2), k=3)
+    np.testing.assert_allclose(pa.predict(alignment, x1, source=0, target=1), x1 @ tls, atol=1e-11)
+
+
+@pytest.mark.parametrize("method", ["auto", "svd"])
+@pytest.mark.parametrize("n", [5, 40])
+def test_jit_vmap_and_one_trace(method, n, x64, rng):
+    x1, x2 = rng.normal(size=(3, n, 4)), rng.normal(size=(3, n, 5))
+    traces = []
+
+    def run(a, b):
+        traces.append(1)
+        return pa.fit((a, b), k=4, method=method)
+
+    compiled = jax.jit(run)
+    many = jax.vmap(run)(x1, x2)
+    traces.clear()
+    for i in range(3):
+        one = compiled(x1[i], x2[i])
+        eager = pa.fit((x1[i], x2[i]), k=4, method=method)
+        chex.assert_trees_all_close(one, eager, atol=1e-12)
+        a, b = stacked(one), np.hstack([p[i] for p in many.projections])
+        np.testing.assert_allclose(b.T @ b, a.T @ a, atol=1e-11)
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("x64_mode", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dtype_is_the_data_s_own(x64_mode, dtype, rng):
+    views = tuple(x.astype(dtype) for x in perfect_views(rng))
+    with jax.enable_x64(x64_mode), warnings.catch_warnings():
+        warnings.simplefilter("error", pa.PrecisionWarning)
+        if dtype == np.float64 and not x64_mode:
+            with pytest.raises(pa.PrecisionWarning, match=r"x1 has dtype float64 .* float32; call"):
+                pa.fit(views, k=2, select="energy")
+            return
+        alignment = pa.fit(views, k=2, select="energy")
+        assert {leaf.dtype for leaf in jax.tree.leaves(alignment)} == {np.dtype(dtype)}
+        assert pa.encode(alignment, views[0], view=0).dtype == dtype
+
+
+def test_integers_are_converted_and_it_is_said(rng):
+    x = rng.integers(0, 9, size=(20, 2))
+    with pytest.warns(pa.PrecisionWarning, match=r"x1 has dtype int64 and is computed in float32"):
+        alignment = pa.fit((x, x), k=2)
+    assert alignment.projections[0].dtype == jnp.float32
+
+
+class TestDiagnose:
+    @pytest.mark.parametrize(
+        ("n", "k", "d1", "d2"),
+        [(60, 3, 4, 5), (60, 2, 2, 2), (5, 9, 8, 7), (60, 3, 3, 9), (6, 4, 9, 9)],
+    )
+    def test_anatomy_of_the_null_space(self, n, k, d1, d2, x64, rng):
+        """Trivial and informative dimensions as counted by hand for generic maps."""
+        diagnosis = pa.diagnose(perfect_views(rng, n, k, d1, d2))
+        ranks = [min(n, k, d) for d in (d1, d2)]
+        rank = min(n, k, d1 + d2)
+        assert diagnosis.ranks.tolist() == ranks
+        assert int(diagnosis.rank) == rank
+        assert int(diagnosis.null_dimension) == d1 + d2 - rank
+        assert int(diagnosis.trivial_dimension) == d1 + d2 - sum(ranks)
+        assert int(diagnosis.informative_dimension) == sum(ranks) - rank
+        assert int(diagnosis.samples) == n
+
+    def test_spectrum_is_numpy_s(self, x64, rng):
+        x1, x2 = rng.normal(size=(30, 4)), rng.normal(size=(30, 3))
+        s = np.linalg.svd(np.hstack([x1, -x2]), compute_uv=False)
+        np.testing.assert_allclose(pa.diagnose((x1, x2)).singular_values, s, rtol=1e-12)
+
+    def test_statistics_views_and_jit_agree(self, x64, rng):
+        views = perfect_views(rng)
+        direct = pa.diagnose(views, center=True)
+        for other in (
+            pa.diagnose(statistics.from_views(views), center=True),
+            jax.jit(lambda a, b: pa.diagnose((a, b), center=True))(*views),
+        ):
+            chex.assert_trees_all_close(other, direct, atol=1e-10)
+        gram = pa.diagnose(statistics.from_views(views, kind="gram"), center=True)
+        assert int(gram.informative_dimension) == int(direct.informative_dimension)
+
+    def test_in_words(self, x64, rng):
+        said = str(pa.diagnose(perfect_views(rng)))
+        assert "60 pairs, 4 + 5 features" in said
+        assert "perfect up to k = 6" in said
+        assert "3 of them carry energy" in said
+        noise = str(pa.diagnose((rng.normal(size=(30, 2)), rng.normal(size=(30, 2)))))
+        assert "no perfect alignment" in noise
+
+
+class TestCollapse:
+    def test_trivial_directions_are_named(self, x64, rng):
+        views = perfect_views(rng, d1=20, d2=20)
+        with pytest.warns(
+            pa.CollapseWarning, match=r"34 of the 37 directions chosen are trivial.*energy"
+        ):
+            pa.fit(views, k=37, method="svd")
+
+    def test_energy_selection_does_not_warn(self, x64, rng):
+        views = perfect_views(rng, d1=20, d2=20)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pa.fit(views, k=None, select="energy")
+            pa.fit(perfect_views(rng, d1=3, d2=3), k=3)
+
+    def test_the_published_collapse_is_seen(self, x64, rng):
+        """d1 = d2 = 10, two latent dimensions, unit noise: the trailing directions are noise."""
+        views = tuple(x + rng.normal(size=x.shape) for x in perfect_views(rng, 2000, 2, 10, 10))
+        with pytest.warns(pa.CollapseWarning, match=r"hardly agree.*ridge_cca"):
+            pa.fit(views, k=2)
+
+    def test_a_zero_view_is_named(self, rng):
+        x = rng.normal(size=(30, 3)).astype(np.float32)
+        with pytest.warns(pa.CollapseWarning, match="all 2 directions chosen are trivial"):
+            pa.fit((x, np.zeros_like(x)), k=2)
+
+    def test_nothing_is_said_under_jit(self, x64, rng):
+        views = perfect_views(rng, d1=20, d2=20)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            jax.jit(lambda a, b: pa.fit((a, b), k=37))(*views)
+
+
+class TestBadInput:
+    @pytest.fixture
+    def views(self, rng):
+        return tuple(rng.normal(size=(20, d)).astype(np.float32) for d in (3, 4))
+
+    @pytest.mark.parametrize(
+        ("options", "error", "match"),
+        [
+            ({"k": 0}, ValueError, r"k must be between 1 and 7 \(d1 \+ d2 = 3 \+ 4\), got 0"),
+            ({"k": 8}, ValueError, r"k must be between 1 and 7"),
+            ({"k": 2.0}, TypeError, r"k must be an integer, got 2.0 \(float\)"),
+            ({"k": True}, TypeError, r"k must be an integer, got True"),
+            ({"k": None}, ValueError, r"k must be an integer unless select='energy'"),
+            ({"k": None, "select": "energy"}, ValueError, r"this data has none"),
+            ({"k": 1, "method": "lanczos"}, ValueError, r"method must be one of 'auto', 'svd'"),
+            ({"k": 1, "select": "best"}, ValueError, r"select must be one of 'trailing', 'energy'"),
+            ({"k": 1, "space": "signal"}, ValueError, r"space must be one of 'raw', got 'signal'"),
+        ],
+    )
+    def test_options(self, views, options, error, match):
+        with pytest.raises(error, match=match):
+            pa.fit(views, **options)
+
+    def test_views(self, views):
+        x1, x2 = views
+        bad = x2.copy()
+        bad[3, 1] = np.nan
+        infinite = x2.copy()
+        infinite[5] = np.inf
+        for data, error, match in [
+            (x1, TypeError, r"views must be a tuple of two arrays \(x1, x2\), got ndarray"),
+            ((x1,), TypeError, r"tuple of two arrays .* got 1 of them"),
+            ((x1, x2, x2), TypeError, r"got 3 of them"),
+            ((x1[0], x2), ValueError, r"x1 must have shape \(n, d1\), got shape \(3,\)"),
+            ((x1, x2[:4]), ValueError, r"x1 and x2 must have the same number of rows"),
+            ((x1[:0], x2[:0]), ValueError, r"at least one row"),
+            ((x1, x2[:, :0]), ValueError, r"x2 must have at least one column, got shape \(20, 0\)"),
+            ((x1, bad), ValueError, r"x2 must be finite, but row 3 has NaN \(1 such"),
+            ((x1, infinite), ValueError, r"x2 must be finite, but row 5 has infinity \(4 such"),
+            ((x1, x2 * 1j), TypeError, r"x2 must hold real numbers .* got dtype complex64"),
+            ((x1, x2.astype(str)), TypeError, r"x2 must hold real numbers .* got dtype <U"),
+            ((x1, x2.astype(object)), TypeError, r"x2 must hold real numbers .* got dtype object"),
+            ((x1, [[1.0], [1.0, 2.0]]), TypeError, r"x2 must be an array .* ragged list"),
+        ]:
+            for function in (lambda d: pa.fit(d, k=1), pa.diagnose):
+                with pytest.raises(error, match=match):
+                    function(data)
+
+    def test_k_none_under_jit(self, views):
+        with pytest.raises(ValueError, match=r"k=None is not possible under jit"):
+            jax.jit(lambda a, b: pa.fit((a, b), k=None, select="energy"))(*views)
+
+    def test_encode_and_friends(self, views):
+        alignment = pa.fit(views, k=2)
+        for call, error, match in [
+            (lambda: pa.encode(alignment, views[0], view=1), ValueError, r"x must have 4 columns"),
+            (
+                lambda: pa.encode(alignment, views[0], view=2),
+                ValueError,
+                r"view must be between 0 and 1",
+            ),
+            (lambda: pa.encode(alignment, views[0][0], view=0), ValueError, r"x must have shape"),
+            (
+                lambda: pa.encode("a", views[0], view=0),
+                TypeError,
+                r"alignment must be an Alignment",
+            ),
+            (lambda: pa.transform(alignment, views[::-1]), ValueError, r"x1 must have 3 columns"),
+            (
+                lambda: pa.predict(alignment, views[0], source=0, target=5),
+                ValueError,
+                r"target must be",
+            ),
+        ]:
+            with pytest.raises(error, match=match):
+                call()
