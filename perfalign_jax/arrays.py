@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import safetensors
 
-__all__ = ["read_array"]
+__all__ = ["path_of", "read_array"]
 
 _KINDS = (".npy", ".npz", ".safetensors")
 
@@ -67,11 +67,22 @@ def read_array(spec: str | os.PathLike[str]) -> np.ndarray:
         zipfile.BadZipFile,
         safetensors.SafetensorError,
     ) as error:
-        if "pickle" in str(error).lower() and "object" in str(error).lower():
+        if "Object arrays" in str(error) or "Python objects" in str(error):  # NumPy's words
             raise TypeError(f"{spec} holds Python objects, expected numbers.") from None
         raise ValueError(
             f"{path} is no readable {kind} file (truncated, or of another kind): {error}"
         ) from None
+
+
+def path_of(spec: str | os.PathLike[str]) -> Path:
+    """Return the file that ``read_array`` would read.
+
+    Example:
+        >>> from perfalign_jax.arrays import path_of
+        >>> str(path_of("views.npz:x1"))
+        'views.npz'
+    """
+    return _split(str(spec))[0]
 
 
 def _split(spec: str) -> tuple[Path, str | None]:

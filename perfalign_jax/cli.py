@@ -8,7 +8,6 @@ import dataclasses
 import io
 import json
 import math
-import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from rich.table import Table
 
 import perfalign_jax as pa
 from perfalign_jax import _checks, metrics, solver
-from perfalign_jax.arrays import read_array
+from perfalign_jax.arrays import path_of, read_array
 from perfalign_jax.report import format_number
 from perfalign_jax.reproduce import reproduce
 from perfalign_jax.serialization import check_target, write_whole
@@ -251,7 +250,7 @@ def _check_out(out: Path, suffix: str, inputs: tuple[str, ...]) -> None:
     check_target(out)
     if out.exists():
         for spec in inputs:
-            if Path(spec).exists() and os.path.samefile(out, spec):
+            if path_of(spec).exists() and out.samefile(path_of(spec)):
                 raise _InputError(f"--out {out} would overwrite an input.")
 
 

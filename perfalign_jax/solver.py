@@ -4,6 +4,7 @@ The road is views -> rows -> alignment -> latents. Rows are the views themselves
 (``perfalign_jax.statistics``) where the data was streamed or merged.
 """
 
+import dataclasses
 import functools
 import warnings
 from typing import Any, Literal
@@ -35,6 +36,8 @@ def _prepare(data: Any, *, center: bool) -> tuple[tuple[Array, Array], tuple[Arr
     means = (jnp.mean(x1, axis=0), jnp.mean(x2, axis=0))
     if not center:
         return (x1, x2), means, samples
+    if x1.shape[0] <= x1.shape[1] + x2.shape[1]:  # one row fewer keeps the rank full
+        return _prepare(statistics.from_views(data), center=True)
     return (x1 - means[0][None, :], x2 - means[1][None, :]), means, samples
 
 
@@ -52,15 +55,20 @@ def _cutoff_scale(
 
 @functools.partial(jax.jit, static_argnames=("k", "select", "method", "center", "label"))
 def _fit(
-    data: Any, rtol: Any, *, k: int, select: str, method: str, center: bool, label: str
-) -> Alignment:
+    data: Any, rtol: Any, *, k: int | None, select: str, method: str, center: bool, label: str
+) -> tuple[Alignment, Array | None]:
+    """Fit; without k all that can carry energy, and how many of the directions do."""
     rows, means, samples = _prepare(data, center=center)
     scale = _cutoff_scale(data, rows, samples, rtol)
-    stacked, values = subspace.solve(rows, scale, samples, k=k, select=select, method=method)
-    d1 = rows[0].shape[1]
+    d1, informative = rows[0].shape[1], None
+    if k is None:
+        k = min(rows[0].shape[0], d1, rows[1].shape[1])
+        stacked, values, informative = subspace.solve_by_energy(rows, scale, k=k, method=method)
+    else:
+        stacked, values = subspace.solve(rows, scale, samples, k=k, select=select, method=method)
     if not center:
         means = (jnp.zeros_like(means[0]), jnp.zeros_like(means[1]))
-    return Alignment(
+    alignment = Alignment(
         projections=(stacked[:, :d1], stacked[:, d1:]),
         singular_values=values,
         means=means,
@@ -70,6 +78,7 @@ def _fit(
         space="raw",
         center=center,
     )
+    return alignment, informative
 
 
 @jax.jit
@@ -246,30 +255,42 @@ def fit(
                 "k=None is not possible under jit, vmap or grad: the number of directions would "
                 "depend on the data; call diagnose first and give k."
             )
-        k = int(_diagnose(checked, rtol, center=bool(center)).informative_dimension)
-        if k == 0:
-            raise ValueError(
-                "k=None with select='energy' takes the informative part of the null space, but "
-                "this data has none (see diagnose): give a k for the best approximation."
-            )
     else:
         k = _checks.integer(k, "k", low=1, high=d1 + d2, why=f" (d1 + d2 = {d1} + {d2})")
-    chosen = subspace.choose_method(method, select, shape, k=k, gram_only=gram_only)
+    chosen = subspace.choose_method(method, select, shape, k=k or 1, gram_only=gram_only)
     offered = subspace.directions_offered(chosen, shape)
-    if method == "auto" and k > offered:
+    if method == "auto" and k is not None and k > offered:
         chosen, offered = "qr", d1 + d2
-    if k > offered:
+    if k is not None and k > offered:
         raise ValueError(
             f"method={method!r} offers at most {offered} directions for {r} rows, got k={k}; "
             "use 'svd' or 'qr'."
         )
     label = "gram" if gram_only else chosen
-    alignment = _fit(
+    alignment, informative = _fit(
         checked, rtol, k=k, select=select, method=chosen, center=bool(center), label=label
     )
+    if informative is not None:
+        if int(informative) == 0:
+            raise ValueError(
+                "k=None with select='energy' takes the informative part of the null space, but "
+                "this data has none (see diagnose): give a k for the best approximation."
+            )
+        return _first(alignment, int(informative))
     if not _checks.is_traced(alignment):
         _warn_of_collapse(checked, alignment, rtol)
     return alignment
+
+
+def _first(alignment: Alignment, k: int) -> Alignment:
+    """Keep the first k latent dimensions."""
+    first, second = alignment.projections
+    return dataclasses.replace(
+        alignment,
+        projections=(first[:k], second[:k]),
+        singular_values=alignment.singular_values[:k],
+        offset=alignment.offset[:k],
+    )
 
 
 def _check_alignment(alignment: Any) -> None:
@@ -404,17 +425,13 @@ def _diagnose(data: Any, rtol: Any, *, center: bool) -> Diagnosis:
     rows, _, samples = _prepare(data, center=center)
     scale = _cutoff_scale(data, rows, samples, rtol)
     found = subspace.spectrum(rows, scale)
-    ranks = []
-    for block in rows:
-        values = jnp.linalg.svd(statistics.compress(block), compute_uv=False)
-        ranks.append(jnp.sum(values > scale * values[0]))
     d1, d2 = rows[0].shape[1], rows[1].shape[1]
     return Diagnosis(
         singular_values=found.singular_values,
         energies=found.energies,
         view_energies=jnp.stack([jnp.sum(block**2) for block in rows]),
         cutoff=found.cutoff,
-        ranks=jnp.stack(ranks),
+        ranks=found.ranks,
         rank=d1 + d2 - found.null_dimension,
         null_dimension=found.null_dimension,
         informative_dimension=found.informative_dimension,

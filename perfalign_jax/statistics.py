@@ -61,10 +61,10 @@ class Factor:
         ([(4, 2), (4, 2)], 6.0)
     """
 
-    weight: Float[Array, ""]
-    means: tuple[Float[Array, " _"], ...]
-    blocks: tuple[Float[Array, "r _"], ...]
-    samples: Int[Array, ""]
+    weight: Float[Array, "..."]
+    means: tuple[Float[Array, "... _"], ...]
+    blocks: tuple[Float[Array, "... r _"], ...]
+    samples: Int[Array, "..."]
     empty: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
@@ -93,10 +93,10 @@ class Gram:
         (4, 4)
     """
 
-    weight: Float[Array, ""]
-    means: tuple[Float[Array, " _"], ...]
-    scatter: Float[Array, "d d"]
-    samples: Int[Array, ""]
+    weight: Float[Array, "..."]
+    means: tuple[Float[Array, "... _"], ...]
+    scatter: Float[Array, "... d d"]
+    samples: Int[Array, "..."]
     empty: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property

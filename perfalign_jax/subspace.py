@@ -25,7 +25,15 @@ from jaxtyping import Array, Bool, Float, Int
 from perfalign_jax._numerics import flip_signs, matmul, rank_cutoff
 from perfalign_jax.statistics import compress
 
-__all__ = ["METHODS", "Spectrum", "choose_method", "directions_offered", "solve", "spectrum"]
+__all__ = [
+    "METHODS",
+    "Spectrum",
+    "choose_method",
+    "directions_offered",
+    "solve",
+    "solve_by_energy",
+    "spectrum",
+]
 
 METHODS = ("auto", "svd", "qr", "gram", "null", "dual")
 
@@ -40,6 +48,7 @@ class Spectrum(NamedTuple):
     cutoff: Float[Array, ""]
     null_dimension: Int[Array, ""]
     informative_dimension: Int[Array, ""]
+    ranks: Int[Array, " m"]
 
 
 def _stack(blocks: Blocks) -> Float[Array, "r d"]:
@@ -202,38 +211,101 @@ def directions_offered(method: str, shape: tuple[int, int, int]) -> int:
     return min(r, d1) + min(r, d2) if method == "dual" else d1 + d2
 
 
-def _reduce(block: Float[Array, "r d"]) -> tuple[Float[Array, "r p"], Float[Array, "d p"] | None]:
-    """Write a view in an orthonormal basis of its row space, if that is smaller."""
-    if block.shape[0] >= block.shape[1]:
-        return block, None
-    q, upper = jnp.linalg.qr(block.T)
-    return upper.T, q
+class _Reduced(NamedTuple):
+    """A view written in an orthonormal basis of its row space: ``block = small @ mix.T @ rows``."""
+
+    small: Float[Array, "r p"]
+    rows: Float[Array, "p d"] | None
+    mix: Float[Array, "p p"] | None
 
 
-def _expand(columns: Float[Array, "p k"], basis: Float[Array, "d p"] | None) -> Array:
-    return columns if basis is None else matmul(basis, columns)
+def _reduce(block: Float[Array, "r d"]) -> _Reduced:
+    """Write a view in an orthonormal basis of its row space, if that is smaller.
+
+    Cholesky QR, done twice, is a few matrix products and orthonormal to rounding as long as the
+    first round was not too far off (Yamamoto et al. 2015); otherwise Householder QR.
+    """
+    r, d = block.shape
+    if r >= d:
+        return _Reduced(block, None, None)
+    eye = jnp.eye(r, dtype=block.dtype)
+    lower = jnp.linalg.cholesky(matmul(block, block.T))
+    rows = jax.scipy.linalg.solve_triangular(lower, block, lower=True)
+    again = matmul(rows, rows.T)
+    error = jnp.max(jnp.abs(again - eye))
+
+    def twice() -> tuple[Array, Array, Array]:
+        second = jnp.linalg.cholesky(again)
+        mix = jax.scipy.linalg.solve_triangular(second, eye, lower=True).T
+        return matmul(lower, second), rows, mix
+
+    def householder() -> tuple[Array, Array, Array]:
+        q, upper = jnp.linalg.qr(block.T)
+        return upper.T, q.T, eye
+
+    return _Reduced(*jax.lax.cond(error < 0.1, twice, householder))  # false for NaN
+
+
+def _expand(view: _Reduced, columns: Float[Array, "p k"]) -> Float[Array, "d k"]:
+    """Take columns from the reduced view's coordinates back to its features."""
+    if view.rows is None or view.mix is None:
+        return columns
+    return matmul(view.rows.T, matmul(view.mix, columns))
+
+
+def _lent_energy(
+    latents: Float[Array, "r d"], values: Float[Array, " d"], is_null: Bool[Array, " d"]
+) -> Float[Array, ""]:
+    """Latent size that rounding alone can give to a null direction.
+
+    It turns a null direction towards each other one by eps * largest / its singular value, and
+    lends it that share of the other's latent.
+    """
+    sizes = jnp.linalg.norm(latents, axis=0)
+    lent = jnp.where(is_null, 0, sizes / jnp.where(is_null, 1, values))
+    return 4 * jnp.finfo(values.dtype).eps * values[0] * jnp.max(lent)
 
 
 def _by_energy(
     blocks: Blocks, k: int, cutoff_scale: Array, *, plain: bool
-) -> tuple[Float[Array, "d k"], Float[Array, " k"]]:
-    """The k null directions whose latents carry most energy; then the smallest others."""
+) -> tuple[Float[Array, "d k"], Float[Array, " k"], Int[Array, ""]]:
+    """The k null directions whose latents carry most energy, then the smallest others.
+
+    Returns the columns, the size of their residuals, and how many of them carry energy.
+    """
     x = _stack(blocks)
+    r, d = x.shape
     basis, values = _basis_by_svd(x) if plain else _basis(x)
-    d = x.shape[1]
     cutoff = cutoff_scale * values[0]
     is_null = values <= cutoff
-    latents = jnp.where(is_null[None, :], _mean_latents(blocks, basis), 0)
-    # Null directions decouple from the others: their columns carry energy, and ballast at the
-    # cut-off sorts those without any behind them; the others have ballast alone, less of it the
-    # larger their singular value, so they fill up when the null space is smaller than k.
-    floor = jnp.where(cutoff > 0, cutoff, 1)
-    ballast = jnp.where(is_null, 1, (1 + jnp.arange(d)) / (2 * d + 2)).astype(x.dtype)
-    _, _, turn = jnp.linalg.svd(
-        compress(jnp.concatenate([latents, jnp.diag(floor * ballast)])), full_matrices=False
-    )
-    chosen = turn[:k].T
-    return matmul(basis, chosen), jnp.linalg.norm(values[:, None] * chosen, axis=0)
+    latents = _mean_latents(blocks, basis)
+    floor = jnp.maximum(cutoff, _lent_energy(latents, values, is_null))
+
+    def any_rank() -> tuple[Array, Array, Array]:
+        # Null directions decouple from the others: their columns carry energy, and ballast at the
+        # cut-off sorts those without any behind them; the others have ballast alone, less of it
+        # the larger their singular value, so they fill up when the null space is smaller than k.
+        ballast = jnp.where(is_null, 1, (1 + jnp.arange(d)) / (2 * d + 2)).astype(x.dtype)
+        weight = jnp.where(cutoff > 0, cutoff, 1) * ballast
+        _, _, turn = jnp.linalg.svd(
+            compress(jnp.concatenate([jnp.where(is_null[None, :], latents, 0), jnp.diag(weight)])),
+            full_matrices=False,
+        )
+        chosen = turn[:k].T
+        columns = matmul(basis, chosen)
+        sizes = jnp.linalg.norm(matmul(latents, jnp.where(is_null[:, None], chosen, 0)), axis=0)
+        return columns, jnp.linalg.norm(values[:, None] * chosen, axis=0), sizes
+
+    def full_rank() -> tuple[Array, Array, Array]:
+        turn, sizes = _basis_by_svd(compress(latents[:, r:]))
+        return matmul(basis[:, r:], turn[:, :k]), jnp.zeros((k,), x.dtype), sizes[:k]
+
+    if r < d and k <= d - r:
+        found = jax.lax.cond(values[r - 1] > cutoff, full_rank, any_rank)
+    else:
+        found = any_rank()
+    columns, residuals, sizes = found
+    return columns, residuals, jnp.sum(sizes > floor)
 
 
 def solve(
@@ -270,16 +342,14 @@ def _solve_primal(
 ) -> tuple[Float[Array, "k d"], Float[Array, " k"]]:
     b1, b2 = blocks
     d = b1.shape[1] + b2.shape[1]
+    if select == "energy":
+        rows, values, _ = solve_by_energy(blocks, cutoff_scale, k=k, method=method)
+        return rows, values
     if method == "dual":
-        (c1, q1), (c2, q2) = _reduce(b1), _reduce(b2)
-        if select == "energy":
-            columns, values = _by_energy((c1, c2), k, cutoff_scale, plain=False)
-        else:
-            columns, values = _trailing_by_reflectors(_stack((c1, c2)), k)
-        p = c1.shape[1]
-        columns = jnp.concatenate([_expand(columns[:p], q1), _expand(columns[p:], q2)])
-    elif select == "energy":
-        columns, values = _by_energy(blocks, k, cutoff_scale, plain=method == "svd")
+        one, two = _reduce(b1), _reduce(b2)
+        columns, values = _trailing_by_reflectors(_stack((one.small, two.small)), k)
+        p = one.small.shape[1]
+        columns = jnp.concatenate([_expand(one, columns[:p]), _expand(two, columns[p:])])
     elif method == "null":
         columns, values = _trailing_by_reflectors(_stack(blocks), k)
     elif method == "gram":
@@ -291,6 +361,23 @@ def _solve_primal(
         x = _stack(blocks)
         columns, values = _last(_basis_by_svd(x if method == "svd" else compress(x)), d - k)
     return flip_signs(columns.T), values
+
+
+def solve_by_energy(
+    blocks: Blocks, cutoff_scale: Array, *, k: int, method: str
+) -> tuple[Float[Array, "k d"], Float[Array, " k"], Int[Array, ""]]:
+    """Return the k null directions of most energy, and how many of them carry any.
+
+    As ``solve`` with ``select="energy"``, without its derivative.
+    """
+    if method != "dual":
+        columns, values, informative = _by_energy(blocks, k, cutoff_scale, plain=method == "svd")
+        return flip_signs(columns.T), values, informative
+    one, two = _reduce(blocks[0]), _reduce(blocks[1])
+    columns, values, informative = _by_energy((one.small, two.small), k, cutoff_scale, plain=False)
+    p = one.small.shape[1]
+    columns = jnp.concatenate([_expand(one, columns[:p]), _expand(two, columns[p:])])
+    return flip_signs(columns.T), values, informative
 
 
 def _last(
@@ -379,21 +466,19 @@ def spectrum(blocks: Blocks, cutoff_scale: Array) -> Spectrum:
         cutoff_scale: singular values at or below this share of the largest count as zero.
     """
     d = blocks[0].shape[1] + blocks[1].shape[1]
-    (c1, _), (c2, _) = _reduce(blocks[0]), _reduce(blocks[1])
-    basis, values = _basis(_stack((c1, c2)))
+    small = (_reduce(blocks[0]).small, _reduce(blocks[1]).small)
+    basis, values = _basis(_stack(small))
     cutoff = cutoff_scale * values[0]
     is_null = values <= cutoff
-    latents = _mean_latents((c1, c2), basis)
+    latents = _mean_latents(small, basis)
     sizes = jnp.linalg.svd(compress(jnp.where(is_null[None, :], latents, 0)), compute_uv=False)
-    # Rounding turns a null direction towards each other direction by eps * largest / its singular
-    # value, and lends it that share of the other's latent: energy below that is not its own.
-    eps = jnp.finfo(values.dtype).eps
-    lent = jnp.where(is_null, 0, jnp.linalg.norm(latents, axis=0) / jnp.where(is_null, 1, values))
-    informative = sizes > jnp.maximum(cutoff, 4 * eps * values[0] * jnp.max(lent))
+    informative = sizes > jnp.maximum(cutoff, _lent_energy(latents, values, is_null))
+    own = [jnp.linalg.svd(compress(block), compute_uv=False) for block in small]
     return Spectrum(
-        _pad(values, d),
-        _pad(jnp.where(informative, sizes, 0) ** 2, d),
-        cutoff,
-        jnp.sum(is_null) + (d - values.shape[0]),
-        jnp.sum(informative),
+        singular_values=_pad(values, d),
+        energies=_pad(jnp.where(informative, sizes, 0) ** 2, d),
+        cutoff=cutoff,
+        null_dimension=jnp.sum(is_null) + (d - values.shape[0]),
+        informative_dimension=jnp.sum(informative),
+        ranks=jnp.stack([jnp.sum(v > cutoff_scale * v[0]) for v in own]),
     )

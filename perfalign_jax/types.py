@@ -61,10 +61,10 @@ class Alignment:
         (3, (3, 3))
     """
 
-    projections: tuple[Float[Array, "k _"], ...]
-    singular_values: Float[Array, " k"]
-    means: tuple[Float[Array, " _"], ...]
-    offset: Float[Array, " k"]
+    projections: tuple[Float[Array, "... k _"], ...]
+    singular_values: Float[Array, "... k"]
+    means: tuple[Float[Array, "... _"], ...]
+    offset: Float[Array, "... k"]
     method: str = dataclasses.field(metadata={"static": True})
     select: str = dataclasses.field(default="", metadata={"static": True})
     space: str = dataclasses.field(default="", metadata={"static": True})
@@ -113,25 +113,25 @@ class Diagnosis:
         (3, 1)
     """
 
-    singular_values: Float[Array, " d"]
-    energies: Float[Array, " d"]
-    view_energies: Float[Array, " m"]
-    cutoff: Float[Array, ""]
-    ranks: Int[Array, " m"]
-    rank: Int[Array, ""]
-    null_dimension: Int[Array, ""]
-    informative_dimension: Int[Array, ""]
-    samples: Int[Array, ""]
+    singular_values: Float[Array, "... d"]
+    energies: Float[Array, "... d"]
+    view_energies: Float[Array, "... m"]
+    cutoff: Float[Array, "..."]
+    ranks: Int[Array, "... m"]
+    rank: Int[Array, "..."]
+    null_dimension: Int[Array, "..."]
+    informative_dimension: Int[Array, "..."]
+    samples: Int[Array, "..."]
     dims: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     center: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
-    def trivial_dimension(self) -> Int[Array, ""]:
+    def trivial_dimension(self) -> Int[Array, "..."]:
         """How many null directions have latents that are identically zero."""
         return self.null_dimension - self.informative_dimension
 
     @property
-    def perfect_up_to(self) -> Int[Array, ""]:
+    def perfect_up_to(self) -> Int[Array, "..."]:
         """Largest ``k`` with zero alignment error (Theorem 2.2)."""
         return self.null_dimension
 
@@ -165,6 +165,6 @@ class Diagnosis:
         return "\n".join([*lines, f"  advice        {advice}"])
 
     @property
-    def largest(self) -> Float[Array, ""]:
+    def largest(self) -> Float[Array, "..."]:
         """The largest singular value."""
-        return self.singular_values[0]
+        return self.singular_values[..., 0]

@@ -1,0 +1,30 @@
+# make reproduce: set up and run the experiments;  make test: set up and run every check.
+# Needs Python 3.11 or newer and make, nothing else. PYTHON=python3.13 make ... picks another one.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: reproduce test check clean
+
+reproduce: $(STAMP)
+	$(BIN)/perfalign reproduce $(ARGS)
+
+test: check
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -n 2 --dist worksteal
+	$(BIN)/pytest -n 2 --doctest-modules --jaxtyping-packages=perfalign_jax,beartype.beartype perfalign_jax
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) results .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,162 @@
+"""What holds the package together: floors, the public surface, and the two READMEs of it."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import perfalign_jax as pa
+
+ROOT = Path(pa.__file__).parents[1]
+PACKAGE = Path(pa.__file__).parent
+
+FLOORS = {
+    "types": 0,
+    "_checks": 1,
+    "_numerics": 1,
+    "statistics": 2,
+    "subspace": 3,
+    "solver": 4,
+    "metrics": 4,
+    "gauge": 4,
+    "baselines": 4,
+    "contrastive": 4,
+    "synthetic": 4,
+    "serialization": 4,
+    "arrays": 4,
+    "gaussian": 5,
+    "har": 5,
+    "plotting": 6,
+    "report": 6,
+    "reproduce": 7,
+    "cli": 8,
+    "__main__": 9,
+}
+
+
+def modules():
+    return sorted(m.name for m in pkgutil.walk_packages(pa.__path__, "perfalign_jax."))
+
+
+def imports_of(path):
+    """Modules of this package that a file imports, at any depth."""
+    names = {m.removeprefix("perfalign_jax.") for m in modules()}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and "perfalign_jax" in node.module:
+            base = node.module.removeprefix("perfalign_jax").lstrip(".")
+            for alias in node.names:
+                full = f"{base}.{alias.name}".lstrip(".")
+                yield full if full in names else base
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.startswith("perfalign_jax"):
+                    yield alias.name.removeprefix("perfalign_jax").lstrip(".")
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
+def test_no_module_imports_upwards(path):
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    room = parts[0]
+    if room == "__init__":
+        return  # the front door sees all rooms
+    for imported in imports_of(path):
+        if imported == "":  # the package itself: only the outermost rooms may use the front door
+            assert FLOORS[room] >= FLOORS["report"], f"{path.name} imports the package"
+            continue
+        other = imported.split(".")[0]
+        inside = room == other == "har"
+        assert inside or FLOORS[other] < FLOORS[room], f"{room} must not import {other}"
+
+
+def test_every_room_has_a_floor():
+    assert {m.split(".")[1] for m in modules()} == set(FLOORS)
+
+
+def test_matplotlib_is_imported_in_one_place():
+    users = [
+        p.name
+        for p in PACKAGE.rglob("*.py")
+        if re.search(r"import matplotlib|from matplotlib", p.read_text())
+    ]
+    assert users == ["plotting.py"]
+
+
+def public_names():
+    for name in modules():
+        module = importlib.import_module(name)
+        if name.rsplit(".", 1)[-1].startswith("_"):
+            continue
+        for public in getattr(module, "__all__", []):
+            yield name, public
+    for public in pa.__all__:
+        yield "perfalign_jax", public
+
+
+@pytest.mark.parametrize(("module", "name"), list(public_names()))
+def test_every_public_name_is_typed_documented_and_has_an_example(module, name):
+    value = getattr(importlib.import_module(module), name)
+    if inspect.ismodule(value) or not callable(value):
+        return  # a module has its own names; a constant says itself
+    internal = module == "perfalign_jax.subspace"  # numerics behind the solver: typed, documented
+    doc = inspect.getdoc(value) or ""
+    assert len(doc) > 30
+    if not internal:
+        assert ">>>" in doc, f"{module}.{name} has no example"
+    if inspect.isfunction(value):
+        signature = inspect.signature(value)
+        assert signature.return_annotation is not inspect.Signature.empty
+        for parameter in signature.parameters.values():
+            assert parameter.annotation is not inspect.Parameter.empty, parameter
+
+
+def test_every_module_says_what_is_public_and_nothing_else_is():
+    for name in modules():
+        module = importlib.import_module(name)
+        if name in ("perfalign_jax.har", "perfalign_jax.__main__"):
+            continue
+        assert module.__doc__
+        assert module.__all__ == sorted(module.__all__), name
+        assert all(hasattr(module, public) for public in module.__all__), name
+
+
+def test_every_public_name_is_in_the_reference_of_the_readme():
+    text = (ROOT / "README.md").read_text()
+    documented = set(re.findall(r"`([A-Za-z_][A-Za-z_0-9]*)`", text))
+    missing = {
+        n for m, n in public_names() if n not in documented and m != "perfalign_jax.subspace"
+    }
+    assert not missing
+
+
+def test_results_are_frozen_pytrees(rng):
+    x = rng.normal(size=(9, 2)).astype(np.float32)
+    for value in (
+        pa.fit((x, x), k=2),
+        pa.diagnose((x, x)),
+        pa.statistics.from_views((x, x)),
+        pa.statistics.from_views((x, x), kind="gram"),
+        pa.retrieval(x, x),
+    ):
+        leaves, tree = jax.tree.flatten(value)
+        assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+        assert type(jax.tree.unflatten(tree, leaves)) is type(value)
+        with pytest.raises((AttributeError, TypeError)):
+            value.anything = 1
+
+
+def test_options_are_keyword_only_and_keys_have_no_default():
+    for module, name in public_names():
+        value = getattr(importlib.import_module(module), name)
+        if not inspect.isfunction(value):
+            continue
+        for parameter in inspect.signature(value).parameters.values():
+            if parameter.name == "key":
+                assert parameter.default is inspect.Parameter.empty, (module, name)
+            if parameter.default is not inspect.Parameter.empty and name != "main":
+                assert parameter.kind is inspect.Parameter.KEYWORD_ONLY, (module, name, parameter)

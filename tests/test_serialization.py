@@ -1,0 +1,135 @@
+"""Alignments survive the disk; damaged and foreign files are named."""
+
+import json
+import os
+
+import chex
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import perfalign_jax as pa
+from perfalign_jax.arrays import read_array
+from perfalign_jax.serialization import write_whole
+
+
+@pytest.fixture
+def alignment(rng):
+    x1, x2 = (rng.normal(size=(30, d)).astype(np.float32) + 1 for d in (3, 4))
+    return pa.fit((x1, x2), k=2, center=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_is_saved_is_loaded(dtype, x64, tmp_path, rng):
+    z = rng.normal(size=(30, 2))
+    views = tuple((z @ rng.normal(size=(2, d))).astype(dtype) for d in (3, 4))
+    saved = pa.fit(views, k=2, select="energy", center=True)
+    pa.save(saved, tmp_path / "a.safetensors")
+    loaded = pa.load(tmp_path / "a.safetensors")
+    chex.assert_trees_all_equal(loaded, saved)
+    assert jax.tree.structure(loaded) == jax.tree.structure(saved)  # method, select, centring
+    assert loaded.offset.dtype == dtype
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def test_a_float64_file_is_not_narrowed_silently(alignment, tmp_path):
+    wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), alignment)
+    pa.save(wide, tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"holds a float64 alignment; call jax.config"):
+        pa.load(tmp_path / "a.safetensors")
+
+
+def test_every_truncation_is_noticed(alignment, tmp_path):
+    path = tmp_path / "a.safetensors"
+    pa.save(alignment, path)
+    whole = path.read_bytes()
+    for size in [0, 1, 7, 8, 20, len(whole) // 2, len(whole) - 1]:
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"not a whole safetensors file"):
+            pa.load(path)
+
+
+def test_foreign_files_are_named(alignment, tmp_path):
+    path = tmp_path / "a.safetensors"
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        pa.load(path)
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        pa.load(tmp_path)
+    path.write_text("hello, this is text and no safetensors file at all")
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        pa.load(path)
+    safetensors.numpy.save_file({"x": np.ones(3)}, path)
+    with pytest.raises(ValueError, match="holds no alignment"):
+        pa.load(path)
+    pa.save(alignment, path)
+    good = safetensors.numpy.load_file(path)
+    metadata = {"format": "perfalign_jax.Alignment", "version": "1", "made_by": "{}"}
+    made_by = json.dumps({"method": "svd", "select": "", "space": "", "center": False})
+    for arrays, extra, match in [
+        (good, {"version": "99"}, "version '99'"),
+        (good, {}, "does not say how"),
+        ({"offset": good["offset"]}, {"made_by": made_by}, "must hold the arrays"),
+        (good | {"offset": np.ones(7, np.float32)}, {"made_by": made_by}, "do not fit together"),
+        (good | {"means.0": good["means.0"].astype(int)}, {"made_by": made_by}, "do not fit"),
+    ]:
+        safetensors.numpy.save_file(arrays, path, metadata | extra)
+        with pytest.raises(ValueError, match=match):
+            pa.load(path)
+
+
+def test_nothing_half_written_is_left(alignment, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"the folder .* does not exist"):
+        pa.save(alignment, tmp_path / "missing" / "a.safetensors")
+    with pytest.raises(IsADirectoryError, match="is a folder"):
+        pa.save(alignment, tmp_path)
+    with pytest.raises(TypeError, match="must be an Alignment"):
+        pa.save("alignment", tmp_path / "a.safetensors")
+    target = tmp_path / "kept"
+    target.write_bytes(b"old")
+    with pytest.raises(TypeError):
+        write_whole(target, "text is not bytes")
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["kept"]
+
+
+class TestReadArray:
+    def test_every_kind(self, tmp_path):
+        a, b = np.arange(6.0).reshape(3, 2), np.ones((3, 1))
+        np.save(tmp_path / "a.npy", a)
+        np.savez(tmp_path / "one.npz", a)
+        np.savez(tmp_path / "two.npz", a=a, b=b)
+        safetensors.numpy.save_file({"a": a, "b": b}, tmp_path / "two.safetensors")
+        assert isinstance(read_array(tmp_path / "a.npy"), np.memmap)
+        for spec in ("a.npy", "one.npz", "two.npz:a", "two.safetensors:a"):
+            np.testing.assert_array_equal(read_array(tmp_path / spec), a)
+        np.save(tmp_path / "odd.npz:name.npy", a)  # a colon that belongs to the file's name
+        np.testing.assert_array_equal(read_array(tmp_path / "odd.npz:name.npy"), a)
+
+    def test_what_cannot_be_read(self, tmp_path):
+        np.savez(tmp_path / "two.npz", a=np.ones(2), b=np.ones(3))
+        np.save(tmp_path / "a.npy", np.ones((50, 50)))
+        np.save(tmp_path / "o.npy", np.array([{}, []], dtype=object), allow_pickle=True)
+        (tmp_path / "cut.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:500])
+        (tmp_path / "cut.npz").write_bytes((tmp_path / "two.npz").read_bytes()[:100])
+        (tmp_path / "text.npy").write_text("1,2,3")
+        (tmp_path / "empty.npy").write_bytes(b"")
+        (tmp_path / "empty.safetensors").write_bytes(b"")
+        (tmp_path / "a.csv").write_text("1,2,3")
+        (tmp_path / "folder.npy").mkdir()
+        for spec, error, match in [
+            ("none.npy", FileNotFoundError, "there is no file"),
+            ("folder.npy", IsADirectoryError, "is a folder"),
+            ("a.csv", ValueError, r"must be one of .npy, .npz, .safetensors, got .csv suffix"),
+            ("two.npz", KeyError, r"holds 2 arrays; name one as .*:NAME \(of a, b\)"),
+            ("two.npz:c", KeyError, r"has no array 'c'; it has a, b"),
+            ("a.npy:x", KeyError, r"holds one array without a name"),
+            ("o.npy", TypeError, "holds Python objects"),
+            ("cut.npy", ValueError, "no readable .npy file"),
+            ("cut.npz", ValueError, "no readable .npz file"),
+            ("text.npy", ValueError, "no readable .npy file"),
+            ("empty.npy", ValueError, "no readable .npy file"),
+            ("empty.safetensors", ValueError, "no readable .safetensors file"),
+        ]:
+            with pytest.raises(error, match=match):
+                read_array(tmp_path / spec)
