@@ -25,6 +25,8 @@ Method = Literal["auto", "svd", "qr", "gram", "null", "dual"]
 
 # Below this share of the energy that directions chosen at random would keep, the latents are noise.
 _LITTLE_ENERGY = 1e-3
+# A latent axis whose correlation between the views is below this is more noise than signal.
+_LITTLE_AGREEMENT = 0.5**0.5
 
 
 def _prepare(data: Any, *, center: bool) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
@@ -83,31 +85,41 @@ def _fit(
 
 @jax.jit
 def _signs_of_collapse(data: Any, alignment: Alignment, rtol: Any) -> Float[Array, "4"]:
-    """How many latent directions are empty, the energy kept against chance, the agreement."""
+    """How many latent axes are empty, the energy kept against chance, how many axes disagree."""
     rows, _, samples = _prepare(data, center=alignment.center)
-    shares, latents = [], []
-    for block, projection in zip(rows, alignment.projections, strict=True):
-        latents.append(matmul(block, projection.T))
-        chance = jnp.sum(block**2) * alignment.k / block.shape[1]
-        shares.append(jnp.sum(latents[-1] ** 2) / jnp.where(chance > 0, chance, 1))
-    z1, z2 = latents
+    z1, z2 = (matmul(b, p.T) for b, p in zip(rows, alignment.projections, strict=True))
     # Counted in the latents' principal axes: a basis of trivial and informative directions mixed
     # has no single row without energy.
+    eps = jnp.finfo(z1.dtype).eps
     spread = jnp.linalg.eigvalsh(matmul(z1.T, z1) + matmul(z2.T, z2))
     whole = sum(jnp.sum(block**2) for block in rows)
-    eps = jnp.finfo(spread.dtype).eps
-    floor = jnp.maximum(
-        4 * alignment.k * eps * spread[-1], _cutoff_scale(data, rows, samples, rtol) ** 2 * whole
-    )
-    trivial = jnp.sum(spread <= floor).astype(spread.dtype)
-    energy = jnp.sum(z1**2) + jnp.sum(z2**2)
-    agreement = 2 * jnp.sum(z1 * z2) / jnp.where(energy > 0, energy, 1)
-    return jnp.stack([trivial, *shares, agreement])
+    floor = _cutoff_scale(data, rows, samples, rtol) ** 2 * whole
+    trivial = jnp.sum(spread <= jnp.maximum(4 * alignment.k * eps * spread[-1], floor))
+    # A mean that all samples share is no information: it would pass for energy and agreement.
+    if not alignment.center:
+        statistic = isinstance(data, Factor | Gram)
+
+        def centred(part: Array) -> Array:
+            return part[1:] if statistic else part - jnp.mean(part, axis=0)[None, :]
+
+        rows, z1, z2 = (centred(rows[0]), centred(rows[1])), centred(z1), centred(z2)
+    shares = []
+    for block, z in zip(rows, (z1, z2), strict=True):
+        chance = jnp.sum(block**2) * alignment.k / block.shape[1]
+        shares.append(jnp.sum(z**2) / jnp.where(chance > 0, chance, 1))
+    # Agreement axis by axis: one axis of much energy must not hide the others.
+    spread, axes = jnp.linalg.eigh((matmul(z1.T, z1) + matmul(z2.T, z2)) / 2)
+    kept = spread > jnp.maximum(4 * alignment.k * eps * spread[-1], floor / 2)
+    axes = axes * jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, spread, 1)), 0)[None, :]
+    shared = matmul(matmul(z1, axes).T, matmul(z2, axes))
+    agreement = jnp.linalg.eigvalsh((shared + shared.T) / 2)
+    apart = jnp.sum(agreement < _LITTLE_AGREEMENT) - jnp.sum(~kept)
+    return jnp.stack([jnp.asarray(s, z1.dtype) for s in (trivial, *shares, apart)])
 
 
 def _warn_of_collapse(data: Any, alignment: Alignment, rtol: Any) -> None:
     signs = np.asarray(_signs_of_collapse(data, alignment, rtol))
-    trivial, share1, share2, agreement = signs.tolist()
+    trivial, share1, share2, apart = signs.tolist()
     k = alignment.k
     reasons, remedies = [], ["a smaller k"]
     if trivial:
@@ -122,10 +134,10 @@ def _warn_of_collapse(data: Any, alignment: Alignment, rtol: Any) -> None:
                     f"the latents of view {view} keep {share:.1e} of the energy that {k} "
                     "directions chosen at random would keep"
                 )
-        if agreement < 0.5:
+        if apart > 0:
             reasons.append(
-                f"the two latents of a pair hardly agree (agreement {agreement:.2f}; 1 is perfect, "
-                "0 is none)"
+                f"on {int(apart)} of the {k} latent axes the views hardly agree (they share less "
+                "than half of the variance)"
             )
             remedies = ["baselines.ridge_cca"]
     if reasons:

@@ -153,7 +153,7 @@ BAD = {
 
 @pytest.fixture
 def bad_files(files, tmp_path):
-    x1, x2 = files
+    _, x2 = files
     nan, infinite = x2.copy(), x2.copy()
     nan[17, 2], infinite[3, 0] = np.nan, np.inf
     for name, value in {
@@ -226,7 +226,7 @@ def test_both_entry_points(files):
 class TestReproduce:
     @pytest.fixture
     def scripts(self, tmp_path, monkeypatch):
-        """Two experiments of one line each; the second fails while a file called broken is there."""
+        """Two experiments of one line each; the second fails while a file `broken` is there."""
         folder = tmp_path / "experiments"
         folder.mkdir()
         body = (
@@ -235,7 +235,8 @@ class TestReproduce:
             "if '{name}' == 'second' and pathlib.Path('broken').exists(): sys.exit('broken')\n"
             "out = pathlib.Path(sys.argv[sys.argv.index('--out') + 1])\n"
             "with open('log', 'a') as log: log.write('{name} ')\n"
-            "save_result(Result('{name}', 'Title of {name}', 'Summary.', [Row('q', ours='1 | 2')]), out)\n"
+            "row = Row('q', ours='1 | 2')\n"
+            "save_result(Result('{name}', 'Title of {name}', 'Summary.', [row]), out)\n"
         )
         for name in ("first", "second"):
             (folder / f"{name}.py").write_text(body.format(name=name))

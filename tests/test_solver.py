@@ -230,11 +230,26 @@ class TestCollapse:
             pa.fit(views, k=None, select="energy")
             pa.fit(perfect_views(rng, d1=3, d2=3), k=3)
 
-    def test_the_published_collapse_is_seen(self, x64, rng):
-        """d1 = d2 = 10, two latent dimensions, unit noise: the trailing directions are noise."""
-        views = tuple(x + rng.normal(size=x.shape) for x in perfect_views(rng, 2000, 2, 10, 10))
-        with pytest.warns(pa.CollapseWarning, match=r"hardly agree.*ridge_cca"):
-            pa.fit(views, k=2)
+    @pytest.mark.parametrize("offset", [0.0, 50.0])
+    def test_the_published_collapse_is_seen(self, offset, x64, rng):
+        """d1 = d2 = 10, two latent dimensions, unit noise: directions of least error are noise.
+
+        One latent axis keeps some signal by chance, and a common mean looks like agreement:
+        neither may hide the other axis.
+        """
+        views = tuple(
+            x + rng.normal(size=x.shape) + offset for x in perfect_views(rng, 2000, 2, 10, 10)
+        )
+        for data in (views, statistics.from_views(views)):
+            with pytest.warns(pa.CollapseWarning, match=r"axes the views hardly agree.*ridge_cca"):
+                pa.fit(data, k=2)
+
+    def test_no_collapse_where_there_is_none(self, x64, rng):
+        views = tuple(x + 0.01 * rng.normal(size=x.shape) for x in perfect_views(rng, 500, 3, 3, 3))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pa.fit(views, k=3)
+            pa.fit(statistics.from_views(views), k=3)
 
     def test_a_zero_view_is_named(self, rng):
         x = rng.normal(size=(30, 3)).astype(np.float32)
