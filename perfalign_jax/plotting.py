@@ -1,0 +1,489 @@
+"""Figures. The only module that imports matplotlib.
+
+Each function returns a ``Figure`` of its own and touches no global state of matplotlib, so it works
+without a display, in threads and in notebooks. Colours can be told apart with any colour vision.
+"""
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, MaxNLocator
+
+from perfalign_jax.types import Diagnosis
+
+__all__ = [
+    "plot_boundary",
+    "plot_data_model",
+    "plot_errors",
+    "plot_latents",
+    "plot_spectrum",
+    "save_figure",
+]
+
+# Okabe & Ito's colours, the two most different first.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+GREY = "#777777"
+_WIDTH = 7.5  # inches; at 150 dots per inch a little wider than the report's column
+
+
+def save_figure(figure: Figure, path: Path | str, *, dpi: int = 150) -> Path:
+    """Write a figure to a file; the folder is made if missing.
+
+    Args:
+        figure: what a function of this module returned.
+        path: file to write; its ending chooses the format (``.png``, ``.pdf``, ``.svg``).
+        dpi: dots per inch of a ``.png``.
+
+    Returns:
+        The path. The file appears whole or not at all.
+
+    Raises:
+        ValueError: if matplotlib does not know the format.
+
+    Example:
+        >>> import tempfile, pathlib, numpy as np
+        >>> from perfalign_jax import plotting
+        >>> z = np.random.default_rng(0).normal(size=(9, 2))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     figure = plotting.plot_latents((z, z), np.arange(9) % 2)
+        ...     plotting.save_figure(figure, pathlib.Path(folder) / "a.png").name
+        'a.png'
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=".", dir=path.parent)
+    os.close(handle)
+    try:
+        figure.savefig(name, dpi=dpi)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    return path
+
+
+def plot_latents(
+    latents: tuple[Any, Any],
+    labels: Any,
+    *,
+    title: str = "Aligned latent space",
+    names: Sequence[str] | None = None,
+) -> Figure:
+    """Draw the first two coordinates of both modalities' latents in one plane.
+
+    Args:
+        latents: ``(z1, z2)``, each of shape ``(n, k)`` with ``k >= 2``, in units of the latents.
+        labels: class of each sample, shape ``(n,)``: the colour.
+        title: heading.
+        names: name of each class, in the order of the sorted labels.
+
+    Returns:
+        The figure: rings are modality 1, crosses modality 2; a cross inside its ring is a pair
+        that coincides.
+
+    Raises:
+        ValueError: if shapes do not fit or a value is not finite.
+
+    Source: paper Fig. 2.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import plotting
+        >>> z = np.random.default_rng(0).normal(size=(20, 2))
+        >>> len(plotting.plot_latents((z, z), np.arange(20) % 2).axes)
+        1
+    """
+    points, classes = _checked(latents, labels, ("z1", "z2"))
+    figure = _figure(4.6, width=5.6)
+    axes = figure.subplots()
+    _scatter_pair(axes, points, classes)
+    axes.set(
+        title=title,
+        xlabel="latent coordinate 1 (latent units)",
+        ylabel="latent coordinate 2 (latent units)",
+    )
+    _legend_below(figure, [*_class_handles(classes, names), *_modality_handles()])
+    return figure
+
+
+def plot_data_model(
+    latents: Any,
+    views: tuple[Any, Any],
+    labels: Any,
+    *,
+    names: Sequence[str] | None = None,
+) -> Figure:
+    """Draw the true latent space and the two modalities that were made from it.
+
+    Args:
+        latents: true latents, shape ``(n, k)`` with ``k >= 2``.
+        views: shapes ``(n, d1)`` and ``(n, d2)``, at least two columns each; the first two are
+            drawn.
+        labels: class of each sample, shape ``(n,)``: the colour.
+        names: name of each class, in the order of the sorted labels.
+
+    Returns:
+        The figure, with three panels.
+
+    Raises:
+        ValueError: if shapes do not fit or a value is not finite.
+
+    Source: paper Fig. 1.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import plotting
+        >>> z = np.random.default_rng(0).normal(size=(20, 2))
+        >>> len(plotting.plot_data_model(z, (2 * z, -z), np.arange(20) % 2).axes)
+        3
+    """
+    points, classes = _checked((latents, *views), labels, ("latents", "x1", "x2"))
+    figure = _figure(3.1)
+    panels = figure.subplots(1, 3)
+    _draw_model(panels, points, classes)
+    _legend_below(figure, _class_handles(classes, names))
+    return figure
+
+
+def plot_boundary(
+    latents: Any,
+    views: tuple[Any, Any],
+    estimates: tuple[Any, Any],
+    labels: Any,
+    *,
+    line: tuple[Any, float],
+    estimated_lines: Sequence[tuple[Any, float]] = (),
+    names: Sequence[str] | None = None,
+) -> Figure:
+    """Draw classes that a line divides: in the true latent space, the views and the estimate.
+
+    Args:
+        latents: true latents, shape ``(n, 2)``.
+        views: shapes ``(n, d1)`` and ``(n, d2)``; the first two columns are drawn.
+        estimates: estimated latents of the two modalities, shape ``(n, k)``, ``k >= 2``.
+        labels: class of each sample, shape ``(n,)``: the colour.
+        line: ``(w, b)`` of the true boundary ``w . z + b = 0``.
+        estimated_lines: boundaries found in the estimated latents of each modality.
+        names: name of each class, in the order of the sorted labels.
+
+    Returns:
+        The figure, with four panels.
+
+    Raises:
+        ValueError: if shapes do not fit or a value is not finite.
+
+    Source: paper Fig. 7.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import plotting
+        >>> z = np.random.default_rng(0).normal(size=(20, 2))
+        >>> figure = plotting.plot_boundary(
+        ...     z, (2 * z, -z), (z, z), (z[:, 0] > 0).astype(int), line=(np.array([1.0, 0.0]), 0.0)
+        ... )
+        >>> len(figure.axes)
+        4
+    """
+    points, classes = _checked(
+        (latents, *views, *estimates), labels, ("latents", "x1", "x2", "z1", "z2")
+    )
+    figure = _figure(6.4)
+    panels = figure.subplots(2, 2).ravel()
+    _draw_model(panels[:3], points[:3], classes)
+    _draw_line(panels[0], *line, style="-")
+    _scatter_pair(panels[3], points[3:], classes)
+    for (weights, offset), style in zip(estimated_lines, ("-", "--"), strict=False):
+        _draw_line(panels[3], weights, offset, style=style)
+    panels[3].set(
+        title="Estimated latent space",
+        xlabel="coordinate 1 (latent units)",
+        ylabel="coordinate 2 (latent units)",
+    )
+    boundary = Line2D([], [], color="black", label="boundary")
+    _legend_below(figure, [*_class_handles(classes, names), *_modality_handles(), boundary])
+    return figure
+
+
+def plot_errors(
+    errors: Mapping[str, Mapping[str, Any]],
+    *,
+    paper: Mapping[str, Mapping[str, float]] | None = None,
+) -> Figure:
+    """Draw the distribution of each error for each method, with the paper's number marked.
+
+    Args:
+        errors: for each quantity (its name with unit), for each method, one value per draw.
+        paper: for some quantities and methods, the paper's number.
+
+    Returns:
+        The figure, with one panel per quantity; dots are draws, boxes quartiles. An axis is
+        logarithmic where the values are positive and span more than two decades.
+
+    Raises:
+        ValueError: if there is nothing to draw or a value is not finite.
+
+    Source: paper Fig. 3, as distributions.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import plotting
+        >>> values = np.random.default_rng(0).uniform(1, 2, size=30)
+        >>> figure = plotting.plot_errors({"CMAE": {"ours": values}}, paper={"CMAE": {"ours": 1.5}})
+        >>> len(figure.axes)
+        1
+    """
+    paper = paper or {}
+    if not errors or not all(errors.values()):
+        raise ValueError("errors must hold at least one quantity with at least one method.")
+    rows = -(-len(errors) // 2)
+    tallest = max(len(by_method) for by_method in errors.values())
+    columns = 1 if len(errors) == 1 else 2
+    figure = _figure(rows * (0.85 + 0.36 * tallest) + 0.5)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (quantity, by_method) in zip(panels, errors.items(), strict=False):
+        values = {
+            m: _finite_values(v, f"errors[{quantity!r}][{m!r}]") for m, v in by_method.items()
+        }
+        _draw_distributions(axes, values, paper.get(quantity, {}))
+        axes.set_xlabel(quantity)
+        if axes in panels[1::2] and list(by_method) == list(next(iter(errors.values()))):
+            axes.set_yticklabels([])  # the panel to the left names the same methods
+    for axes in panels[len(errors) :]:
+        axes.remove()
+    handles = [
+        Line2D([], [], color=GREY, marker="o", ls="", ms=4, alpha=0.6, label="one draw"),
+        Patch(facecolor="none", edgecolor="black", label="median, quartiles, middle 95 %"),
+    ]
+    if any(paper.get(q) for q in errors):
+        handles.append(_paper_handle())
+    _legend_below(figure, handles)
+    return figure
+
+
+def plot_spectrum(diagnosis: Diagnosis, *, title: str = "", k: int | None = None) -> Figure:
+    """Draw the singular values of the stacked views and what their null space holds.
+
+    Args:
+        diagnosis: result of ``diagnose``.
+        title: heading.
+        k: latent dimensions of a fit: a line marks the directions it takes.
+
+    Returns:
+        The figure: on the left the singular values, largest first, none drawn below the cut-off
+        (dotted) up to which they count as zero; on the right the latent energy of the null
+        directions, informative ones first, then the trivial ones, whose latents are zero.
+
+    Raises:
+        TypeError: if the argument is no diagnosis.
+
+    Source: paper Theorem 2.2 (the null space), Remark 2.4 and Section 6.1.
+
+    Example:
+        >>> import numpy as np, perfalign_jax as pa
+        >>> from perfalign_jax import plotting
+        >>> x = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
+        >>> len(plotting.plot_spectrum(pa.diagnose((x, np.pad(x, ((0, 0), (0, 1)))))).axes)
+        2
+    """
+    if not isinstance(diagnosis, Diagnosis):
+        raise TypeError(f"diagnosis must be a Diagnosis, got {type(diagnosis).__name__}.")
+    values = np.asarray(diagnosis.singular_values, np.float64)
+    d, rank = values.size, int(diagnosis.rank)
+    informative, trivial = int(diagnosis.informative_dimension), int(diagnosis.trivial_dimension)
+    figure = _figure(3.9)
+    left, right = figure.subplots(1, 2)
+    size = 5 if d <= 40 else 3
+    floor: float = max(float(diagnosis.cutoff), float(np.finfo(np.float32).tiny))
+    shown = np.maximum(values, floor)
+    index = np.arange(1, d + 1)
+    left.semilogy(index[:rank], shown[:rank], "o", ms=size, color=COLORS[0])
+    left.semilogy(index[rank:], shown[rank:], "v", ms=size, color=COLORS[1])
+    left.axhline(floor, color=GREY, lw=0.8, ls=":")
+    if k is not None:
+        left.axvline(d - k + 0.5, color="black", lw=1, ls="--")
+    left.set(
+        title=title or f"Stacked views, d = {d}",
+        xlabel="index of the singular value",
+        ylabel="singular value (data units)",
+    )
+    right.set(
+        title=f"Null space: {informative} informative, {trivial} trivial",
+        xlabel="null direction, by latent energy",
+        ylabel="share of the views' energy",
+    )
+    energies = np.asarray(diagnosis.energies, np.float64)[: informative + trivial]
+    share = energies / max(float(np.sum(np.asarray(diagnosis.view_energies))), floor)
+    place = np.arange(1, share.size + 1)
+    right.plot(place[:informative], share[:informative], "s", ms=size, color=COLORS[2])
+    right.plot(place[informative:], share[informative:], "x", ms=size, color="black")
+    if share.size == 0:
+        right.set(xticks=[], yticks=[])
+        right.text(0.5, 0.5, "the null space is empty", ha="center", transform=right.transAxes)
+    _whole_ticks(left)
+    _whole_ticks(right)
+    handles = [
+        _dot(COLORS[0], "o", f"not null ({rank})"),
+        _dot(COLORS[1], "v", f"null ({informative + trivial})"),
+        _dot(COLORS[2], "s", f"null and informative ({informative})"),
+        _dot("black", "x", f"null and trivial ({trivial})"),
+    ]
+    if k is not None:
+        handles.append(Line2D([], [], color="black", ls="--", lw=1, label=f"the trailing k = {k}"))
+    _legend_below(figure, handles, columns=3)
+    return figure
+
+
+def _figure(height: float, *, width: float = _WIDTH) -> Figure:
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+
+
+def _checked(
+    arrays: Sequence[Any], labels: Any, names: Sequence[str]
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return the first two columns of each array and the class number of each row."""
+    classes = np.asarray(labels)
+    points = []
+    for value, name in zip(arrays, names, strict=True):
+        host = np.asarray(value, np.float64)
+        if host.ndim != 2 or host.shape[1] < 2 or host.shape[0] != classes.shape[0]:
+            raise ValueError(
+                f"{name} must have shape (n = {classes.shape[0]}, at least 2), got {host.shape}."
+            )
+        if not np.isfinite(host).all():
+            raise ValueError(f"{name} must be finite.")
+        points.append(host[:, :2])
+    return points, classes
+
+
+def _finite_values(values: Any, name: str) -> np.ndarray:
+    host = np.asarray(values, np.float64).ravel()
+    if host.size == 0 or not np.isfinite(host).all():
+        raise ValueError(f"{name} must hold at least one number and only finite ones.")
+    return host
+
+
+def _palette(count: int) -> list[Any]:
+    if count <= len(COLORS):
+        return list(COLORS[:count])
+    return list(matplotlib.colormaps["viridis"](np.linspace(0, 0.95, count)))
+
+
+def _class_colors(classes: np.ndarray) -> list[tuple[float, float, float, float]]:
+    names, numbers = np.unique(classes, return_inverse=True)
+    colors = [to_rgba(color) for color in _palette(names.size)]
+    return [colors[number] for number in numbers]
+
+
+def _class_handles(classes: np.ndarray, names: Sequence[str] | None) -> list[Line2D]:
+    found = np.unique(classes)
+    names = [f"class {c}" for c in found] if names is None else names
+    return [_dot(color, "s", name) for color, name in zip(_palette(found.size), names, strict=True)]
+
+
+def _modality_handles() -> list[Line2D]:
+    return [
+        Line2D([], [], color="black", marker="o", mfc="none", ls="", label="modality 1"),
+        Line2D([], [], color="black", marker="x", ls="", label="modality 2"),
+    ]
+
+
+def _dot(color: Any, marker: str, label: str) -> Line2D:
+    return Line2D([], [], color=color, marker=marker, ls="", ms=6, label=label)
+
+
+def _paper_handle() -> Line2D:
+    return Line2D(
+        [], [], color="black", marker="D", mfc="white", mew=1.5, ls="", label="the paper's number"
+    )
+
+
+def _legend_below(figure: Figure, handles: Sequence[Any], columns: int = 5) -> None:
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=min(len(handles), columns), frameon=False
+    )
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#dddddd", lw=0.6)
+    axes.set_axisbelow(True)
+
+
+def _whole_ticks(axes: Axes) -> None:
+    _tidy(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+
+
+def _draw_model(panels: Sequence[Axes], points: Sequence[np.ndarray], classes: np.ndarray) -> None:
+    colors = _class_colors(classes)
+    texts = (
+        ("True latent space", "coordinate {} (latent units)"),
+        ("Modality 1", "feature {} (data units)"),
+        ("Modality 2", "feature {} (data units)"),
+    )
+    for axes, xy, (title, label) in zip(panels, points, texts, strict=True):
+        axes.scatter(xy[:, 0], xy[:, 1], s=5, c=colors, alpha=0.6, linewidths=0)
+        axes.set(title=title, xlabel=label.format(1), ylabel=label.format(2))
+        _tidy(axes)
+
+
+def _scatter_pair(axes: Axes, points: Sequence[np.ndarray], classes: np.ndarray) -> None:
+    colors = _class_colors(classes)
+    first, second = points
+    x, y = first.T
+    axes.scatter(x, y, s=26, facecolors="none", edgecolors=colors, linewidths=0.7, alpha=0.7)
+    x, y = second.T
+    axes.scatter(x, y, s=9, c=colors, marker="x", linewidths=0.7, alpha=0.7)
+    _tidy(axes)
+
+
+def _draw_line(axes: Axes, weights: Any, offset: float, *, style: str) -> None:
+    """Draw w . z + b = 0 across the panel without widening it."""
+    w, b = np.asarray(weights, np.float64), float(offset)
+    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
+    x, y = -b * w / (w @ w)
+    axes.axline((x, y), (x - w[1], y + w[0]), color="black", lw=1.4, ls=style)
+
+
+def _draw_distributions(
+    axes: Axes, values: Mapping[str, np.ndarray], paper: Mapping[str, float]
+) -> None:
+    axes.use_sticky_edges = False
+    everything = np.concatenate([*values.values(), np.asarray(list(paper.values()), np.float64)])
+    positive = everything[everything > 0]
+    logarithmic = positive.size == everything.size and positive.max() > 100 * positive.min()
+    places = np.arange(len(values))[::-1]
+    spread = np.random.default_rng(0)
+    for place, color, (method, draws) in zip(
+        places, _palette(len(values)), values.items(), strict=True
+    ):
+        height = place + spread.uniform(-0.26, 0.26, size=draws.size)
+        axes.plot(draws, height, "o", ms=2.5, color=color, alpha=0.35, mew=0)
+        low, first, middle, third, high = np.percentile(draws, (2.5, 25, 50, 75, 97.5))
+        axes.barh(place, third - first, 0.5, left=first, fill=False, ec="black", lw=1)
+        axes.plot([middle, middle], [place - 0.25, place + 0.25], color="black", lw=2)
+        for ends in ((low, first), (third, high)):
+            axes.plot(ends, [place, place], color="black", lw=1)
+        if method in paper:
+            axes.plot(
+                paper[method], place, "D", ms=7, color="black", mfc="white", mew=1.5, zorder=5
+            )
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(numticks=6))
+    else:
+        axes.set_xlim(left=min(0.0, float(everything.min())))
+    axes.set_yticks(places, list(values))
+    axes.set_ylim(-0.6, len(values) - 0.4)
+    _tidy(axes)

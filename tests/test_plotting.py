@@ -1,0 +1,185 @@
+"""Figures show the data they are given, say what the axes are, and leave no global state."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.image import imread
+
+from perfalign_jax import plotting, solver
+
+
+@pytest.fixture
+def drawn(rng):
+    latents = rng.normal(size=(30, 2))
+    labels = np.arange(30) % 2
+    maps = rng.normal(size=(2, 3, 2))
+    return latents, tuple(latents @ s.T for s in maps), labels
+
+
+def texts(figure):
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    return legend, [(a.get_xlabel(), a.get_ylabel()) for a in figure.axes]
+
+
+def assert_readable(figure, tmp_path):
+    """Save it, see that something is drawn, and that no text leaves the page or meets another."""
+    path = plotting.save_figure(figure, tmp_path / "new folder" / "figure.png")
+    pixels = imread(path)
+    width, height = figure.get_size_inches()
+    assert pixels.shape[:2] == (round(height * 150), round(width * 150))
+    assert pixels[..., :3].min() < 0.5
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    shown = [t for a in figure.axes for t in (a.title, a.xaxis.label, a.yaxis.label)]
+    shown += figure.legends[0].get_texts()
+    boxes = [t.get_window_extent(canvas.get_renderer()) for t in shown if t.get_text()]
+    for i, box in enumerate(boxes):
+        assert box.x0 >= -1
+        assert box.y0 >= -1
+        assert box.x1 <= figure.bbox.x1 + 1
+        assert box.y1 <= figure.bbox.y1 + 1
+        assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+def test_latents_show_every_point_of_both_modalities(drawn, rng, tmp_path):
+    z1, _, labels = drawn
+    z2 = z1 + rng.normal(size=z1.shape)
+    figure = plotting.plot_latents((z1, z2), labels, names=("walk", "run"))
+    (axes,) = figure.axes
+    for collection, z in zip(axes.collections, (z1, z2), strict=True):
+        np.testing.assert_array_equal(collection.get_offsets(), z)
+    ring_colors, cross_colors = (c.get_edgecolors() for c in axes.collections)
+    np.testing.assert_array_equal(ring_colors[:, :3], cross_colors[:, :3])
+    assert len(np.unique(ring_colors, axis=0)) == 2
+    legend, labels_of_axes = texts(figure)
+    assert legend == ["walk", "run", "modality 1", "modality 2"]
+    assert all("latent units" in label for label in labels_of_axes[0])
+    assert_readable(figure, tmp_path)
+
+
+def test_data_model_has_a_panel_per_space(drawn, tmp_path):
+    latents, views, labels = drawn
+    figure = plotting.plot_data_model(latents, views, labels)
+    for axes, points in zip(figure.axes, (latents, *views), strict=True):
+        np.testing.assert_array_equal(axes.collections[0].get_offsets(), points[:, :2])
+    assert [a.get_title() for a in figure.axes] == ["True latent space", "Modality 1", "Modality 2"]
+    assert_readable(figure, tmp_path)
+
+
+def test_boundary_lies_where_it_is_said(drawn, tmp_path):
+    latents, views, labels = drawn
+    lines = [(np.array([1.0, 2.0]), 0.5), (np.array([0.0, 1.0]), -0.25)]
+    figure = plotting.plot_boundary(
+        latents, views, (latents, latents), labels, line=lines[0], estimated_lines=lines
+    )
+    for panel, wanted in ((0, lines[:1]), (3, lines)):
+        for drawn_line, (w, b) in zip(figure.axes[panel].lines, wanted, strict=True):
+            for point in (drawn_line.get_xy1(), drawn_line.get_xy2()):
+                assert abs(np.dot(w, point) + b) < 1e-12  # rounding
+    assert_readable(figure, tmp_path)
+
+
+def test_errors_show_draws_median_and_the_papers_number(rng, tmp_path):
+    draws = {
+        "MLRE (latent units)": {"perfect": rng.uniform(1, 9, 41), "trained": rng.uniform(1, 9, 41)},
+        "CMAE (latent units)": {"perfect": rng.uniform(1, 9, 41) * 1e-15, "trained": np.ones(41)},
+        "NCMAE": {"perfect": rng.uniform(1, 2, 41)},
+    }
+    figure = plotting.plot_errors(draws, paper={"CMAE (latent units)": {"perfect": 3.66e-15}})
+    assert [a.get_xlabel() for a in figure.axes] == list(draws)
+    assert [a.get_xscale() for a in figure.axes] == ["linear", "log", "linear"]
+    lines = figure.axes[1].lines
+    np.testing.assert_array_equal(lines[0].get_xdata(), draws["CMAE (latent units)"]["perfect"])
+    assert lines[1].get_xdata()[0] == np.median(draws["CMAE (latent units)"]["perfect"])
+    assert any(line.get_marker() == "D" and line.get_xdata()[0] == 3.66e-15 for line in lines)
+    assert "the paper's number" in texts(figure)[0]
+    assert "the paper's number" not in texts(plotting.plot_errors(draws))[0]
+    assert_readable(figure, tmp_path)
+
+
+@pytest.mark.parametrize("dims", [(6, 5), (2, 2), (60, 80)])
+def test_spectrum_tells_the_parts_apart(x64, rng, tmp_path, dims):
+    z = rng.normal(size=(100, 2))
+    diagnosis = solver.diagnose(tuple(z @ rng.normal(size=(2, d)) for d in dims))
+    figure = plotting.plot_spectrum(diagnosis, k=2)
+    left, right = figure.axes
+    d, trivial = sum(dims), sum(dims) - 4
+    # Latent dimension 2 and full-rank maps: rank 2, two informative directions, the rest trivial.
+    assert [len(line.get_xdata()) for line in left.lines[:2]] == [2, d - 2]
+    assert [len(line.get_xdata()) for line in right.lines] == [2, trivial]
+    assert left.lines[3].get_xdata()[0] == d - 2 + 0.5
+    assert texts(figure)[0] == [
+        "not null (2)",
+        f"null ({d - 2})",
+        "null and informative (2)",
+        f"null and trivial ({trivial})",
+        "the trailing k = 2",
+    ]
+    assert_readable(figure, tmp_path)
+
+
+def test_spectrum_without_null_space(rng, tmp_path):
+    views = tuple(rng.normal(size=(50, 2)).astype(np.float32) for _ in range(2))
+    figure = plotting.plot_spectrum(solver.diagnose(views), title="Noise")
+    assert figure.axes[0].get_title() == "Noise"
+    assert figure.axes[1].texts[0].get_text() == "the null space is empty"
+    assert_readable(figure, tmp_path)
+
+
+def test_many_classes_have_colours_of_their_own(rng):
+    z, labels = rng.normal(size=(40, 2)), np.arange(40) % 10
+    figure = plotting.plot_latents((z, z), labels)
+    assert len(np.unique(figure.axes[0].collections[0].get_edgecolors(), axis=0)) == 10
+
+
+def test_a_failed_save_leaves_nothing(drawn, tmp_path):
+    latents, _, labels = drawn
+    figure = plotting.plot_latents((latents, latents), labels)
+    with pytest.raises(ValueError, match="Format 'nonsense' is not supported"):
+        plotting.save_figure(figure, tmp_path / "a.nonsense")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_pyplot_is_never_imported():
+    code = "import sys, perfalign_jax.plotting; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+Z, Y = np.zeros((4, 2)), np.arange(4)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: plotting.plot_latents((Z, Z[:, :1]), Y),
+            ValueError,
+            "z2 must have shape (n = 4, at least 2), got (4, 1)",
+        ),
+        (
+            lambda: plotting.plot_data_model(Z, (Z, Z), Y[:3]),
+            ValueError,
+            "latents must have shape (n = 3, at least 2), got (4, 2)",
+        ),
+        (lambda: plotting.plot_latents((Z, Z * np.nan), Y), ValueError, "z2 must be finite"),
+        (lambda: plotting.plot_errors({}), ValueError, "at least one quantity"),
+        (lambda: plotting.plot_errors({"a": {}}), ValueError, "at least one method"),
+        (
+            lambda: plotting.plot_errors({"a": {"b": [np.inf]}}),
+            ValueError,
+            "errors['a']['b'] must hold at least one number and only finite ones",
+        ),
+        (
+            lambda: plotting.plot_spectrum(Z),
+            TypeError,
+            "diagnosis must be a Diagnosis, got ndarray",
+        ),
+    ],
+)
+def test_every_error_says_what_is_wrong(call, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        call()
