@@ -16,6 +16,7 @@ Ways to the trailing subspace:
   trivial directions lives. Nothing of size d x d is formed.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -211,46 +212,69 @@ def directions_offered(method: str, shape: tuple[int, int, int]) -> int:
     return min(r, d1) + min(r, d2) if method == "dual" else d1 + d2
 
 
-class _Reduced(NamedTuple):
-    """A view written in an orthonormal basis of its row space: ``block = small @ mix.T @ rows``."""
+class _RowSpace(NamedTuple):
+    """A view in an orthonormal basis of its row space: ``block = small @ mix.T @ rows``."""
 
     small: Float[Array, "r p"]
-    rows: Float[Array, "p d"] | None
-    mix: Float[Array, "p p"] | None
+    rows: Float[Array, "p d"] | None = None
+    mix: Float[Array, "p p"] | None = None
 
 
-def _reduce(block: Float[Array, "r d"]) -> _Reduced:
-    """Write a view in an orthonormal basis of its row space, if that is smaller.
+def _by_cholesky(block: Float[Array, "r d"]) -> tuple[_RowSpace, Bool[Array, ""]]:
+    """Cholesky QR, done twice: a few matrix products, and whether they were enough.
 
-    Cholesky QR, done twice, is a few matrix products and orthonormal to rounding as long as the
-    first round was not too far off (Yamamoto et al. 2015); otherwise Householder QR.
+    Orthonormal to rounding as long as the first round was not too far off (Yamamoto et al. 2015).
+    A view without fewer rows than features is its own coordinates.
     """
     r, d = block.shape
     if r >= d:
-        return _Reduced(block, None, None)
+        return _RowSpace(block), jnp.asarray(True)
     eye = jnp.eye(r, dtype=block.dtype)
     lower = jnp.linalg.cholesky(matmul(block, block.T))
     rows = jax.scipy.linalg.solve_triangular(lower, block, lower=True)
     again = matmul(rows, rows.T)
-    error = jnp.max(jnp.abs(again - eye))
-
-    def twice() -> tuple[Array, Array, Array]:
-        second = jnp.linalg.cholesky(again)
-        mix = jax.scipy.linalg.solve_triangular(second, eye, lower=True).T
-        return matmul(lower, second), rows, mix
-
-    def householder() -> tuple[Array, Array, Array]:
-        q, upper = jnp.linalg.qr(block.T)
-        return upper.T, q.T, eye
-
-    return _Reduced(*jax.lax.cond(error < 0.1, twice, householder))  # false for NaN
+    second = jnp.linalg.cholesky(again)
+    mix = jax.scipy.linalg.solve_triangular(second, eye, lower=True).T
+    good = jnp.max(jnp.abs(again - eye)) < 0.1  # false for NaN
+    return _RowSpace(matmul(lower, second), rows, mix), good
 
 
-def _expand(view: _Reduced, columns: Float[Array, "p k"]) -> Float[Array, "d k"]:
-    """Take columns from the reduced view's coordinates back to its features."""
+def _by_householder(block: Float[Array, "r d"]) -> _RowSpace:
+    r, d = block.shape
+    if r >= d:
+        return _RowSpace(block)
+    q, upper = jnp.linalg.qr(block.T)
+    return _RowSpace(upper.T, q.T, jnp.eye(r, dtype=block.dtype))
+
+
+def _expand(view: _RowSpace, columns: Float[Array, "p k"]) -> Float[Array, "d k"]:
+    """Take columns from the row space's coordinates back to the features."""
     if view.rows is None or view.mix is None:
         return columns
-    return matmul(view.rows.T, matmul(view.mix, columns))
+    return matmul(matmul(view.mix, columns).T, view.rows).T
+
+
+def _in_row_spaces(blocks: Blocks, solve_small: Callable[[Blocks], tuple]) -> tuple:
+    """Solve for the views in bases of their row spaces, and expand the columns found."""
+
+    def run(one: _RowSpace, two: _RowSpace) -> tuple:
+        columns, *others = solve_small((one.small, two.small))
+        p = one.small.shape[1]
+        expanded = jnp.concatenate([_expand(one, columns[:p]), _expand(two, columns[p:])])
+        return (expanded, *others)
+
+    (one, good_one), (two, good_two) = _by_cholesky(blocks[0]), _by_cholesky(blocks[1])
+    return jax.lax.cond(
+        good_one & good_two,
+        lambda: run(one, two),
+        lambda: run(_by_householder(blocks[0]), _by_householder(blocks[1])),
+    )
+
+
+def _small(block: Float[Array, "r d"]) -> Float[Array, "r p"]:
+    """Coordinates of a view in some orthonormal basis of its row space."""
+    view, good = _by_cholesky(block)
+    return jax.lax.cond(good, lambda: view.small, lambda: _by_householder(block).small)
 
 
 def _lent_energy(
@@ -346,10 +370,9 @@ def _solve_primal(
         rows, values, _ = solve_by_energy(blocks, cutoff_scale, k=k, method=method)
         return rows, values
     if method == "dual":
-        one, two = _reduce(b1), _reduce(b2)
-        columns, values = _trailing_by_reflectors(_stack((one.small, two.small)), k)
-        p = one.small.shape[1]
-        columns = jnp.concatenate([_expand(one, columns[:p]), _expand(two, columns[p:])])
+        columns, values = _in_row_spaces(
+            blocks, lambda small: _trailing_by_reflectors(_stack(small), k)
+        )
     elif method == "null":
         columns, values = _trailing_by_reflectors(_stack(blocks), k)
     elif method == "gram":
@@ -370,13 +393,13 @@ def solve_by_energy(
 
     As ``solve`` with ``select="energy"``, without its derivative.
     """
-    if method != "dual":
-        columns, values, informative = _by_energy(blocks, k, cutoff_scale, plain=method == "svd")
-        return flip_signs(columns.T), values, informative
-    one, two = _reduce(blocks[0]), _reduce(blocks[1])
-    columns, values, informative = _by_energy((one.small, two.small), k, cutoff_scale, plain=False)
-    p = one.small.shape[1]
-    columns = jnp.concatenate([_expand(one, columns[:p]), _expand(two, columns[p:])])
+
+    def solve_small(small: Blocks) -> tuple[Array, Array, Array]:
+        return _by_energy(small, k, cutoff_scale, plain=method == "svd")
+
+    columns, values, informative = (
+        _in_row_spaces(blocks, solve_small) if method == "dual" else solve_small(blocks)
+    )
     return flip_signs(columns.T), values, informative
 
 
@@ -466,7 +489,7 @@ def spectrum(blocks: Blocks, cutoff_scale: Array) -> Spectrum:
         cutoff_scale: singular values at or below this share of the largest count as zero.
     """
     d = blocks[0].shape[1] + blocks[1].shape[1]
-    small = (_reduce(blocks[0]).small, _reduce(blocks[1]).small)
+    small = (_small(blocks[0]), _small(blocks[1]))
     basis, values = _basis(_stack(small))
     cutoff = cutoff_scale * values[0]
     is_null = values <= cutoff
