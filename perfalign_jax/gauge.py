@@ -26,6 +26,7 @@ _ArrayLike = Array | np.ndarray
 def apply_gauge(
     alignment: Alignment,
     matrix: Float[_ArrayLike, "q k"],
+    *,
     offset: Float[_ArrayLike, " q"] | None = None,
 ) -> Alignment:
     """Change the basis of the latent space: every latent ``z`` becomes ``matrix @ z + offset``.

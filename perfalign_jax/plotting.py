@@ -28,6 +28,7 @@ __all__ = [
     "plot_errors",
     "plot_latents",
     "plot_spectrum",
+    "plot_transfer",
     "save_figure",
 ]
 
@@ -341,6 +342,83 @@ def plot_spectrum(diagnosis: Diagnosis, *, title: str = "", k: int | None = None
     if k is not None:
         handles.append(Line2D([], [], color="black", ls="--", lw=1, label=f"the trailing k = {k}"))
     _legend_below(figure, handles, columns=3)
+    return figure
+
+
+def plot_transfer(
+    accuracies: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]],
+    *,
+    chance: float,
+    quantity: str = "top-1 accuracy on the target (%)",
+) -> Figure:
+    """Draw the accuracy of every method of cross-modal transfer, with its interval.
+
+    Args:
+        accuracies: for each panel (its title), for each method, for each kind of split, ``(value,
+            low, high)`` in percent; an infinite interval is not drawn. Panels fill two columns.
+        chance: accuracy of guessing, in percent: a dotted line.
+        quantity: label of the axis.
+
+    Returns:
+        The figure: a row per method, a marker per kind of split, lines the 95 % intervals.
+
+    Raises:
+        ValueError: if there is nothing to draw.
+
+    Source: paper Table 1.
+
+    Example:
+        >>> from perfalign_jax import plotting
+        >>> panel = {"identity": {"random": (4, 3, 5)}, "aligned": {"random": (95, 94, 96)}}
+        >>> len(plotting.plot_transfer({"skeleton": panel}, chance=3.7).axes)
+        1
+    """
+    if not accuracies or not all(accuracies.values()):
+        raise ValueError("accuracies must hold at least one panel with at least one method.")
+    kinds = list(dict.fromkeys(k for p in accuracies.values() for m in p.values() for k in m))
+    methods = list(dict.fromkeys(m for panel in accuracies.values() for m in panel))
+    markers = "osD^v"
+    columns = min(2, len(accuracies))
+    rows = -(-len(accuracies) // columns)
+    figure = _figure(rows * (0.8 + 0.27 * len(methods)) + 0.4)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    places = {method: len(methods) - 1 - i for i, method in enumerate(methods)}
+    shifts = np.linspace(0.24, -0.24, len(kinds)) if len(kinds) > 1 else np.zeros(1)
+    for axes, (title, panel) in zip(panels, accuracies.items(), strict=False):
+        axes.axvline(chance, color=GREY, lw=0.9, ls=":")
+        for method, by_kind in panel.items():
+            for i, kind in enumerate(kinds):
+                if kind not in by_kind:
+                    continue
+                value, low, high = by_kind[kind]
+                height, color = places[method] + shifts[i], COLORS[i % len(COLORS)]
+                if np.isfinite([low, high]).all():
+                    axes.plot([low, high], [height, height], color=color, lw=1.3)
+                axes.plot(value, height, markers[i % len(markers)], color=color, ms=4)
+        for place in range(0, len(methods), 2):
+            axes.axhspan(place - 0.5, place + 0.5, color="#f4f4f4", zorder=0)
+        axes.set_title(title, fontsize=10)
+        axes.set_yticks(list(places.values()), list(places))
+        axes.set(xlim=(0, 100), ylim=(-0.5, len(methods) - 0.5))
+        _tidy(axes)
+        axes.grid(visible=False, axis="y")
+    for axes in panels[len(accuracies) :]:
+        axes.remove()
+    for axes in panels[max(0, len(accuracies) - columns) : len(accuracies)]:
+        axes.set_xlabel(quantity)
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=COLORS[i % len(COLORS)],
+            marker=markers[i % len(markers)],
+            ms=5,
+            label=kind,
+        )
+        for i, kind in enumerate(kinds)
+    ]
+    handles.append(Line2D([], [], color=GREY, lw=0.9, ls=":", label="chance"))
+    _legend_below(figure, handles, columns=4)
     return figure
 
 

@@ -45,7 +45,7 @@ def test_apply_gauge_maps_every_latent(x64, rng):
     _, views = draw(rng, noise=0.1)
     alignment = fit(views, k=3, center=True)
     matrix, offset = rng.normal(size=(2, 3)), rng.normal(size=2)
-    changed = gauge.apply_gauge(gauge.apply_gauge(alignment, matrix, offset), 2 * np.eye(2))
+    changed = gauge.apply_gauge(gauge.apply_gauge(alignment, matrix, offset=offset), 2 * np.eye(2))
     for before, after in zip(latents(alignment, views), latents(changed, views), strict=True):
         np.testing.assert_allclose(after, 2 * (before @ matrix.T + offset), atol=1e-12)
     assert (changed.k, changed.method, changed.center) == (2, alignment.method, True)
@@ -64,7 +64,7 @@ def test_apply_gauge_refuses_what_does_not_fit(rng):
     with pytest.raises(ValueError, match=r"latent dimensions, k = 3, got shape \(3, 2\)"):
         gauge.apply_gauge(alignment, x[:3, :2])
     with pytest.raises(ValueError, match=r"each of the 2 rows of matrix, got shape \(3,\)"):
-        gauge.apply_gauge(alignment, x[:2], x[0])
+        gauge.apply_gauge(alignment, x[:2], offset=x[0])
     with pytest.raises(ValueError, match="matrix must be finite"):
         gauge.apply_gauge(alignment, np.float32("nan") * x)
 

@@ -1,0 +1,123 @@
+"""What the experiment scripts share: mapping over draws with progress, rows, and the last step."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from scipy import stats
+from threadpoolctl import threadpool_limits
+
+from perfalign_jax.plotting import save_figure
+from perfalign_jax.report import (
+    Options,
+    Result,
+    Row,
+    format_number,
+    percentile_of,
+    save_result,
+)
+
+# Thousands of small factorisations: a second thread of BLAS only gets in XLA's way (on two cores
+# it makes these scripts several times slower), and XLA's own pool can wedge for good on vectorised
+# ones (seen with jaxlib 0.10.2). XLA reads the flag when it is first used, after this import.
+threadpool_limits(1)
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+
+
+def map_draws(function: Callable[[Any], Any], inputs: Any, *, chunk: int, label: str) -> Any:
+    """Apply a function of one draw (a key, or arrays) to all draws, vectorised in chunks.
+
+    Args:
+        function: takes one entry of ``inputs`` and returns arrays.
+        inputs: keys or a pytree of arrays, one draw per entry of the first axis.
+        chunk: draws at a time.
+        label: shown beside the progress bar.
+
+    Returns:
+        What the function returns, as NumPy arrays with the draws along the first axis.
+    """
+    compiled = jax.jit(jax.vmap(function))
+    count = len(jax.tree.leaves(inputs)[0])
+    chunk = min(chunk, count)
+    parts = []
+    for start in track(range(0, count, chunk), description=label, transient=True):
+        index = np.minimum(np.arange(start, start + chunk), count - 1)  # one shape, one compile
+        some = jax.tree.map(lambda leaf, index=index: leaf[index], inputs)
+        parts.append(jax.tree.map(np.asarray, compiled(some)))
+    return jax.tree.map(lambda *p: np.concatenate(p)[:count], *parts)
+
+
+def distribution_row(
+    quantity: str,
+    values: np.ndarray,
+    *,
+    paper: float | None = None,
+    note: str = "",
+    rounding: bool = False,
+) -> Row:
+    """Report draws by their median with its 95 % interval, and where the paper's number falls.
+
+    Errors of random maps have heavy tails (a nearly singular draw of S), so the median says more
+    than the mean; the note gives the mean and the middle 95 % of the draws as well. ``rounding``
+    marks an error that is floating-point rounding, here as in the paper.
+    """
+    values = np.sort(np.asarray(values, np.float64))
+    few, middle, most = (format_number(v) for v in np.percentile(values, (2.5, 50, 97.5)))
+    # Order statistics that enclose the median with probability 95 %, whatever the law.
+    below, above = (int(r) for r in stats.binom.ppf((0.025, 0.975), values.size, 0.5))
+    low, high = values[max(below - 1, 0)], values[min(above, values.size - 1)]
+    spread = (
+        f"Median of {values.size} draws; mean {format_number(values.mean())}, "
+        f"middle 95 % {few} to {most}."
+    )
+    return Row(
+        quantity,
+        paper="" if paper is None else format_number(paper),
+        ours=middle,
+        interval=f"{format_number(low)} to {format_number(high)}",
+        verdict="" if paper is None else verdict_on(paper, values, rounding=rounding),
+        note=f"{spread} {note}".strip(),
+    )
+
+
+def verdict_on(paper: float, values: np.ndarray, *, rounding: bool = False) -> str:
+    """Say whether one published draw may come from the same law as ours."""
+    percentile = percentile_of(paper, values)
+    where = f"the paper's number at percentile {percentile:.0f} of ours"
+    if percentile in (0.0, 100.0):
+        where = f"the paper's number {'below' if percentile == 0 else 'above'} all of ours"
+    if rounding and np.median(values) < 1e-13:
+        return f"reproduced: rounding error, {where}"
+    return f"reproduced: {where}" if 2.5 <= percentile <= 97.5 else f"not reproduced: {where}"
+
+
+def config_of(options: Options, **more: Any) -> dict[str, Any]:
+    """Return the configuration that a result file carries."""
+    return {"scale": options.scale, "seed": options.seed, **more}
+
+
+def draw_figures(out: Path, figures: dict[str, tuple[Figure, str]]) -> dict[str, str]:
+    """Save figures into the folder of figures; file names to captions back."""
+    for name, (figure, _) in figures.items():
+        save_figure(figure, out / "figures" / name)
+    return {name: caption for name, (_, caption) in figures.items()}
+
+
+def finish(result: Result, options: Options) -> None:
+    """Save a result and print its table."""
+    path = save_result(result, options.out)
+    table = Table(title=result.title, title_justify="left")
+    for heading in ("quantity", "paper", "ours", "95 % interval", "verdict"):
+        table.add_column(heading, overflow="fold")
+    for row in result.rows:
+        table.add_row(row.quantity, row.paper, row.ours, row.interval, row.verdict)
+    console = Console()
+    console.print(table)
+    console.print(f"{result.summary}\n{result.seconds:.0f} s; numbers: {path}", highlight=False)

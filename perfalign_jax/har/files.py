@@ -1,0 +1,228 @@
+"""UTD-MHAD's files as its authors laid them out: discovery, pairing by name, one file read.
+
+The dataset (Chen, Jafari and Kehtarnavaz, ICIP 2015) is a folder with one folder per modality and
+one file per clip, ``a<action>_s<subject>_t<trial>_<modality>.mat``:
+
+    Inertial/*_inertial.mat   d_iner   (T, 6)        acceleration in g, angular rate in degrees/s
+    Skeleton/*_skeleton.mat   d_skel   (20, 3, T)    joints in metres
+    Depth/*_depth.mat         d_depth  (240, 320, T) depth video in millimetres
+    RGB/*_color.avi           found, never needed: depth is the video modality here
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+
+from perfalign_jax import _checks
+
+__all__ = ["Catalog", "DamagedFileError", "Problem", "discover", "parse_name", "read_clip"]
+
+# modality: folder, end of the file names, variable, its axes, which axis is time
+_LAYOUT: dict[str, tuple[str, str, str, tuple[int | None, ...], int]] = {
+    "inertial": ("Inertial", "_inertial.mat", "d_iner", (None, 6), 0),
+    "skeleton": ("Skeleton", "_skeleton.mat", "d_skel", (20, 3, None), 2),
+    "depth": ("Depth", "_depth.mat", "d_depth", (None, None, None), 2),
+    "rgb": ("RGB", "_color.avi", "", (), 0),
+}
+_READABLE = ("inertial", "skeleton", "depth")
+_NAME = re.compile(r"a(\d+)_s(\d+)_t(\d+)")
+
+
+class DamagedFileError(ValueError):
+    """A file that is there, but does not hold what its name promises.
+
+    Example:
+        >>> from perfalign_jax.har.files import DamagedFileError
+        >>> issubclass(DamagedFileError, ValueError)
+        True
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A file that keeps its clip out of the data, and why.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from perfalign_jax.har.files import Problem
+        >>> print(Problem(Path("Depth/a1_s1_t1_depth.mat"), "missing"))
+        a1_s1_t1_depth.mat: missing
+    """
+
+    path: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path.name}: {self.reason}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Catalog:
+    """What a dataset folder holds, before anything is read.
+
+    Attributes:
+        root: the dataset's folder.
+        names: clips that have a file of every modality asked for, in order of action, subject and
+            trial.
+        files: path of each clip's file, by modality, in the order of ``names``.
+        available: modalities whose folder exists ("rgb" among them).
+        problems: files that are missing, and files whose names are no clip's.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from perfalign_jax.har.files import Catalog
+        >>> Catalog(Path("."), names=("a1_s1_t1",), files={}, available=(), problems=()).names
+        ('a1_s1_t1',)
+    """
+
+    root: Path
+    names: tuple[str, ...]
+    files: dict[str, tuple[Path, ...]]
+    available: tuple[str, ...]
+    problems: tuple[Problem, ...]
+
+
+def parse_name(name: str) -> tuple[int, int, int]:
+    """Return action, subject and trial of a clip's name.
+
+    Raises:
+        ValueError: if the name is no clip's.
+
+    Example:
+        >>> from perfalign_jax.har.files import parse_name
+        >>> parse_name("a27_s8_t4")
+        (27, 8, 4)
+    """
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise ValueError(f"a clip is named a<action>_s<subject>_t<trial>, got {name!r}.")
+    action, subject, trial = (int(number) for number in found.groups())
+    return action, subject, trial
+
+
+def discover(
+    root: str | Path, *, modalities: Sequence[str] = ("inertial", "skeleton", "depth")
+) -> Catalog:
+    """List the clips of a dataset folder that have a file of every modality asked for.
+
+    Args:
+        root: folder that holds ``Inertial``, ``Skeleton``, ``Depth`` or ``RGB``.
+        modalities: modalities a clip must have to be listed.
+
+    Returns:
+        A ``Catalog``. Missing files and strange names are in its ``problems``.
+
+    Raises:
+        FileNotFoundError: if the folder or that of a modality is missing, or no clip is complete;
+            the message says what was expected.
+        ValueError: if a modality is unknown.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from perfalign_jax.har.files import discover
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     root = pathlib.Path(folder)
+        ...     (root / "Inertial").mkdir()
+        ...     _ = (root / "Inertial" / "a1_s2_t3_inertial.mat").write_bytes(b"")
+        ...     discover(root, modalities=["inertial"]).names
+        ('a1_s2_t3',)
+    """
+    root = Path(root)
+    for modality in modalities:
+        _checks.one_of(modality, "modality", tuple(_LAYOUT))
+    if not modalities:
+        raise ValueError("modalities must name at least one, got none.")
+    if not root.is_dir():
+        raise FileNotFoundError(f"the UTD-MHAD folder {root} does not exist.")
+    available = tuple(m for m, layout in _LAYOUT.items() if (root / layout[0]).is_dir())
+    found: dict[str, dict[str, Path]] = {}
+    problems = []
+    for modality in modalities:
+        folder, ending = _LAYOUT[modality][:2]
+        if modality not in available:
+            raise FileNotFoundError(
+                f"{root} has no folder {folder!r}; expected {folder}/*{ending} there (found "
+                f"{', '.join(_LAYOUT[m][0] for m in available) or 'no modality'})."
+            )
+        files = found.setdefault(modality, {})
+        for path in sorted((root / folder).iterdir()):
+            name = path.name.removesuffix(ending)
+            if path.name.endswith(ending) and _NAME.fullmatch(name):
+                files[name] = path
+            elif path.suffix == Path(ending).suffix:
+                problems.append(Problem(path, f"not named a<action>_s<subject>_t<trial>{ending}"))
+    every = sorted(set().union(*found.values()), key=parse_name)
+    names = tuple(name for name in every if all(name in files for files in found.values()))
+    for name in every:
+        for modality in modalities:
+            if name not in found[modality]:
+                folder, ending = _LAYOUT[modality][:2]
+                problems.append(Problem(root / folder / f"{name}{ending}", "missing"))
+    if not names:
+        raise FileNotFoundError(
+            f"{root} has no clip with all of {', '.join(modalities)}; expected files such as "
+            + " and ".join(f"{_LAYOUT[m][0]}/a1_s1_t1{_LAYOUT[m][1]}" for m in modalities)
+            + "."
+        )
+    files_of = {m: tuple(found[m][name] for name in names) for m in modalities}
+    return Catalog(root, names, files_of, available, tuple(problems))
+
+
+def read_clip(path: str | Path, *, modality: str) -> np.ndarray:
+    """Read one file of the dataset, time first.
+
+    Args:
+        path: the ``.mat`` file.
+        modality: "inertial", "skeleton" or "depth".
+
+    Returns:
+        "inertial" ``(T, 6)`` and "skeleton" ``(T, 20, 3)``, float64; "depth" ``(T, height, width)``
+        in the file's integers (millimetres).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        DamagedFileError: if the file cannot be read or does not hold such a recording.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> import numpy as np, scipy.io
+        >>> from perfalign_jax.har.files import read_clip
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "a1_s1_t1_inertial.mat"
+        ...     scipy.io.savemat(path, {"d_iner": np.zeros((50, 6))})
+        ...     read_clip(path, modality="inertial").shape
+        (50, 6)
+    """
+    _checks.one_of(modality, "modality", _READABLE)
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist.")
+    _, _, variable, axes, time = _LAYOUT[modality]
+    try:
+        content = scipy.io.loadmat(path, variable_names=[variable])
+    except NotImplementedError:
+        raise DamagedFileError(
+            f"{path}: MATLAB 7.3 (HDF5) files are not read; save as v7."
+        ) from None
+    except Exception as error:  # scipy raises whatever the broken bytes lead it into
+        raise DamagedFileError(f"{path}: no readable MATLAB file ({error})") from None
+    value = content.get(variable)
+    if value is None:
+        raise DamagedFileError(f"{path}: no variable {variable!r}")
+    expected = "(" + ", ".join("T" if i == time else str(a or "any") for i, a in enumerate(axes))
+    if value.ndim != len(axes) or any(
+        a is not None and a != size for a, size in zip(axes, value.shape, strict=True)
+    ):
+        raise DamagedFileError(f"{path}: expected shape {expected}), got {value.shape}")
+    if value.dtype.kind not in "fiu":
+        raise DamagedFileError(f"{path}: expected numbers, got dtype {value.dtype}")
+    if value.shape[time] < 2 or value.size == 0:
+        raise DamagedFileError(f"{path}: expected at least 2 frames, got shape {value.shape}")
+    if value.dtype.kind == "f" and not np.isfinite(value).all():
+        raise DamagedFileError(f"{path}: NaN or infinity in {variable!r}")
+    first = np.moveaxis(value, time, 0)
+    return first if modality == "depth" else first.astype(np.float64)

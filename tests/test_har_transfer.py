@@ -1,0 +1,310 @@
+"""The transfer protocol: the decoder, the scores, and that every shortcut is exact."""
+
+import numpy as np
+import pytest
+import sklearn.linear_model
+from scipy import stats
+
+from perfalign_jax import baselines, solver
+from perfalign_jax.har.closed_form import INFORMATIVE, align_by_all
+from perfalign_jax.har.transfer import (
+    estimate_mean,
+    estimate_share,
+    rank_classes,
+    score_ranks,
+    split_by_span,
+)
+from perfalign_jax.types import CollapseWarning
+
+collapse = pytest.mark.filterwarnings(f"ignore::{CollapseWarning.__module__}.CollapseWarning")
+
+
+PAIRS = np.arange(20)
+
+
+def centred(x, rows):
+    return x - x[rows].mean(axis=0)
+
+
+@pytest.fixture
+def views(rng):
+    """Two views of 120 clips, more features than the 20 pairs, with a latent in common."""
+    return make_views(rng, rng.normal(size=(120, 6)), noise=0.3)
+
+
+def make_views(rng, hidden, *, noise):
+    x1, x2 = (
+        hidden @ rng.normal(size=(6, d)) + noise * rng.normal(size=(120, d)) for d in (45, 60)
+    )
+    return centred(x1, PAIRS), centred(x2, PAIRS)
+
+
+# The decoder.
+
+
+@pytest.fixture
+def blobs(rng):
+    centres = rng.normal(size=(5, 8))
+    labels = np.arange(60) % 5
+    return centres[labels] + 0.7 * rng.normal(size=(60, 8)), labels
+
+
+def test_ranks_are_those_of_a_plain_logistic_regression(blobs):
+    z, labels = blobs
+    size = np.sqrt((z**2).sum(axis=1).mean())
+    plain = sklearn.linear_model.LogisticRegression(C=30.0, max_iter=5000, tol=1e-8)
+    scores = plain.fit(z[:40] / size, labels[:40]).decision_function(z[40:] / size)
+    found = rank_classes(z[:40], labels[:40], z[40:])
+    assert (found[:, 0] == scores.argmax(axis=1)).mean() > 0.9  # ours stops a little earlier
+    assert np.sort(found, axis=1).tolist() == [[0, 1, 2, 3, 4]] * 20
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_one_global_scale_makes_units_irrelevant(blobs, scale):
+    z, labels = blobs
+    np.testing.assert_array_equal(
+        rank_classes(scale * z[:40], labels[:40], scale * z[40:]),
+        rank_classes(z[:40], labels[:40], z[40:]),
+    )
+
+
+def test_directions_without_energy_are_not_blown_up(blobs, rng):
+    z, labels = blobs
+    noisy = np.concatenate([z, 1e-6 * rng.normal(size=(60, 200))], axis=1)
+    noisy[40:, 8:] *= 100  # noise that means nothing, and more of it in the target
+    first = rank_classes(z[:40], labels[:40], z[40:])
+    second = rank_classes(noisy[:40], labels[:40], noisy[40:])
+    np.testing.assert_array_equal(first[:, 0], second[:, 0])
+
+
+def test_turning_many_coordinates_into_the_training_span_changes_nothing(blobs, rng):
+    z, labels = blobs
+    frame = np.linalg.qr(rng.normal(size=(100, 8)))[0].T
+    wide = z @ frame  # 100 coordinates, 40 training clips
+    turned = rank_classes(wide[:40], labels[:40], wide[40:])
+    # The optimiser stops a little before the optimum, elsewhere in other coordinates: only the
+    # order of unlikely classes may change.
+    np.testing.assert_array_equal(turned[:, 0], rank_classes(z[:40], labels[:40], z[40:])[:, 0])
+    empty = np.concatenate([z, np.zeros((60, 3))], axis=1)
+    empty[40:, 8:] = 1e9  # a coordinate that training never saw gets no weight
+    np.testing.assert_array_equal(
+        rank_classes(empty[:40], labels[:40], empty[40:]),
+        rank_classes(z[:40], labels[:40], z[40:]),
+    )
+
+
+def test_two_classes_and_class_names_of_any_number(blobs):
+    z, labels = blobs
+    names = np.where(labels == 0, 11, 3)
+    found = rank_classes(z, names, z)
+    assert found.shape == (60, 2)
+    assert (found[:, 0] == names).mean() > 0.9
+
+
+def test_latents_that_do_not_fit_are_refused(blobs):
+    z, labels = blobs
+    with pytest.raises(ValueError, match="same number of latent dimensions"):
+        rank_classes(z, labels, z[:, :3])
+    with pytest.raises(ValueError, match=r"labels must have shape \(60,\), got \(59,\)"):
+        rank_classes(z, labels[1:], z)
+    with pytest.raises(ValueError, match="without any energy"):
+        rank_classes(0 * z, labels, z)
+
+
+def test_scores_grow_with_the_classes_that_may_be_named(rng):
+    ranks = np.argsort(rng.random((200, 27)), axis=1)
+    labels = rng.integers(0, 27, size=200)
+    hits = score_ranks(ranks, labels, tops=(1, 3, 7, 27))
+    means = [hits[top].mean() for top in (1, 3, 7, 27)]
+    assert means == sorted(means)
+    assert means[-1] == 1
+    assert set(np.unique(hits[1])) <= {0.0, 1.0}
+    np.testing.assert_array_equal(hits[1], ranks[:, 0] == labels)
+    assert score_ranks(ranks, labels + 100)[7].sum() == 0  # a class training never saw
+    with pytest.raises(ValueError, match=r"labels must have shape \(200,\)"):
+        score_ranks(ranks, labels[:5])
+
+
+# Intervals.
+
+
+def test_the_interval_of_a_mean_is_students(rng):
+    values = rng.normal(size=13)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    found = estimate_mean(values)
+    np.testing.assert_allclose((found.value, found.low, found.high), (values.mean(), *expected))
+    assert estimate_mean([2.0]).low == -np.inf
+    with pytest.raises(ValueError, match="got none"):
+        estimate_mean([])
+
+
+def test_paired_differences_are_sharper_than_two_intervals(rng):
+    hard = rng.normal(scale=5, size=20)
+    a, b = 80 + hard + 0.1 * rng.normal(size=20), 79 + hard + 0.1 * rng.normal(size=20)
+    difference = estimate_mean(a - b)
+    assert difference.low > 0.8
+    assert estimate_mean(a).low < estimate_mean(b).high  # unpaired they overlap
+    expected = stats.ttest_rel(a, b).confidence_interval(0.95)
+    np.testing.assert_allclose((difference.low, difference.high), expected)
+
+
+def test_the_interval_of_a_share_is_wilsons():
+    n, hits, z = 130, 121, stats.norm.ppf(0.975)
+    p = hits / n
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    found = estimate_share(hits, n)
+    np.testing.assert_allclose(
+        (found.low, found.high), (100 * (centre - half), 100 * (centre + half))
+    )
+    assert estimate_share(5, 5).high == 100
+    with pytest.raises(ValueError, match="hits must be between 0 and 4"):
+        estimate_share(5, 4)
+
+
+# Inside and outside the span of the pairs.
+
+
+def test_a_row_is_its_inside_and_its_outside(views):
+    x = views[0]
+    inside, outside = split_by_span(x, rows=PAIRS)
+    assert inside.shape == (120, 19)  # 20 centred rows have rank 19
+    np.testing.assert_allclose((inside**2).sum(1) + (outside**2).sum(1), (x**2).sum(1))
+    np.testing.assert_allclose(inside @ inside[PAIRS].T, x @ x[PAIRS].T, atol=1e-11)
+    np.testing.assert_allclose(outside @ x[PAIRS].T, 0, atol=1e-11)
+
+
+def test_with_many_rows_only_directions_that_they_lack_are_outside(rng):
+    x = rng.normal(size=(30, 5))
+    inside, outside = split_by_span(x, rows=np.arange(30))
+    assert inside.shape == (30, 5)
+    np.testing.assert_allclose(outside, 0, atol=1e-13)
+    with pytest.raises(ValueError, match="all zero"):
+        split_by_span(0 * x, rows=np.arange(3))
+    with pytest.raises(ValueError, match=r"x must have shape \(n, d\)"):
+        split_by_span(x[0], rows=np.arange(3))
+
+
+def products(z1, z2):
+    """What a classifier with an L2 penalty sees: invariant under rotations of the latents."""
+    return z1 @ z1.T, z2 @ z1.T
+
+
+def same(found, expected, atol=1e-8):
+    for a, b in zip(products(*found), products(*expected), strict=True):
+        scale = np.abs(b).max()
+        np.testing.assert_allclose(a / scale, b / scale, atol=atol)
+
+
+@pytest.fixture
+def by_method(views, x64):
+    found = align_by_all(views, rows=PAIRS, dimensions=(3, 8))
+    return {method: (z1, z2) for method, z1, z2 in found}
+
+
+def full(views, fit):
+    """Latents of all clips with an alignment fitted to all features of the pairs."""
+    alignment = fit((views[0][PAIRS], views[1][PAIRS]))
+    return tuple(np.asarray(z) for z in solver.transform(alignment, views))
+
+
+@collapse
+def test_the_methods_come_in_order_and_align_their_pairs(by_method):
+    assert list(by_method) == [
+        "identity",
+        "ridge regression",
+        "Procrustes",
+        "linear contrastive, k ≤ 8",
+        "ridge CCA, k ≤ 8",
+        "perfect alignment, trailing k = 3",
+        "perfect alignment, trailing k = 8",
+        "perfect alignment, whole null space",
+        "perfect alignment, energy k = 3",
+        "perfect alignment, energy k = 8",
+        INFORMATIVE,
+    ]
+    for method, (z1, z2) in by_method.items():
+        assert len(z1) == len(z2) == 120
+        if method.startswith("perfect"):
+            np.testing.assert_allclose(z1[PAIRS], z2[PAIRS], atol=1e-11)
+    assert by_method[INFORMATIVE][0].shape[1] == 19
+
+
+@collapse
+def test_coordinates_give_the_latents_of_all_features(views, by_method):
+    """Each method fitted inside the span of the pairs equals the same method on all features."""
+    same(by_method[INFORMATIVE], full(views, lambda p: solver.fit(p, k=None, select="energy")))
+    # Slices of a larger fit: three of eight directions.
+    same(
+        by_method["perfect alignment, energy k = 3"],
+        full(views, lambda p: solver.fit(p, k=3, select="energy")),
+    )
+    same(by_method["perfect alignment, trailing k = 3"], full(views, lambda p: solver.fit(p, k=3)))
+    same(
+        by_method["linear contrastive, k ≤ 8"],
+        full(views, lambda p: baselines.linear_contrastive(p, k=8)),
+    )
+    # Regression and Procrustes keep view 2 as it is, and its outside meets nothing of view 1. The
+    # ridge is relative to the mean eigenvalue, here of 19 directions instead of 45.
+    same(
+        by_method["ridge regression"],
+        full(views, lambda p: baselines.ridge_regression(p, ridge=0.1 * 45 / 19)),
+    )
+    same(by_method["Procrustes"], full(views, baselines.procrustes))
+
+
+@collapse
+def test_the_whole_null_space_is_the_paper_with_the_largest_k(views, by_method):
+    d, rank = 45 + 60, 19
+    whole = full(views, lambda p: solver.fit(p, k=d - rank, method="svd"))
+    same(by_method["perfect alignment, whole null space"], whole)
+
+
+@collapse
+def test_a_latent_in_common_carries_the_classes_over(rng, x64):
+    """Views of one latent, next to no noise: the classifier works on the other view."""
+    labels = np.arange(120) % 6
+    hidden = 4 * rng.normal(size=(6, 6))[labels] + 0.3 * rng.normal(size=(120, 6))
+    views = make_views(rng, hidden, noise=1e-3)
+    har, test = np.arange(20, 80), np.arange(80, 120)
+    accuracy = {
+        method: score_ranks(rank_classes(z1[har], labels[har], z2[test]), labels[test])[1].mean()
+        for method, z1, z2 in align_by_all(views, rows=PAIRS, dimensions=(3, 8))
+    }
+    assert accuracy[INFORMATIVE] == 1
+    assert accuracy["perfect alignment, energy k = 8"] == 1
+    assert accuracy["identity"] < 0.7
+
+
+@collapse
+def test_without_null_space_the_best_approximation_is_taken(rng):
+    hidden = rng.normal(size=(80, 3))
+    views = tuple(
+        (hidden @ rng.normal(size=(3, d)) + 0.1 * rng.normal(size=(80, d))).astype(np.float32)
+        for d in (4, 5)
+    )
+    rows = np.arange(60)
+    views = tuple(centred(x, rows) for x in views)
+    found = {m: z1.shape[1] for m, z1, _ in align_by_all(views, rows=rows, dimensions=(3, 20))}
+    assert INFORMATIVE not in found
+    assert "perfect alignment, whole null space" not in found
+    assert found["perfect alignment, energy k = 3"] == 3
+    assert found["identity"] == 4
+    assert not any("20" in method and "perfect" in method for method in found)
+
+
+@collapse
+def test_the_alignment_sees_its_pairs_only(views, x64):
+    """Other clips do not move the latents of a clip: neither test clips nor labelled ones leak."""
+    changed = tuple(x.copy() for x in views)
+    for x in changed:
+        x[20:70] += 5
+    for first, second in zip(
+        align_by_all(views, rows=PAIRS, dimensions=(3, 8)),
+        align_by_all(changed, rows=PAIRS, dimensions=(3, 8)),
+        strict=True,
+    ):
+        for a, b in zip(first[1:], second[1:], strict=True):
+            scale = np.abs(a).max()
+            # The same products; the size of what was added may leave a rounding.
+            np.testing.assert_allclose(a[70:] / scale, b[70:] / scale, atol=1e-12)
