@@ -9,6 +9,7 @@ many shapes (noisy views, so that nothing is zero by accident). The references a
 """
 
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ from sklearn.linear_model import LinearRegression
 from perfalign_jax import solver
 from perfalign_jax.baselines import least_squares, total_least_squares
 from perfalign_jax.report import Options, Result, Row
+from perfalign_jax.types import CollapseWarning
 
 DRAWS = {"quick": 1, "default": 8, "full": 50}
 SHAPES = ((50, 3, 4, 2), (200, 5, 5, 5), (80, 2, 8, 3), (30, 6, 4, 4))  # n, d1, d2, k
@@ -83,14 +85,14 @@ def remark_2_7(x1: np.ndarray, x2: np.ndarray, k: int, rng: np.random.Generator)
     for _ in range(200):
         other = np.linalg.qr(rng.normal(size=(d1 + x2.shape[1], k)))[0].T
         beaten = max(beaten, least / float(loss(other[:, :d1], other[:, d1:], x1, x2)) - 1)
-    # A <- orth(A - A X'X / c) from a random start, 2^40 steps at once by repeated squaring.
+    # A <- orth(A - A X'X / c) from a random start; 128 steps between two orthonormalisations.
     stacked = np.hstack([x1, -x2])
     scatter = stacked.T @ stacked
     step = np.eye(len(scatter)) - scatter / np.linalg.norm(scatter, 2)
-    for _ in range(40):
-        step = step @ step
-        step /= np.linalg.norm(step, 2)
-    a = np.linalg.qr(step @ rng.normal(size=(len(scatter), k)))[0]
+    steps = np.linalg.matrix_power(step, 128)
+    a = np.linalg.qr(rng.normal(size=(len(scatter), k)))[0]
+    for _ in range(2000):
+        a = np.linalg.qr(steps @ a)[0]
     descended = np.linalg.norm(stacked @ a) ** 2
     f1 = solver.encode(alignment, x1, view=0)
     w = np.asarray(total_least_squares((x1, x2), center=False).projections[0])
@@ -124,6 +126,8 @@ def main(options: Options) -> None:
     remarks: dict[str, Callable[..., Errors]] = {"2.6": remark_2_6, "2.7": remark_2_7}
     worst: dict[str, Errors] = {name: {} for name in remarks}
     draws = DRAWS[options.scale]
+    # Noisy views agree badly on some axes; the statements hold there too.
+    warnings.simplefilter("ignore", CollapseWarning)
     for _ in track(range(draws), description="random problems", transient=True):
         for n, d1, d2, k in SHAPES:
             z = rng.normal(size=(n, k))

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import rich.console
-import threadpoolctl  # type: ignore[import-untyped]
+import threadpoolctl
 import tyro
 from _shared import config_of, draw_figures, finish
 from _transfer_data import (
@@ -69,9 +69,10 @@ def run_split(
 
     for kind, arrays in material.arrays.items():
         x = {m: np.asarray(features.standardize(a, rows=split.align)) for m, a in arrays.items()}
+        parts = {m: transfer.split_by_span(a, rows=split.align) for m, a in x.items()}
         bound = score(x[target], x[target])
         for source in material.sources:
-            for method, z1, z2 in align_by_all((x[source], x[target]), rows=split.align):
+            for method, z1, z2 in align_by_all((parts[source], parts[target]), rows=split.align):
                 hits[kind, source, method] = score(z1, z2)
                 if measure:
                     measured[f"{source}, {kind}: {method}"] = agreement(z1, z2, split)

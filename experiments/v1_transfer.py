@@ -12,6 +12,7 @@ The harder settings, which the paper does not have, show where this ends.
 """
 
 import time
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from perfalign_jax.baselines import ridge_cca
 from perfalign_jax.report import Options, Result, Row, format_number
 
 SAMPLES, HALF, SHOTS = 2000, 1000, 5
-SIZES = {"quick": (8, 2), "default": (60, 25), "full": (1000, 200)}  # draws, draws with a mixture
+SIZES = {"quick": (8, 2), "default": (60, 20), "full": (1000, 200)}  # draws, draws with a mixture
 SETTINGS = {  # features per modality, noise, method
     "the paper's": (2, 0.0, "perfect"),
     "noise 1": (2, 1.0, "perfect"),
@@ -37,7 +38,12 @@ FOUND = ("found without labels", "found without labels, true latent space")
 TASKS = ("found without labels", "zero-shot", "few-shot", "true latent space")
 
 
-def transfer(problem: synthetic.Problem, method: str) -> dict[str, jax.Array]:
+def draw(features: int, key_and_noise: tuple[jax.Array, jax.Array]) -> synthetic.Problem:
+    key, noise = key_and_noise
+    return synthetic.draw_problem(key, SAMPLES, dims=(features, features), noise=noise)
+
+
+def transfer(method: str, problem: synthetic.Problem) -> dict[str, jax.Array]:
     """Accuracies of class Gaussians on modality 2, and the latents, for one draw."""
     train = tuple(x[:HALF] for x in problem.views)
     if method == "perfect":
@@ -87,16 +93,14 @@ def run(keys: jax.Array, mixtures: int) -> tuple[dict[str, dict[str, np.ndarray]
         noise = np.repeat([SETTINGS[name][1] for name in names], len(keys))
         if features not in problems:
             problems[features] = map_draws(
-                lambda draw, d=features: synthetic.draw_problem(
-                    draw[0], SAMPLES, dims=(d, d), noise=draw[1]
-                ),
+                partial(draw, features),
                 (jnp.tile(keys, len(names)), noise),
                 chunk=20,
                 label=f"{features} features: draws",
             )
         problem = problems[features]
         scores = map_draws(
-            lambda p, m=method: transfer(p, m), problem, chunk=20, label=f"{features}, {method}"
+            partial(transfer, method), problem, chunk=20, label=f"{features}, {method}"
         )
         for s, name in enumerate(names):
             at = s * len(keys)
@@ -104,7 +108,8 @@ def run(keys: jax.Array, mixtures: int) -> tuple[dict[str, dict[str, np.ndarray]
             z1, z2 = scores["z1"], scores["z2"]
             found: dict[str, list[float]] = {task: [] for task in FOUND}
             for i in track(index, description=f"{name}: mixtures", transient=True):
-                truth, labels, key = problem.latents[i], problem.labels[i], keys[i - at]
+                truth, labels = np.asarray(problem.latents[i]), np.asarray(problem.labels[i])
+                key = keys[i - at]
                 found[FOUND[0]].append(find_classes(key, z1[i], z2[i], labels))
                 found[FOUND[1]].append(find_classes(key, truth, truth, labels))
             values[name] = {

@@ -167,7 +167,7 @@ def test_the_interval_of_a_share_is_wilsons():
 
 def test_a_row_is_its_inside_and_its_outside(views):
     x = views[0]
-    inside, outside = split_by_span(x, rows=PAIRS)
+    _, inside, outside = split_by_span(x, rows=PAIRS)
     assert inside.shape == (120, 19)  # 20 centred rows have rank 19
     np.testing.assert_allclose((inside**2).sum(1) + (outside**2).sum(1), (x**2).sum(1))
     np.testing.assert_allclose(inside @ inside[PAIRS].T, x @ x[PAIRS].T, atol=1e-11)
@@ -176,13 +176,18 @@ def test_a_row_is_its_inside_and_its_outside(views):
 
 def test_with_many_rows_only_directions_that_they_lack_are_outside(rng):
     x = rng.normal(size=(30, 5))
-    inside, outside = split_by_span(x, rows=np.arange(30))
+    _, inside, outside = split_by_span(x, rows=np.arange(30))
     assert inside.shape == (30, 5)
     np.testing.assert_allclose(outside, 0, atol=1e-13)
     with pytest.raises(ValueError, match="all zero"):
         split_by_span(0 * x, rows=np.arange(3))
     with pytest.raises(ValueError, match=r"x must have shape \(n, d\)"):
         split_by_span(x[0], rows=np.arange(3))
+
+
+def align(views, rows, dimensions):
+    parts = tuple(split_by_span(x, rows=rows) for x in views)
+    return align_by_all(parts, rows=rows, dimensions=dimensions)
 
 
 def products(z1, z2):
@@ -198,7 +203,7 @@ def same(found, expected, atol=1e-8):
 
 @pytest.fixture
 def by_method(views, x64):
-    found = align_by_all(views, rows=PAIRS, dimensions=(3, 8))
+    found = align(views, PAIRS, (3, 8))
     return {method: (z1, z2) for method, z1, z2 in found}
 
 
@@ -269,7 +274,7 @@ def test_a_latent_in_common_carries_the_classes_over(rng, x64):
     har, test = np.arange(20, 80), np.arange(80, 120)
     accuracy = {
         method: score_ranks(rank_classes(z1[har], labels[har], z2[test]), labels[test])[1].mean()
-        for method, z1, z2 in align_by_all(views, rows=PAIRS, dimensions=(3, 8))
+        for method, z1, z2 in align(views, PAIRS, (3, 8))
     }
     assert accuracy[INFORMATIVE] == 1
     assert accuracy["perfect alignment, energy k = 8"] == 1
@@ -285,7 +290,7 @@ def test_without_null_space_the_best_approximation_is_taken(rng):
     )
     rows = np.arange(60)
     views = tuple(centred(x, rows) for x in views)
-    found = {m: z1.shape[1] for m, z1, _ in align_by_all(views, rows=rows, dimensions=(3, 20))}
+    found = {m: z1.shape[1] for m, z1, _ in align(views, rows, (3, 20))}
     assert INFORMATIVE not in found
     assert "perfect alignment, whole null space" not in found
     assert found["perfect alignment, energy k = 3"] == 3
@@ -300,11 +305,17 @@ def test_the_alignment_sees_its_pairs_only(views, x64):
     for x in changed:
         x[20:70] += 5
     for first, second in zip(
-        align_by_all(views, rows=PAIRS, dimensions=(3, 8)),
-        align_by_all(changed, rows=PAIRS, dimensions=(3, 8)),
+        align(views, PAIRS, (3, 8)),
+        align(changed, PAIRS, (3, 8)),
         strict=True,
     ):
         for a, b in zip(first[1:], second[1:], strict=True):
             scale = np.abs(a).max()
             # The same products; the size of what was added may leave a rounding.
             np.testing.assert_allclose(a[70:] / scale, b[70:] / scale, atol=1e-12)
+
+
+def test_dimensions_that_do_not_fit_are_refused(rng):
+    views = (rng.normal(size=(9, 2)), rng.normal(size=(9, 3)))
+    with pytest.raises(ValueError, match=r"k of at most d1 \+ d2 = 5, got \[6, 7\]"):
+        next(align(views, np.arange(6), (6, 7)))

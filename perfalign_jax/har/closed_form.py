@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from perfalign_jax import baselines, solver, statistics
-from perfalign_jax.har.transfer import split_by_span
+from perfalign_jax.har.transfer import Parts
 from perfalign_jax.types import Alignment
 
 __all__ = ["INFORMATIVE", "Latents", "align_by_all"]
@@ -37,7 +37,7 @@ class Latents(NamedTuple):
 
 
 def align_by_all(
-    views: tuple[Float[np.ndarray, "n d1"], Float[np.ndarray, "n d2"]],
+    parts: tuple[Parts, Parts],
     *,
     rows: Int[np.ndarray, " m"],
     dimensions: Sequence[int] = (27, 128),
@@ -53,8 +53,8 @@ def align_by_all(
     approximation, and the whole null space and the informative part are left out.
 
     Args:
-        views: features of both modalities for every clip, shapes ``(n, d1)`` and ``(n, d2)``,
-            centred over the chosen rows.
+        parts: features of both modalities for every clip, centred over the pairs, each taken apart
+            by ``split_by_span`` with the same rows.
         rows: indices of the pairs to fit.
         dimensions: numbers of dimensions ``k``, ascending; those above ``d1 + d2`` are left out.
             Linear contrastive and ridge CCA use the last (fewer if they must).
@@ -67,7 +67,7 @@ def align_by_all(
 
     Raises:
         TypeError: if a view does not hold real numbers.
-        ValueError: if the views do not fit together.
+        ValueError: if the views do not fit together, or no k of ``dimensions`` fits them.
 
     Warns:
         CollapseWarning: from the fits of perfect alignment that collapse.
@@ -75,16 +75,23 @@ def align_by_all(
     Example:
         >>> import numpy as np
         >>> from perfalign_jax.har.closed_form import align_by_all
+        >>> from perfalign_jax.har.transfer import split_by_span
         >>> x = np.random.default_rng(0).normal(size=(12, 40)).astype(np.float32)
-        >>> found = align_by_all((x, -x), rows=np.arange(8), dimensions=(4,))
+        >>> pairs = np.arange(8)
+        >>> parts = split_by_span(x, rows=pairs), split_by_span(-x, rows=pairs)
+        >>> found = align_by_all(parts, rows=pairs, dimensions=(4,))
         >>> [latents.method for latents in found][:3]
         ['identity', 'ridge regression', 'Procrustes']
     """
+    views, inside, outside = zip(*parts, strict=True)
     width = views[0].shape[1] + views[1].shape[1]
     dims = [k for k in dimensions if k <= width]
+    if not dims:
+        raise ValueError(
+            f"dimensions must hold a k of at most d1 + d2 = {width}, got {list(dimensions)}."
+        )
     shared = min(views[0].shape[1], views[1].shape[1])
     yield Latents("identity", views[0][:, :shared], views[1][:, :shared])
-    inside, outside = zip(*(split_by_span(x, rows=rows) for x in views), strict=True)
     state = statistics.from_views((inside[0][rows], inside[1][rows]))
     k = min(dims[-1], inside[0].shape[1], inside[1].shape[1])
     fits: dict[str, Callable[[], Alignment]] = {

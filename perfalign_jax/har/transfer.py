@@ -13,7 +13,7 @@ there are pairs.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import sklearn.linear_model
@@ -24,6 +24,7 @@ from perfalign_jax import _checks
 
 __all__ = [
     "Estimate",
+    "Parts",
     "estimate_mean",
     "estimate_share",
     "rank_classes",
@@ -101,9 +102,27 @@ def estimate_share(hits: int, n: int) -> Estimate:
     return Estimate(100 * hits / n, 100 * float(interval.low), 100 * float(interval.high))
 
 
-def split_by_span(
-    x: Float[np.ndarray, "n d"], *, rows: Int[np.ndarray, " m"]
-) -> tuple[Float[np.ndarray, "n r"], Float[np.ndarray, "n d"]]:
+class Parts(NamedTuple):
+    """Features of every clip, and their parts inside and outside the span of some clips.
+
+    Attributes:
+        whole: the features, shape ``(n, d)``.
+        inside: coordinates in an orthonormal basis of the span, shape ``(n, r)``.
+        outside: what is left, shape ``(n, d)``.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax.har.transfer import split_by_span
+        >>> split_by_span(np.eye(3), rows=np.array([0])).outside[2].tolist()
+        [0.0, 0.0, 1.0]
+    """
+
+    whole: Float[np.ndarray, "n d"]
+    inside: Float[np.ndarray, "n r"]
+    outside: Float[np.ndarray, "n d"]
+
+
+def split_by_span(x: Float[np.ndarray, "n d"], *, rows: Int[np.ndarray, " m"]) -> Parts:
     """Write every row of ``x`` as a part inside the span of some of its rows and a part outside.
 
     Inner products with the chosen rows depend on the inside alone. So whatever is fitted to them
@@ -116,8 +135,7 @@ def split_by_span(
         rows: indices of the chosen rows: the alignment pairs.
 
     Returns:
-        Coordinates of the inside in an orthonormal basis, shape ``(n, r)`` with ``r`` the rank of
-        the chosen rows, and the outside, shape ``(n, d)``.
+        ``Parts``; the inside has as many coordinates as the rank of the chosen rows.
 
     Raises:
         ValueError: if ``x`` has another number of dimensions, or the chosen rows are all zero.
@@ -126,7 +144,7 @@ def split_by_span(
         >>> import numpy as np
         >>> from perfalign_jax.har.transfer import split_by_span
         >>> x = np.random.default_rng(0).normal(size=(5, 40))
-        >>> inside, outside = split_by_span(x, rows=np.arange(2))
+        >>> _, inside, outside = split_by_span(x, rows=np.arange(2))
         >>> inside.shape, np.allclose(inside @ inside[:2].T, x @ x[:2].T)
         ((5, 2), True)
         >>> np.allclose(outside @ x[:2].T, 0)
@@ -143,7 +161,7 @@ def split_by_span(
         raise ValueError("the chosen rows of x are all zero.")
     basis = q @ u[:, :rank]
     inside = x @ basis
-    return inside, x - inside @ basis.T
+    return Parts(x, inside, x - inside @ basis.T)
 
 
 def rank_classes(
