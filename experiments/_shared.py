@@ -1,6 +1,5 @@
 """What the experiment scripts share: mapping over draws with progress, rows, and the last step."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from rich.table import Table
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
+from perfalign_jax._threads import calm_threads
 from perfalign_jax.plotting import save_figure
 from perfalign_jax.report import (
     Options,
@@ -24,11 +24,8 @@ from perfalign_jax.report import (
     save_result,
 )
 
-# Thousands of small factorisations: a second thread of BLAS only gets in XLA's way (on two cores
-# it makes these scripts several times slower), and XLA's own pool can wedge for good on vectorised
-# ones (seen with jaxlib 0.10.2). XLA reads the flag when it is first used, after this import.
-threadpool_limits(1)
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
+calm_threads()
+threadpool_limits(1)  # the BLAS that NumPy has loaded already
 
 
 def map_draws(function: Callable[[Any], Any], inputs: Any, *, chunk: int, label: str) -> Any:

@@ -1,7 +1,7 @@
 """Section 6.1: class labels as a modality against images, and why the latents collapse.
 
 Command:  python experiments/labels_as_modality.py [--quick | --full] [--out results]
-Time:     12 s on 2 cores (--quick 7 s)
+Time:     10 s on 2 cores (--quick 8 s)
 Expect:   every null direction is trivial, so up to that k the latents are zero (the paper's "values
           approaching zero"); at k = 10 they keep next to nothing of the images.
 

@@ -114,7 +114,7 @@ def plot_latents(
         xlabel="latent coordinate 1 (latent units)",
         ylabel="latent coordinate 2 (latent units)",
     )
-    _legend_below(figure, [*_class_handles(classes, names), *_modality_handles()])
+    _legend_below(figure, [*_class_handles(classes, names), *_modality_handles()], columns=2)
     return figure
 
 
@@ -328,6 +328,8 @@ def plot_spectrum(diagnosis: Diagnosis, *, title: str = "", k: int | None = None
     place = np.arange(1, share.size + 1)
     right.plot(place[:informative], share[:informative], "s", ms=size, color=COLORS[2])
     right.plot(place[informative:], share[informative:], "x", ms=size, color="black")
+    if not share.any():  # nothing to scale the axis by
+        right.set_ylim(-0.05, 1)
     if share.size == 0:
         right.set(xticks=[], yticks=[])
         right.text(0.5, 0.5, "the null space is empty", ha="center", transform=right.transAxes)

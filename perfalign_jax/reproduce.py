@@ -44,7 +44,8 @@ def _fingerprint(script: Path, scale: str) -> str:
     """Digest of everything that decides an experiment's numbers."""
     digest = hashlib.sha256(f"{scale} {os.environ.get('UTD_MHAD_ROOT', '')}".encode())
     package = Path(perfalign_jax.__file__).parent
-    for file in [script, *sorted(package.rglob("*.py"))]:
+    shared = script.parent.glob("_*.py")
+    for file in [script, *sorted(shared), *sorted(package.rglob("*.py"))]:
         digest.update(file.read_bytes())
     return digest.hexdigest()
 

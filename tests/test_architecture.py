@@ -20,6 +20,7 @@ FLOORS = {
     "types": 0,
     "_checks": 1,
     "_numerics": 1,
+    "_threads": 1,
     "statistics": 2,
     "subspace": 3,
     "solver": 4,

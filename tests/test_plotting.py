@@ -48,7 +48,9 @@ def assert_readable(figure, tmp_path):
 def test_latents_show_every_point_of_both_modalities(drawn, rng, tmp_path):
     z1, _, labels = drawn
     z2 = z1 + rng.normal(size=z1.shape)
-    figure = plotting.plot_latents((z1, z2), labels, names=("walk", "run"))
+    figure = plotting.plot_latents(
+        (z1, z2), labels, names=("component at (0, 1)", "component at (4, 5)")
+    )
     (axes,) = figure.axes
     for collection, z in zip(axes.collections, (z1, z2), strict=True):
         np.testing.assert_array_equal(collection.get_offsets(), z)
@@ -56,7 +58,7 @@ def test_latents_show_every_point_of_both_modalities(drawn, rng, tmp_path):
     np.testing.assert_array_equal(ring_colors[:, :3], cross_colors[:, :3])
     assert len(np.unique(ring_colors, axis=0)) == 2
     legend, labels_of_axes = texts(figure)
-    assert legend == ["walk", "run", "modality 1", "modality 2"]
+    assert legend == ["component at (0, 1)", "component at (4, 5)", "modality 1", "modality 2"]
     assert all("latent units" in label for label in labels_of_axes[0])
     assert_readable(figure, tmp_path)
 
