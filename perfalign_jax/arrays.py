@@ -1,6 +1,7 @@
 """Arrays of paired rows from the files that researchers keep them in."""
 
 import os
+import tokenize
 import zipfile
 from pathlib import Path
 
@@ -64,6 +65,10 @@ def read_array(spec: str | os.PathLike[str]) -> np.ndarray:
         OSError,
         EOFError,
         AttributeError,
+        OverflowError,
+        MemoryError,
+        SyntaxError,
+        tokenize.TokenError,
         zipfile.BadZipFile,
         safetensors.SafetensorError,
     ) as error:

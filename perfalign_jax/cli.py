@@ -19,6 +19,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import perfalign_jax as pa
 from perfalign_jax import _checks, metrics, solver
@@ -76,7 +77,7 @@ class Fit:
                 select=self.select,
                 method=self.method,
                 center=self.center,
-                rtol=_number(self.rtol, "--rtol"),
+                rtol=_tolerance(self.rtol, self.x1, self.x2),
             )
             facts = _fit_facts(alignment, views)
         pa.save(alignment, self.out)
@@ -163,7 +164,7 @@ class Diagnose:
         """Print the diagnosis."""
         with _collect_notes() as notes:
             views = _load_views(self.x1, self.x2)
-            rtol = _number(self.rtol, "--rtol")
+            rtol = _tolerance(self.rtol, self.x1, self.x2)
             diagnosis = pa.diagnose(views, center=self.center, rtol=rtol)
         if not self.json:
             _say_notes(notes)
@@ -237,11 +238,14 @@ def _whole(text: str, name: str) -> int:
         raise _InputError(f"{name} must be an integer, got {text!r}.") from None
 
 
-def _number(text: str | None, name: str) -> float | None:
+def _tolerance(text: str | None, spec1: str, spec2: str) -> float | None:
+    """The user's tolerance, or the rounding of the files where they are coarser than the sums."""
+    if text is None:
+        return solver.coarser_rounding((read_array(spec1), read_array(spec2)))
     try:
-        return None if text is None else float(text)
+        return float(text)
     except ValueError:
-        raise _InputError(f"{name} must be a number, got {text!r}.") from None
+        raise _InputError(f"--rtol must be a number, got {text!r}.") from None
 
 
 def _check_out(out: Path, suffix: str, inputs: tuple[str, ...]) -> None:
@@ -329,10 +333,8 @@ def _score_facts(alignment: pa.Alignment, views: tuple[Any, ...]) -> dict[str, A
         ("1 to 2", found.recall_12, found.median_rank_12),
         ("2 to 1", found.recall_21, found.median_rank_21),
     ):
-        facts |= {
-            f"recall_at_{at} {way}": float(r) for at, r in zip(found.at, recalls, strict=True)
-        }
-        facts[f"median_rank {way}"] = float(rank)
+        facts |= {f"R@{at}, view {way}": float(r) for at, r in zip(found.at, recalls, strict=True)}
+        facts[f"median rank, view {way}"] = float(rank)
     return facts
 
 
@@ -358,21 +360,29 @@ _LABELS = {
 def _show(title: str, facts: dict[str, Any], notes: Any, *, as_json: bool) -> None:
     if as_json:
         said = [str(note.message) for note in notes]
-        clean = {k.replace(" ", "_"): _json_number(v) for k, v in (facts | {"notes": said}).items()}
+        clean = {_json_name(k): _json_number(v) for k, v in (facts | {"notes": said}).items()}
         print(json.dumps(clean, indent=1))
         return
     _say_notes(notes)
-    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table = Table(
+        title=Text(title), title_justify="left", show_header=False, box=None, pad_edge=False
+    )
     for name, value in facts.items():
         if isinstance(value, float):
             text = format_number(value)
         else:
             text = f"{value:,}" if type(value) is int else str(value)
-        table.add_row(_LABELS.get(name, name.replace("_", " ")), text)
+        table.add_row(_LABELS.get(name, name.replace("_", " ")), Text(text))
     Console(width=None if sys.stdout.isatty() else 100, highlight=False).print(table)
 
 
+def _json_name(name: str) -> str:
+    return name.replace("R@", "recall_at_").replace(",", "").replace(" ", "_")
+
+
 def _json_number(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_json_number(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -31,6 +31,7 @@ def save(alignment: Alignment, path: str | os.PathLike[str]) -> None:
 
     Raises:
         TypeError: if it is no ``Alignment``.
+        ValueError: if it is a batch of alignments.
         FileNotFoundError: if the folder does not exist.
         IsADirectoryError: if the path is a folder.
 
@@ -44,6 +45,11 @@ def save(alignment: Alignment, path: str | os.PathLike[str]) -> None:
     """
     if not isinstance(alignment, Alignment):
         raise TypeError(f"alignment must be an Alignment, got {type(alignment).__name__}.")
+    if jnp.ndim(alignment.offset) != 1:
+        raise ValueError(
+            "alignment must be a single one, got a batch of shape "
+            f"{jnp.shape(alignment.offset)[:-1]}; save its members one by one."
+        )
     arrays = {"singular_values": alignment.singular_values, "offset": alignment.offset}
     for m, (projection, mean) in enumerate(
         zip(alignment.projections, alignment.means, strict=True)
@@ -148,15 +154,22 @@ def _assemble(source: Path, arrays: dict[str, np.ndarray], metadata: dict[str, s
     if set(arrays) != wanted:
         raise ValueError(f"{source} must hold the arrays {sorted(wanted)}, got {sorted(arrays)}.")
     k = arrays["offset"].shape[0] if arrays["offset"].ndim == 1 else -1
-    fits = arrays["singular_values"].shape == (k,) and all(
-        arrays[f"means.{m}"].ndim == 1
-        and arrays[f"projections.{m}"].shape == (k, arrays[f"means.{m}"].shape[0])
-        for m in (0, 1)
+    fits = (
+        k > 0
+        and arrays["singular_values"].shape == (k,)
+        and all(
+            arrays[f"means.{m}"].ndim == 1
+            and arrays[f"projections.{m}"].shape == (k, arrays[f"means.{m}"].shape[0])
+            for m in (0, 1)
+        )
     )
     dtypes = {a.dtype for a in arrays.values()}
     if not fits or len(dtypes) != 1 or next(iter(dtypes)) not in (np.float32, np.float64):
         shapes = {name: (a.shape, str(a.dtype)) for name, a in sorted(arrays.items())}
         raise ValueError(f"{source} holds arrays that do not fit together: {shapes}.")
+    broken = sorted(name for name, a in arrays.items() if not np.isfinite(a).all())
+    if broken:
+        raise ValueError(f"{source} holds values that are not finite, in {', '.join(broken)}.")
     dtype = next(iter(dtypes))
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(

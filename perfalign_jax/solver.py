@@ -44,7 +44,13 @@ def _prepare(data: Any, *, center: bool) -> tuple[tuple[Array, Array], tuple[Arr
 
 
 def _cutoff_scale(
-    data: Any, rows: tuple[Array, Array], samples: Array, rtol: float | Array | None
+    data: Any,
+    rows: tuple[Array, Array],
+    means: tuple[Array, Array],
+    samples: Array,
+    rtol: float | Array | None,
+    *,
+    center: bool,
 ) -> Array:
     """Share of the largest singular value at or below which another one counts as zero."""
     dtype = rows[0].dtype
@@ -52,6 +58,10 @@ def _cutoff_scale(
         return jnp.asarray(rtol, dtype)
     d = rows[0].shape[1] + rows[1].shape[1]
     scale = rank_cutoff(jnp.ones((1,), dtype), (samples, d))
+    if center:  # what was rounded is the data with its mean
+        spread = sum(jnp.sum(block**2) for block in rows)
+        common = samples * sum(jnp.sum(mean**2) for mean in means)
+        scale = scale * jnp.sqrt(1 + common / jnp.where(spread > 0, spread, 1))
     return jnp.sqrt(scale) if isinstance(data, Gram) else scale  # squaring costs half the digits
 
 
@@ -61,7 +71,7 @@ def _fit(
 ) -> tuple[Alignment, Array | None]:
     """Fit; without k all that can carry energy, and how many of the directions do."""
     rows, means, samples = _prepare(data, center=center)
-    scale = _cutoff_scale(data, rows, samples, rtol)
+    scale = _cutoff_scale(data, rows, means, samples, rtol, center=center)
     d1, informative = rows[0].shape[1], None
     if k is None:
         k = min(rows[0].shape[0], d1, rows[1].shape[1])
@@ -86,14 +96,14 @@ def _fit(
 @jax.jit
 def _signs_of_collapse(data: Any, alignment: Alignment, rtol: Any) -> Float[Array, "4"]:
     """How many latent axes are empty, the energy kept against chance, how many axes disagree."""
-    rows, _, samples = _prepare(data, center=alignment.center)
+    rows, means, samples = _prepare(data, center=alignment.center)
     z1, z2 = (matmul(b, p.T) for b, p in zip(rows, alignment.projections, strict=True))
     # Counted in the latents' principal axes: a basis of trivial and informative directions mixed
     # has no single row without energy.
     eps = jnp.finfo(z1.dtype).eps
     spread = jnp.linalg.eigvalsh(matmul(z1.T, z1) + matmul(z2.T, z2))
     whole = sum(jnp.sum(block**2) for block in rows)
-    floor = _cutoff_scale(data, rows, samples, rtol) ** 2 * whole
+    floor = _cutoff_scale(data, rows, means, samples, rtol, center=alignment.center) ** 2 * whole
     trivial = jnp.sum(spread <= jnp.maximum(4 * alignment.k * eps * spread[-1], floor))
     # A mean that all samples share is no information: it would pass for energy and agreement.
     if not alignment.center:
@@ -134,6 +144,7 @@ def _warn_of_collapse(data: Any, alignment: Alignment, rtol: Any) -> None:
                     f"the latents of view {view} keep {share:.1e} of the energy that {k} "
                     "directions chosen at random would keep"
                 )
+                remedies = ["views of the same scale", *remedies]
         if apart > 0:
             reasons.append(
                 f"on {int(apart)} of the {k} latent axes the views hardly agree (they share less "
@@ -150,12 +161,16 @@ def _warn_of_collapse(data: Any, alignment: Alignment, rtol: Any) -> None:
         )
 
 
-def _checked(data: Any) -> Any:
+def _checked(data: Any, *, center: bool) -> Any:
     if isinstance(data, Factor | Gram):
         return statistics.as_statistic(data)
     arrays = _checks.views(data)
-    if arrays[0].shape[0] < 1:
-        raise ValueError(f"x1 and x2 must have at least one row, got shape {arrays[0].shape}.")
+    least = 2 if center else 1
+    if arrays[0].shape[0] < least:
+        raise ValueError(
+            f"x1 and x2 must have at least {('one row', 'two rows')[least - 1]}"
+            f"{' to be centred' if center else ''}, got shape {arrays[0].shape}."
+        )
     return arrays
 
 
@@ -167,15 +182,18 @@ def _check_rtol(rtol: Any) -> None:
         raise ValueError(f"rtol must be below 1, got {rtol}.")
 
 
-def _coarser(data: Any) -> float | None:
-    """Rounding of the coarser view where views of two precisions meet in the finer one."""
+def coarser_rounding(data: Any) -> float | None:
+    """Rounding of the coarsest view where it is computed in a finer precision than it has."""
     if isinstance(data, Factor | Gram):
         return None
-    dtypes = {str(getattr(x, "dtype", "")) for x in data}
-    if dtypes != {"float32", "float64"}:
+    dtypes = [np.dtype(getattr(x, "dtype", np.float64)) for x in data]
+    rounding = [float(jnp.finfo(t).eps) for t in dtypes if jnp.issubdtype(t, jnp.floating)]
+    finest = min([*rounding, float(np.finfo(np.float32).eps)])
+    if not rounding or max(rounding) <= finest:
         return None
     samples, features = np.shape(data[0])[0], sum(np.shape(x)[-1] for x in data)
-    return float(np.finfo(np.float32).eps * (features + np.sqrt(samples)))
+    # Independent rounding errors have the norm of a random matrix, against at least sqrt(n).
+    return min(2 * max(rounding) * float(1 + np.sqrt(features / samples)), 0.5)
 
 
 def _shape(data: Any, *, center: bool) -> tuple[int, int, int]:
@@ -254,8 +272,8 @@ def fit(
     _checks.one_of(select, "select", ("trailing", "energy"))
     _checks.one_of(method, "method", subspace.METHODS)
     _check_rtol(rtol)
-    checked = _checked(data)
-    rtol = _coarser(data) if rtol is None else rtol
+    checked = _checked(data, center=bool(center))
+    rtol = coarser_rounding(data) if rtol is None else rtol
     gram_only = isinstance(checked, Gram)
     shape = _shape(checked, center=center)
     r, d1, d2 = shape
@@ -434,8 +452,8 @@ def predict(
 
 @functools.partial(jax.jit, static_argnames=("center",))
 def _diagnose(data: Any, rtol: Any, *, center: bool) -> Diagnosis:
-    rows, _, samples = _prepare(data, center=center)
-    scale = _cutoff_scale(data, rows, samples, rtol)
+    rows, means, samples = _prepare(data, center=center)
+    scale = _cutoff_scale(data, rows, means, samples, rtol, center=center)
     found = subspace.spectrum(rows, scale)
     d1, d2 = rows[0].shape[1], rows[1].shape[1]
     return Diagnosis(
@@ -482,6 +500,6 @@ def diagnose(
         ([1, 2], 1)
     """
     _check_rtol(rtol)
-    checked = _checked(data)
-    rtol = _coarser(data) if rtol is None else rtol
+    checked = _checked(data, center=bool(center))
+    rtol = coarser_rounding(data) if rtol is None else rtol
     return _diagnose(checked, rtol, center=bool(center))

@@ -6,7 +6,8 @@ Two kinds hold the same information about ``[1, X1, X2]``:
   the R factor of ``[1, X1, X2]``: its first row is ``sqrt(weight) * [1, means]``, and below it
   stands exactly the R factor of the centred data. Keeps every digit of the data.
 - ``Gram``: the total weight, the means, and the centred scatter matrix. Cheaper, but it squares
-  the condition number: singular values below ``sqrt(eps)`` of the largest are lost.
+  the condition number: singular values below ``sqrt(eps)`` of the largest are lost, and so are
+  gradients where the views are rank-deficient (they come out NaN; a ``Factor`` has them).
 
 Both merge in any order and any batch sizes, and serve centred and uncentred solvers alike. The
 means are kept apart from the factor, and merged by the pairwise update of Chan, Golub & LeVeque

@@ -162,7 +162,13 @@ class Diagnosis:
                 "no perfect alignment (there are as many independent features as directions); "
                 "k smallest directions approximate it, and baselines.ridge_cca is the safer choice"
             )
-        return "\n".join([*lines, f"  advice        {advice}"])
+        lines.append(f"  advice        {advice}")
+        if null and int(self.samples) <= min(d1, d2):
+            lines.append(
+                "  beware        with no more pairs than features any pairing aligns perfectly, "
+                "even of noise: measure on held-out pairs"
+            )
+        return "\n".join(lines)
 
     @property
     def largest(self) -> Float[Array, "..."]:

@@ -53,7 +53,7 @@ def test_fit_transform_score_diagnose(files, capsys, x64):
     facts = json.loads(out)
     z1, z2 = pa.transform(alignment, (x1, x2))
     assert facts["cmae"] == pytest.approx(float(metrics.cmae(z1, z2)))
-    assert facts["recall_at_1_1_to_2"] == 1.0
+    assert facts["recall_at_1_view_1_to_2"] == 1.0
     status, out, _ = run(capsys, "score", "a.safetensors", "x1.npy", "x2.npy")
     assert status == 0
     assert "relative CMAE" in out

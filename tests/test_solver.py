@@ -206,6 +206,18 @@ class TestDiagnose:
         gram = pa.diagnose(statistics.from_views(views, kind="gram"), center=True)
         assert int(gram.informative_dimension) == int(direct.informative_dimension)
 
+    @pytest.mark.parametrize("mean", [1e2, 1e4])
+    def test_a_large_common_mean_is_known_to_its_own_rounding(self, mean, rng):
+        views = tuple((x + mean).astype(np.float32) for x in perfect_views(rng, 200))
+        assert int(pa.diagnose(views, center=True).informative_dimension) == 3
+
+    @pytest.mark.parametrize("coarse", [np.float32, np.float16])
+    def test_views_are_known_to_the_rounding_of_the_coarser(self, coarse, x64, rng):
+        x1, x2 = perfect_views(rng, 200)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", pa.PrecisionWarning)
+            assert int(pa.diagnose((x1.astype(coarse), x2)).informative_dimension) == 3
+
     def test_in_words(self, x64, rng):
         said = str(pa.diagnose(perfect_views(rng)))
         assert "60 pairs, 4 + 5 features" in said
@@ -310,6 +322,16 @@ class TestBadInput:
             for function in (lambda d: pa.fit(d, k=1), pa.diagnose):
                 with pytest.raises(error, match=match):
                     function(data)
+
+    def test_one_row_cannot_be_centred(self, views):
+        for function in (
+            lambda d: pa.fit(d, k=1, center=True),
+            lambda d: pa.diagnose(d, center=True),
+        ):
+            with pytest.raises(
+                ValueError, match=r"at least two rows to be centred, got shape \(1, 3\)"
+            ):
+                function((views[0][:1], views[1][:1]))
 
     def test_k_none_under_jit(self, views):
         with pytest.raises(ValueError, match=r"k=None is not possible under jit"):

@@ -168,6 +168,22 @@ def test_dual_is_exact_for_rank_deficient_views(x64, rng):
     np.testing.assert_allclose(a @ a.T, np.eye(4), atol=1e-13)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("n", [20, 100, 150])
+def test_dual_falls_back_where_its_cholesky_breaks_down(n, dtype, rng):
+    """Rank 5 among n samples: the Gram matrix has no Cholesky factor, and NaN must not pass."""
+    with jax.enable_x64(dtype == np.float64):
+        z = rng.normal(size=(n, 5))
+        x1, x2 = ((z @ rng.normal(size=(5, 500))).astype(dtype) for _ in range(2))
+        alignment = pa.fit((x1, x2), k=5, select="energy")
+        z1, z2 = pa.transform(alignment, (x1, x2))
+        assert alignment.method == "dual"
+        assert pa.relative_cmae(z1, z2) < 500 * np.finfo(dtype).eps
+        diagnosis = pa.diagnose((x1, x2))
+        assert diagnosis.ranks.tolist() == [5, 5]
+        assert int(diagnosis.informative_dimension) == 5
+
+
 def test_dual_forms_nothing_of_size_d_by_d():
     n, d = 20, 3000
     x = jnp.ones((n, d), jnp.float32)
