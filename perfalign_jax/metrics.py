@@ -294,6 +294,9 @@ def retrieval(
         metric: ``"euclidean"``, or ``"cosine"`` for latents divided by their norms.
         chunk: rows per block; memory grows with ``chunk**2 + n``, not with ``n**2``.
 
+    Distances come from products, so two candidates closer to each other than ``sqrt(eps)`` of the
+    whole cloud's diameter (3e-4 in float32) count in no reliable order: use float64 there.
+
     Returns:
         Recalls and median ranks both ways.
 
@@ -535,7 +538,10 @@ def _retrieval(
     z1, z2 = jax.lax.stop_gradient((z1, z2))  # ranks have no gradient
     if metric == "cosine":
         z1, z2 = _unit(z1), _unit(z2)
-    else:  # distances do not change, their rounding errors shrink
+    else:  # ranks do not change; nothing overflows, and rounding errors shrink
+        size = jnp.maximum(jnp.max(jnp.abs(z1)), jnp.max(jnp.abs(z2)))
+        unit = jnp.exp2(jnp.floor(jnp.log2(jnp.where(size > 0, size, 1))))
+        z1, z2 = z1 / unit, z2 / unit
         middle = jnp.mean(z2, axis=0, keepdims=True)
         z1, z2 = z1 - middle, z2 - middle
     blocks1, blocks2 = ((b, _squares(b)) for b in (_blocks(z1, chunk), _blocks(z2, chunk)))

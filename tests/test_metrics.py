@@ -400,3 +400,12 @@ NAN = np.where(np.arange(8).reshape(4, 2) == 5, np.nan, 1).astype(np.float32)
 def test_every_error_says_what_is_wrong(call, error, message):
     with pytest.raises(error, match=re.escape(message)):
         call()
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
+def test_retrieval_does_not_depend_on_units(scale, rng):
+    z1 = (rng.normal(size=(50, 3)) * scale).astype(np.float32)
+    found = metrics.retrieval(z1, z1, at=(1,))
+    assert float(found.recall_12[0]) == 1.0
+    other = metrics.retrieval(z1, z1[rng.permutation(50)], at=(1,))
+    assert float(other.recall_12[0]) < 0.2
