@@ -633,7 +633,7 @@ def _membership(distances: Float[Array, "n p"], neighbors: int) -> Float[Array, 
 
     # The next larger value, as often as needed: far faster than sorting, and down the columns,
     # because XLA:CPU vectorises that direction.
-    def widen(_: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
+    def widen(_: int | Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         level, found = state
         wider = jnp.min(jnp.where(distances > level, distances, jnp.inf), axis=0, keepdims=True)
         level = jnp.where(found < neighbors, wider, level)

@@ -348,7 +348,7 @@ def plot_spectrum(diagnosis: Diagnosis, *, title: str = "", k: int | None = None
 
 
 def plot_transfer(
-    accuracies: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]],
+    accuracies: Mapping[str, Mapping[str, Mapping[str, Sequence[float | int]]]],
     *,
     chance: float,
     quantity: str = "top-1 accuracy on the target (%)",
@@ -505,7 +505,7 @@ def _whole_ticks(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
 
 
-def _draw_model(panels: Sequence[Axes], points: Sequence[np.ndarray], classes: np.ndarray) -> None:
+def _draw_model(panels: Any, points: Sequence[np.ndarray], classes: np.ndarray) -> None:
     colors = _class_colors(classes)
     texts = (
         ("True latent space", "coordinate {} (latent units)"),

@@ -49,10 +49,10 @@ class Problem:
         (10, 3)
     """
 
-    views: tuple[Float[Array, "n d1"], Float[Array, "n d2"]]
-    latents: Float[Array, "n k"]
-    labels: Int[Array, " n"]
-    maps: tuple[Float[Array, "d1 k"], Float[Array, "d2 k"]]
+    views: tuple[Float[Array, "... n d1"], Float[Array, "... n d2"]]
+    latents: Float[Array, "... n k"]
+    labels: Int[Array, "... n"]
+    maps: tuple[Float[Array, "... d1 k"], Float[Array, "... d2 k"]]
 
 
 def draw_mixture_latents(
@@ -353,7 +353,7 @@ def _uniform(key: Array, numbers: Array, span: Array, *, n: int, k: int) -> tupl
 
 @functools.partial(jax.jit, static_argnames=("k", "dims"))
 def _maps(
-    key: Array, low: float, high: float, *, k: int, dims: tuple[int, int]
+    key: Array, low: float | Array, high: float | Array, *, k: int, dims: tuple[int, int]
 ) -> tuple[Array, Array]:
     first, second = jax.random.split(key)
     return (
