@@ -13,7 +13,6 @@ from rich.table import Table
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
-from perfalign_jax._threads import calm_threads
 from perfalign_jax.plotting import save_figure
 from perfalign_jax.report import (
     Options,
@@ -24,8 +23,7 @@ from perfalign_jax.report import (
     save_result,
 )
 
-calm_threads()
-threadpool_limits(1)  # the BLAS that NumPy has loaded already
+threadpool_limits(1)  # BLAS threads are of no use to many small factorisations
 
 
 def map_draws(function: Callable[[Any], Any], inputs: Any, *, chunk: int, label: str) -> Any:

@@ -5,7 +5,17 @@ space in which both views of the same thing coincide; ``diagnose`` says how well
 the metrics whether it did.
 """
 
-from perfalign_jax import baselines, contrastive, gauge, metrics, statistics, synthetic
+from perfalign_jax import (
+    _threads,
+    baselines,
+    contrastive,
+    gauge,
+    metrics,
+    statistics,
+    sweeps,
+    synthetic,
+    theory,
+)
 from perfalign_jax.metrics import (
     cmae,
     effective_rank,
@@ -22,6 +32,7 @@ from perfalign_jax.serialization import load, save
 from perfalign_jax.solver import diagnose, encode, fit, predict, transform
 from perfalign_jax.types import Alignment, CollapseWarning, Diagnosis, PrecisionWarning
 
+_threads.widen_pool()
 __version__ = "0.1.0"
 __all__ = [
     "Alignment",
@@ -49,6 +60,8 @@ __all__ = [
     "retrieval",
     "save",
     "statistics",
+    "sweeps",
     "synthetic",
+    "theory",
     "transform",
 ]

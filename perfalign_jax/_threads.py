@@ -1,26 +1,20 @@
-"""How scripts and tests run many small problems on a CPU without getting in their own way."""
+"""A thread pool in which XLA's own calls cannot wait for each other for ever."""
 
 import os
-from importlib.metadata import version
 
-import jax
+__all__ = ["widen_pool"]
 
-__all__ = ["calm_threads"]
+_THREADS = 16
 
 
-def calm_threads() -> None:
-    """Run XLA and BLAS with one thread each, and XLA in the calling thread.
+def widen_pool() -> None:
+    """Give XLA's CPU client at least 16 threads, unless ``NPROC`` is set.
 
-    For processes that vectorise small factorisations: more threads make those slower, and with
-    jaxlib 0.10.2 a program now and then never finished, all of XLA's threads asleep. Its offloading
-    of fusions to YNNPACK, new in that version, is known to hang and is turned off where it exists.
-    Call it before anything is computed; what the user has set in the environment stays.
+    jaxlib hands the parts of a batched LAPACK call (a vmapped ``svd`` or ``qr``) to the pool that
+    the call itself runs in, and waits for them there. On a machine with two cores the pool has two
+    threads, and two such calls at the same time wait for ever (seen with jaxlib 0.10.2, all threads
+    asleep in ``ParallelBatchMap``). With more threads than calls at a time, the parts always find a
+    free one. It takes effect if it comes before the first use of JAX's CPU client.
     """
-    flags = "--xla_cpu_multi_thread_eigen=false"
-    major, minor, patch = (int(part) for part in version("jaxlib").split(".")[:3])
-    if (0, 10, 1) <= (major, minor, patch) < (0, 12, 0):
-        flags += " --xla_cpu_experimental_ynn_fusion_type="
-    os.environ.setdefault("XLA_FLAGS", flags)
-    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    if (os.cpu_count() or 1) < _THREADS:
+        os.environ.setdefault("NPROC", str(_THREADS))

@@ -4,6 +4,8 @@ Each function returns a ``Figure`` of its own and touches no global state of mat
 without a display, in threads and in notebooks. Colours can be told apart with any colour vision.
 """
 
+import dataclasses
+import itertools
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -18,16 +20,20 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from perfalign_jax.sweeps import AXES, SweepResult
 from perfalign_jax.types import Diagnosis
 
 __all__ = [
+    "Panel",
     "plot_boundary",
     "plot_data_model",
     "plot_errors",
     "plot_latents",
+    "plot_panels",
     "plot_spectrum",
+    "plot_sweep",
     "plot_transfer",
     "save_figure",
 ]
@@ -422,6 +428,208 @@ def plot_transfer(
     handles.append(Line2D([], [], color=GREY, lw=0.9, ls=":", label="chance"))
     _legend_below(figure, handles, columns=4)
     return figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One panel of ``plot_panels``: measured curves over an axis, and what theory says of them.
+
+    Attributes:
+        title: heading.
+        x: values of the axis.
+        xlabel: name of the axis.
+        ylabel: what is measured, with its unit.
+        curves: for each label one value per draw and place, shape ``(draws, len(x))``; NaN where
+            there is none.
+        theory: for each label one value per place, NaN where theory says nothing.
+        thresholds: for each label a place on the axis.
+        log_x: whether the axis is logarithmic.
+        log_y: whether the values are drawn on a logarithmic scale.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax.plotting import Panel
+        >>> Panel("1", (1, 2), "n", "CMAE", {"measured": np.ones((5, 2))}).log_y
+        False
+    """
+
+    title: str
+    x: Sequence[float]
+    xlabel: str
+    ylabel: str
+    curves: Mapping[str, Any]
+    theory: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    thresholds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    log_x: bool = False
+    log_y: bool = False
+
+
+_FLOOR = 1e-17  # errors that are exactly zero are drawn here
+
+
+def plot_panels(panels: Sequence[Panel], *, columns: int = 3) -> Figure:
+    """Draw curves over an axis, panel by panel: medians of the draws with 10-90 % bands.
+
+    Args:
+        panels: in reading order; equal labels have equal looks in all of them.
+        columns: panels side by side.
+
+    Returns:
+        The figure. Measured curves are coloured, theory is black, thresholds are grey lines.
+
+    Raises:
+        ValueError: if there is nothing to draw or shapes do not fit.
+
+    Source: paper Fig. 4.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import plotting
+        >>> panel = plotting.Panel("1", (1, 2), "n", "CMAE", {"measured": np.ones((5, 2))})
+        >>> len(plotting.plot_panels([panel, panel]).axes)
+        2
+    """
+    if not panels:
+        raise ValueError("panels must hold at least one panel, got none.")
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = _figure(2.35 * rows + 0.6, width=max(3.1 * columns, 4.5))
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    # Every second curve has hollow marks, so that it does not hide one at the same place.
+    styles = [
+        (COLORS[i % 6], "osD^v"[i % 5], COLORS[i % 6] if i % 2 == 0 else "none") for i in range(30)
+    ]
+    looks = _assign([k for panel in panels for k in panel.curves], styles)
+    dashes = _assign([k for panel in panels for k in panel.theory], ("-", "--", ":"))
+    marks = _assign([k for panel in panels for k in panel.thresholds], ("-", "--", ":"))
+    for axes, panel in zip(grid, panels, strict=False):
+        x = np.asarray(panel.x, np.float64)
+        for label, values in panel.curves.items():
+            draws = np.asarray(values, np.float64)
+            if draws.ndim != 2 or draws.shape[1] != x.size:
+                raise ValueError(
+                    f"curves[{label!r}] must have shape (draws, {x.size}), got {draws.shape}."
+                )
+            there = ~np.isnan(draws).all(axis=0)
+            if not there.any():
+                continue
+            shown = np.maximum(draws[:, there], _FLOOR) if panel.log_y else draws[:, there]
+            low, middle, high = np.nanpercentile(shown, (10, 50, 90), axis=0)
+            color, marker, face = looks[label]
+            size = 2.5 if face == color else 5
+            axes.fill_between(x[there], low, high, color=color, alpha=0.2, lw=0)
+            axes.plot(x[there], middle, color=color, marker=marker, mfc=face, ms=size, lw=1)
+        for label, values in panel.theory.items():
+            axes.plot(x, np.asarray(values, np.float64), dashes[label], color="black", lw=1)
+        for label, place in panel.thresholds.items():
+            axes.axvline(place, color=GREY, lw=1, ls=marks[label])
+        axes.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
+        axes.set_title(panel.title, fontsize=9)
+        axes.tick_params(labelsize=8)
+        if panel.log_x:
+            axes.set_xscale("log")
+        if panel.log_y:
+            axes.set_yscale("log")
+            _few_decades(axes)
+        _tidy(axes)
+    for axes in grid[len(panels) :]:
+        axes.remove()
+    handles: list[Any] = [
+        Line2D([], [], color=color, marker=marker, mfc=face, ms=5, lw=1, label=label)
+        for label, (color, marker, face) in looks.items()
+    ]
+    handles += [Line2D([], [], color="black", ls=s, lw=1, label=k) for k, s in dashes.items()]
+    handles += [Line2D([], [], color=GREY, ls=s, lw=1, label=k) for k, s in marks.items()]
+    handles.append(Patch(facecolor=GREY, alpha=0.3, label="10-90 % of the draws"))
+    _legend_below(figure, handles, columns=max(2, columns))
+    return figure
+
+
+def _few_decades(axes: Axes) -> None:
+    """Label 1, 2 and 5 on a logarithmic axis that spans less than two decades."""
+    low, high = axes.get_ylim()
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    if high < 100 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+
+
+def _assign(labels: Sequence[str], looks: Sequence[Any]) -> dict[str, Any]:
+    """Give every distinct label a look, in order of appearance."""
+    return dict(zip(dict.fromkeys(labels), itertools.cycle(looks), strict=False))
+
+
+_METRIC_LABELS = {
+    "cmae": "CMAE (latent units)",
+    "mlre": "MLRE (latent units)",
+    "mlre_affine": "MLRE after the best affine map",
+    "relative_cmae": "relative CMAE",
+    "recall": "R@1",
+    "energy": "share of the views' variance",
+}
+
+
+def plot_sweep(result: SweepResult, *, x: str, metrics: Sequence[str] | None = None) -> Figure:
+    """Draw a sweep over one of its axes, a panel for each metric.
+
+    Args:
+        result: what ``sweeps.sweep`` returned.
+        x: the axis to draw over: "n", "d", "k" or "noise" (there the noise of the second view).
+        metrics: which metrics to draw; all if not given.
+
+    Returns:
+        The figure, with one curve for every combination of the other axes' values. The axis is
+        logarithmic where its values span more than a factor of 20, errors always are.
+
+    Raises:
+        TypeError: if ``result`` is no ``SweepResult``.
+        ValueError: if the axis or a metric is not there.
+
+    Example:
+        >>> import jax
+        >>> from perfalign_jax import plotting, sweeps
+        >>> grid = sweeps.make_grid(n=(5, 50), d=4, k=2, noise=1.0, metrics="train_cmae")
+        >>> result = sweeps.sweep(jax.random.key(0), grid, seeds=3, progress=False)
+        >>> len(plotting.plot_sweep(result, x="n").axes)
+        1
+    """
+    if not isinstance(result, SweepResult):
+        raise TypeError(f"result must be a SweepResult, got {type(result).__name__}.")
+    if x not in AXES[2:]:
+        raise ValueError(f"x must be one of {', '.join(AXES[2:])}, got {x!r}.")
+    axes = result.axes
+    places = [place[1] if x == "noise" else place for place in axes[x]]
+    names = [name for name in AXES[1:] if name != x and len(axes[name]) > 1]
+    panels = []
+    for metric in tuple(result.values) if metrics is None else metrics:
+        curves = {}
+        for chosen in itertools.product(*(axes[name] for name in names)):
+            at = dict(zip(names, chosen, strict=True))
+            values = result.get(metric, **at)
+            curves[", ".join(_say(*item) for item in at.items()) or "measured"] = values.reshape(
+                len(result.seeds), len(places)
+            )
+        where = "training" if metric.startswith("train_") else "held-out"
+        name = metric.removeprefix("train_").removeprefix("held_out_")
+        span = max(places) / min(places) if min(places) > 0 else np.inf
+        panels.append(
+            Panel(
+                f"{where} pairs",
+                places,
+                "noise of the second view (data units)" if x == "noise" else x,
+                _METRIC_LABELS[name],
+                curves,
+                log_x=20 < span < np.inf,
+                log_y=name not in ("recall", "energy"),
+            )
+        )
+    return plot_panels(panels, columns=min(3, len(panels)))
+
+
+def _say(name: str, value: Any) -> str:
+    if name == "noise":
+        value = value[0] if value[0] == value[1] else f"{value[0]:g} and {value[1]:g}"
+    return str(value).replace("_", " ") if name == "method" else f"{name} = {value}"
 
 
 def _figure(height: float, *, width: float = _WIDTH) -> Figure:

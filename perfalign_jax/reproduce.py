@@ -21,6 +21,7 @@ __all__ = ["EXPERIMENTS", "reproduce"]
 
 EXPERIMENTS = {
     "fig3_synthetic": "Section 3.1: errors of perfect and contrastive alignment (Figs. 1-3)",
+    "fig4_robustness": "Section 3.1: robustness over n, d, k and noise (Fig. 4), and collapse",
     "table2_pseudoinverse": "Table 2: pseudo-inverse of the true maps",
     "fig7_uniform": "Section 6.5: uniform latents and a linear boundary (Fig. 7)",
     "labels_as_modality": "Section 6.1: class labels as a modality",

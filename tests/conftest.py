@@ -6,12 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from perfalign_jax._threads import calm_threads
-
-calm_threads()
 # Nearly all of the tests' time is compilation of programs that run once.
-os.environ["XLA_FLAGS"] += (
-    " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -67,6 +67,26 @@ def test_fig3(tmp_path):
     assert "percentile" in row["verdict"]
 
 
+def test_fig4(tmp_path):
+    result = run("fig4_robustness", tmp_path)
+    rows = result["rows"]
+    # The thresholds hold in every cell and seed.
+    agree, count = rows[0]["ours"].split(" of ")
+    assert agree == count
+    assert int(count) > 100
+    by_name = rows_of(result)
+    assert abs(float(by_name["held-out CMAE at the base, noise 1"]["ours"]) - 4.44) < 0.1
+    for where, low, high in (("held out", 0.98, 1.02), ("train", 0.96, 1.02)):
+        row = next(r for q, r in by_name.items() if q.startswith(f"{where} CMAE, measured"))
+        assert low < float(row["ours"]) < high
+    raw, ridge = (
+        np.array(result["values"]["collapse over noise"]["held_out_recall"])[:, method, ..., -1]
+        for method in (0, 1)
+    )
+    assert raw.mean() < 0.05 < ridge.mean()
+    assert set(result["figures"]) == {"fig4_robustness.png", "fig4_collapse.png"}
+
+
 def test_table2(tmp_path):
     result = run("table2_pseudoinverse", tmp_path)
     for m in (1, 2):

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
-from perfalign_jax import plotting, solver
+from perfalign_jax import plotting, solver, sweeps
 
 
 @pytest.fixture
@@ -185,3 +185,69 @@ Z, Y = np.zeros((4, 2)), np.arange(4)
 def test_every_error_says_what_is_wrong(call, error, message):
     with pytest.raises(error, match=re.escape(message)):
         call()
+
+
+def sweep_result(rng):
+    grid = sweeps.make_grid(
+        n=(5, 500), d=4, k=2, noise=(0, (0.5, 2)), methods=("trailing", "ridge_cca")
+    )
+    values = {name: rng.uniform(size=(3, *grid.shape)) for name in grid.metrics}
+    values["train_cmae"][:, 1] = np.nan
+    return sweeps.SweepResult(grid, (0, 1, 2), values)
+
+
+def test_sweep_has_a_panel_per_metric_and_a_curve_per_setting(rng):
+    figure = plotting.plot_sweep(sweep_result(rng), x="n")
+    assert len(figure.axes) == len(sweeps.METRICS)
+    by_metric = dict(zip(sweeps.METRICS, figure.axes, strict=True))
+    axes = by_metric["held_out_cmae"]
+    assert len(axes.lines) == 4
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert by_metric["held_out_recall"].get_yscale() == "linear"
+    assert len(by_metric["train_cmae"].lines) == 2  # where there is nothing, nothing is drawn
+    names = {text.get_text() for text in figure.legends[0].texts}
+    assert "trailing, noise = 0.5 and 2" in names
+    assert "10-90 % of the draws" in names
+
+
+def test_sweep_medians_and_bands_are_those_of_the_seeds(rng):
+    result = sweep_result(rng)
+    figure = plotting.plot_sweep(result, x="noise", metrics=["train_energy"])
+    values = result.get("train_energy", method="trailing", n=5)
+    line = figure.axes[0].lines[0]
+    np.testing.assert_allclose(line.get_xdata(), [0, 2])
+    np.testing.assert_allclose(line.get_ydata(), np.median(values, axis=0))
+    band = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    np.testing.assert_allclose(
+        (band.min(), band.max()),
+        (np.percentile(values, 10, axis=0).min(), np.percentile(values, 90, axis=0).max()),
+    )
+
+
+def test_panels_show_theory_and_thresholds_once_in_the_legend():
+    panel = plotting.Panel(
+        "1", (1, 2), "n", "CMAE", {"a": np.zeros((2, 2))}, {"t": [1, 2]}, {"here": 1.5}, log_y=True
+    )
+    figure = plotting.plot_panels([panel, panel, panel, panel])
+    assert len(figure.axes) == 4
+    assert [t.get_text() for t in figure.legends[0].texts] == [
+        "a",
+        "t",
+        "here",
+        "10-90 % of the draws",
+    ]
+    assert figure.axes[0].lines[0].get_ydata().min() > 0  # zero has a place on a log scale
+
+
+def test_sweep_figures_refuse_what_they_cannot_draw(rng):
+    result = sweep_result(rng)
+    with pytest.raises(TypeError, match="result must be a SweepResult, got dict"):
+        plotting.plot_sweep({}, x="n")
+    with pytest.raises(ValueError, match="x must be one of n, d, k, noise, got 'seed'"):
+        plotting.plot_sweep(result, x="seed")
+    with pytest.raises(ValueError, match="metric must be one of"):
+        plotting.plot_sweep(result, x="n", metrics=["cmae"])
+    with pytest.raises(ValueError, match="panels must hold at least one panel"):
+        plotting.plot_panels([])
+    with pytest.raises(ValueError, match=r"curves\['a'\] must have shape \(draws, 2\)"):
+        plotting.plot_panels([plotting.Panel("1", (1, 2), "n", "e", {"a": np.ones(2)})])
