@@ -454,12 +454,12 @@ class Panel:
     """
 
     title: str
-    x: Sequence[float]
+    x: Sequence[int | float]
     xlabel: str
     ylabel: str
     curves: Mapping[str, Any]
     theory: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    thresholds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    thresholds: Mapping[str, int | float] = dataclasses.field(default_factory=dict)
     log_x: bool = False
     log_y: bool = False
 

@@ -72,6 +72,7 @@ fits the training pairs best, relative CMAE, the share of held-out samples whose
 nearest (R@1, modality 1 asking), and the share of the views' variance that the latents keep.
 """
 
+Level = int | float | tuple[int | float, int | float]
 RandomKey = Key[Array, ""] | UInt32[Array, "2"]
 _BLOCK = 512  # samples at a time: what is made of them stays in a processor's cache
 
@@ -190,12 +191,12 @@ def make_grid(
     n: int | Sequence[int],
     d: int | Sequence[int],
     k: int | Sequence[int],
-    noise: float | tuple[float, float] | Sequence[float | tuple[float, float]] = 0.0,
+    noise: Level | Sequence[Level] = 0.0,
     latents: int | None = None,
     methods: str | Sequence[str] = "trailing",
     metrics: str | Sequence[str] = METRICS,
     held_out: int = 200,
-    ridge: float = 1e-3,
+    ridge: int | float = 1e-3,
 ) -> Grid:
     """Check the values of a sweep's axes and what to measure.
 
@@ -270,10 +271,10 @@ def _several(value: Any, name: str) -> tuple[Any, ...]:
 class _Draw:
     """All that a seed draws, with samples along the last axis."""
 
-    z: Float[Array, "k n"]
-    noises: tuple[Float[Array, "d1 n"], Float[Array, "d2 n"]]
-    maps: tuple[Float[Array, "d1 k"], Float[Array, "d2 k"]]
-    labels: Bool[Array, " n"]
+    z: Float[Array, "... k n"]
+    noises: tuple[Float[Array, "... d1 n"], Float[Array, "... d2 n"]]
+    maps: tuple[Float[Array, "... d1 k"], Float[Array, "... d2 k"]]
+    labels: Bool[Array, "... n"]
 
 
 def _draw(key: RandomKey, *, n: int, dims: tuple[int, int], k: int, held_out: bool) -> _Draw:
@@ -316,7 +317,7 @@ def draw_cell(
     n: int,
     d: int,
     k: int,
-    noise: float | tuple[float, float] = 0.0,
+    noise: Level = 0.0,
     held_out: bool = False,
 ) -> Problem:
     """Draw the data of one cell of a sweep, to look at it or to try another method on it.
@@ -449,10 +450,12 @@ def _prefixes(samples: Float[Array, "p m"], sizes: tuple[int, ...], k: int) -> F
 class _Cell:
     """What the fit of a cell makes of a column of the stacked samples."""
 
-    estimates: Float[Array, "2 p w"]  # the latents of either modality
-    affine: Float[Array, "2 p k"]  # what the affine map that fits best misses of the true latents
-    target: Float[Array, "p k"]  # the true latents
-    energy: Float[Array, ""]  # share of the views' variance that the latents keep
+    estimates: Float[Array, "... 2 p w"]  # the latents of either modality
+    affine: Float[
+        Array, "... 2 p k"
+    ]  # what the affine map that fits best misses of the true latents
+    target: Float[Array, "... p k"]  # the true latents
+    energy: Float[Array, "..."]  # share of the views' variance that the latents keep
 
 
 def _fit_cells(draw: _Draw, states: Factor, grid: Grid) -> _Cell:
@@ -696,6 +699,11 @@ def sweep(
     """
     if not isinstance(grid, Grid):
         raise TypeError(f"grid must be a Grid of make_grid, got {type(grid).__name__}.")
+    shape = getattr(key, "shape", None)
+    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if shape != (() if typed else (2,)):
+        came = type(key).__name__ if shape is None else f"shape {shape}"
+        raise TypeError(f"key must be one random key, as jax.random.key(0), got {came}.")
     seeds = _checks.integer(seeds, "seeds", low=1)
     batch_size = min(_checks.integer(batch_size, "batch_size", low=1), seeds)
     wide = bool(jax.config.read("jax_enable_x64"))
@@ -749,7 +757,8 @@ def _run_batches(
 
 def _describe(key: RandomKey, grid: Grid, wide: bool) -> dict[str, Any]:
     """Everything that decides a sweep's numbers, but the number of seeds."""
-    data = key if jnp.issubdtype(key.dtype, jnp.unsignedinteger) else jax.random.key_data(key)
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    data = jax.random.key_data(key) if typed else key
     described = {**dataclasses.asdict(grid), "key": np.asarray(data), "float64": wide}
     return json.loads(json.dumps(described, default=lambda value: value.tolist()))
 

@@ -20,7 +20,7 @@ _MAP_VARIANCE = 10.0**2 / 12  # of entries uniform on [-5, 5]
 _SPIKES = 2  # the mixture's two means: as many latent directions are far stronger than the others
 
 
-def chi_mean(k: float) -> float:
+def chi_mean(k: int | float) -> float:
     """Return the mean length of a standard normal vector of ``k`` dimensions.
 
     ``sqrt(2) * Gamma((k + 1) / 2) / Gamma(k / 2)``; ``k`` need not be an integer.
@@ -41,7 +41,7 @@ def chi_mean(k: float) -> float:
     return math.sqrt(2) * math.exp(float(gammaln((k + 1) / 2) - gammaln(k / 2)))
 
 
-def largest_perfect_k(n: int, d: int, *, latents: int, noise: float = 0.0) -> int:
+def largest_perfect_k(n: int, d: int, *, latents: int, noise: int | float = 0.0) -> int:
     """Return the largest ``k`` at which the training error is zero: ``d`` minus the rank.
 
     Without noise the rank is at most that of the latents, so ``k <= d - k*``; with noise it is full
@@ -68,7 +68,7 @@ def largest_perfect_k(n: int, d: int, *, latents: int, noise: float = 0.0) -> in
     return d - min(n, d if noise > 0 else min(latents, d))
 
 
-def held_out_cmae(n: int, d: int, k: int, *, latents: int, noise: float) -> float:
+def held_out_cmae(n: int, d: int, k: int, *, latents: int, noise: int | float) -> float:
     """Return the expected alignment error on new pairs, where the maps are learnt from noisy ones.
 
     The rows of A are orthonormal and know nothing of a new pair's noise, which therefore leaves a
@@ -108,7 +108,7 @@ def held_out_cmae(n: int, d: int, k: int, *, latents: int, noise: float) -> floa
     return noise * chi_mean(k) * math.exp(leak)
 
 
-def training_cmae(n: int, d: int, k: int, *, latents: int, noise: float) -> float:
+def training_cmae(n: int, d: int, k: int, *, latents: int, noise: int | float) -> float:
     """Return the expected alignment error on the training pairs.
 
     The fit takes the ``k`` directions of least residual, so this is a sum over the lower tail of a
@@ -191,7 +191,7 @@ def _log_beta(a: float, b: float) -> float:
     return float(gammaln(a) + gammaln(b) - gammaln(a + b))
 
 
-def _check_sizes(n: int, d: int, latents: int, noise: float) -> None:
+def _check_sizes(n: int, d: int, latents: int, noise: int | float) -> None:
     _checks.integer(n, "n", low=1)
     _checks.integer(d, "d", low=2)
     _checks.integer(latents, "latents", low=1)

@@ -310,6 +310,9 @@ def test_bad_calls_are_named():
     grid = sweeps.make_grid(n=5, d=4, k=2)
     with pytest.raises(TypeError, match="grid must be a Grid of make_grid, got dict"):
         run({"n": 5})
+    for key, came in ((0, "got int"), (jax.random.split(KEY, 3), r"got shape \(3,\)")):
+        with pytest.raises(TypeError, match=f"key must be one random key.*{came}"):
+            run(grid, key=key)
     with pytest.raises(ValueError, match="seeds must be at least 1, got 0"):
         run(grid, seeds=0)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
