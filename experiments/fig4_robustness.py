@@ -206,7 +206,7 @@ def theory_rows(lines: dict[str, SweepResult]) -> list[Row]:
         )
     )
     for where, source in (
-        ("held out", "noise * E[chi_k] and the regression's leak"),
+        ("held out", "noise * E(chi_k) and the regression's leak"),
         ("train", "Marchenko and Pastur's law"),
     ):
         values = np.asarray([ratio for ratio, _ in ratios[where]])
@@ -330,8 +330,10 @@ def statement_rows(lines: dict[str, SweepResult]) -> list[Row]:
             ours=f"at k = {low_k}: {show(k, 'train_cmae', k=low_k, noise=0)} without "
             f"and {format_number(noisy)} with noise",
             verdict="partly",
-            note="With noise no threshold in d or k is left at n = 2000: the error grows smoothly "
-            "as sqrt(k). Above k = d / 2 the two agree.",
+            note="With noise no threshold in d or k is left at n = 2000: up to k = d / 2 the error "
+            "grows smoothly as sqrt(k). Beyond it the missing directions count for more than the "
+            f"noise: {show(k, 'train_cmae', k=beyond[-1], noise=0)} without and "
+            f"{show(k, 'train_cmae', k=beyond[-1], noise=1)} with it at k = {beyond[-1]}.",
         )
     )
     kept = [value for value in k.axes["k"] if value <= half]

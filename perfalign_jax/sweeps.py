@@ -19,7 +19,7 @@ import json
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,6 @@ from perfalign_jax._numerics import matmul
 from perfalign_jax.serialization import check_target, write_whole
 from perfalign_jax.statistics import Factor
 from perfalign_jax.synthetic import Problem
-from perfalign_jax.types import Alignment
 
 __all__ = [
     "AXES",
@@ -461,114 +460,145 @@ class _Cell:
 def _fit_cells(draw: _Draw, states: Factor, grid: Grid) -> _Cell:
     """Fit every cell: fields with the axes method, n, d, k and noise in front."""
     levels, ks = jnp.asarray(grid.noise, draw.z.dtype), jnp.asarray(grid.k, jnp.int32)
+    own = (
+        grid.latents is None
+    )  # whether every k has data of its own, or all share one factorisation
+    see: Any = functools.partial(_see, draw, grid)
+    for axes in ((None, None, 0), (None, 0, None), (0, None, None)):
+        see = jax.vmap(see, in_axes=axes)
+    views = see(states, ks if own else ks[:1], levels)
 
-    def fit(method: str, d: int) -> tuple[Array, Array]:
-        run = functools.partial(_fit_cell, draw, method=method, d=d, grid=grid)
-        # vmap computes once what an axis does not change: with the dimension of the true latents
-        # fixed, one factorisation serves every k.
-        for axes in ((None, None, 0), (None, 0, None), (0, None, None)):
-            run = jax.vmap(run, in_axes=axes)
-        return run(states, ks, levels)
-
-    def judge(state: Factor, k: Array, fitted: tuple[Array, Array]) -> _Cell:
-        return _judge(state, _is_latent(draw, k, grid), *fitted)
-
-    # The axes now are method, d, n, k, noise; what does not depend on the shape of the views is
-    # left to one program for all.
-    found = jax.tree.map(
-        lambda *leaves: jnp.stack(leaves).reshape(len(grid.methods), len(grid.d), *leaves[0].shape),
-        *[fit(method, d) for method in grid.methods for d in grid.d],
+    # Only what depends on the shape of the views is compiled for every d.
+    fitted, extents = [], []
+    for method in grid.methods:
+        for d in grid.d:
+            fit: Any = functools.partial(_fit, method=method, d=d, grid=grid)
+            for _ in range(3):
+                fit = jax.vmap(fit)
+            fitted.append(fit(views))
+            # The order of Eq. 7 has the wanted directions last, the others first.
+            extents.append((*_dims(d), _rank(method, d, grid) if method == "trailing" else 0))
+    lead = len(grid.methods), len(grid.d)
+    fits = jax.tree.map(
+        lambda *leaves: jnp.swapaxes(jnp.stack(leaves).reshape(*lead, *leaves[0].shape), 1, 2),
+        *fitted,
     )
-    found = jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 1, 2), found)
-    for axes in ((None, None, 0), (None, 0, 0), (None, None, 0), (0, None, 0), (None, None, 0)):
+    if not own:
+        views = jax.tree.map(lambda leaf: leaf[:, 0], views)
+        fits = jax.tree.map(lambda leaf: leaf[:, :, :, 0], fits)
+    judge: Any = functools.partial(_judge, draw, grid)
+    for axes in (
+        (None, None, 0, None, 0, 0),  # noise
+        (None, 0, None, None, *((0, 0) if own else (None, None))),  # k
+        (None, None, None, 0, None, 0),  # d
+        (0, None, None, None, 0, 0),  # n
+        (None, None, None, 0, None, 0),  # method
+    ):
         judge = jax.vmap(judge, in_axes=axes)
-    return judge(states, ks, found)
+    return judge(states, ks, levels, jnp.asarray(extents).reshape(*lead, 3), views, fits)
 
 
-def _is_latent(draw: _Draw, k: Array, grid: Grid) -> Bool[Array, " k"]:
-    return jnp.arange(draw.z.shape[0]) < (k if grid.latents is None else grid.latents)
+def _maps(draw: _Draw, grid: Grid, k: Array) -> tuple[Bool[Array, " k"], list[Array]]:
+    """Which latents are there, and the maps of those."""
+    there = jnp.arange(draw.z.shape[0]) < (k if grid.latents is None else grid.latents)
+    return there, [jnp.where(there[None, :], s, 0) for s in draw.maps]
 
 
-def _fit_cell(
-    draw: _Draw, state: Factor, k: Array, noise: Array, *, method: str, d: int, grid: Grid
-) -> tuple[Float[Array, "2 p w"], Float[Array, "2"]]:
-    """Fit a cell; the estimates as in ``_Cell``, and the variances of the views times n."""
-    size = draw.z.shape[0]
-    starts = (size, size + draw.noises[0].shape[0])  # of either view's own noise
-    rows = _mean_and_rows(state)
-    maps = [
-        jnp.where(_is_latent(draw, k, grid)[None, :], s[:count], 0)
-        for s, count in zip(draw.maps, _dims(d), strict=True)
-    ]
-    seen = [
-        matmul(rows[:, :size], s.T) + scale * rows[:, start : start + s.shape[0]]
-        for s, scale, start in zip(maps, noise, starts, strict=True)
-    ]
-    views = dataclasses.replace(
-        state, means=tuple(x[0] for x in seen), blocks=tuple(x[1:] for x in seen)
+def _see(draw: _Draw, grid: Grid, state: Factor, k: Array, noise: Array) -> Factor:
+    """Statistic of the views with all their features, from that of what was drawn."""
+    mean, centred = jnp.concatenate(state.means), jnp.concatenate(state.blocks, axis=1)
+    rows = jnp.concatenate([mean[None, :], centred])
+    start = draw.z.shape[0]
+    views = []
+    for s, scale in zip(_maps(draw, grid, k)[1], noise, strict=True):
+        end = start + s.shape[0]
+        views.append(matmul(rows[:, : s.shape[1]], s.T) + scale * rows[:, start:end])
+        start = end
+    return dataclasses.replace(
+        state, means=tuple(x[0] for x in views), blocks=tuple(x[1:] for x in views)
     )
-    chosen = _choose(_fit(views, method, d, grid), method, k, max(grid.k))
-    end = starts[1] + draw.noises[1].shape[0]
-    estimates = []
-    for (a, offset), s, scale, start in zip(chosen, maps, noise, starts, strict=True):
-        before = jnp.zeros((start - size, a.shape[0]), a.dtype)
-        after = jnp.zeros((end - start - s.shape[0], a.shape[0]), a.dtype)
-        columns = [offset[None, :], matmul(s.T, a.T), before, scale * a.T, after]
-        estimates.append(jnp.concatenate(columns))
-    return jnp.stack(estimates), jnp.stack([jnp.sum(x[1:] ** 2) for x in seen])
 
 
-def _mean_and_rows(state: Factor) -> Float[Array, "r q"]:
-    """Means of the drawn variables, and below them the rows that stand for the centred samples."""
-    means = [mean[None, :] for mean in state.means]
-    return jnp.concatenate([jnp.concatenate(part, axis=1) for part in (means, state.blocks)])
+def _rank(method: str, d: int, grid: Grid) -> int:
+    """How many directions are fitted, of which every ``k`` takes its own."""
+    return min(d // 2 if method == "ridge_cca" else d, max(grid.k))
+
+
+def _fit(views: Factor, *, method: str, d: int, grid: Grid) -> tuple[tuple[Array, ...], Array]:
+    """Fit the first features; projections filled up with zeros, and offsets."""
+    full = views.dims
+    views = dataclasses.replace(
+        views,
+        means=tuple(m[:count] for m, count in zip(views.means, _dims(d), strict=True)),
+        blocks=tuple(b[:, :count] for b, count in zip(views.blocks, _dims(d), strict=True)),
+    )
+    k, select = _rank(method, d, grid), cast(Any, method)
+    if method == "ridge_cca":
+        found = baselines.ridge_cca(views, k=k, ridge=grid.ridge)
+    else:
+        found = solver.fit(views, k=k, select=select, method="qr")
+    short = max(grid.k) - k
+    pairs = list(zip(found.projections, found.means, strict=True))
+    offsets = jnp.stack([jnp.pad(-matmul(a, mean), (0, short)) for a, mean in pairs])
+    projections = tuple(
+        jnp.pad(a, ((0, short), (0, count - a.shape[1])))
+        for a, count in zip(found.projections, full, strict=True)
+    )
+    return projections, offsets
 
 
 def _judge(
-    state: Factor, is_latent: Array, estimates: Float[Array, "2 p w"], variances: Float[Array, "2"]
+    draw: _Draw,
+    grid: Grid,
+    state: Factor,
+    k: Array,
+    noise: Array,
+    extent: Array,
+    views: Factor,
+    fitted: tuple[tuple[Array, ...], Array],
 ) -> _Cell:
-    """Set the estimates of a cell beside the true latents, by the statistic of its samples."""
-    size, p = is_latent.shape[0], estimates.shape[1]
-    rows = _mean_and_rows(state)
-    mean, centred = rows[0], rows[1:]
-    identity = jnp.diag(is_latent.astype(mean.dtype))
+    """Set a fit with ``k`` dimensions beside the true latents, by the statistic of the samples."""
+    there, maps = _maps(draw, grid, k)
+    mean, centred = jnp.concatenate(state.means), jnp.concatenate(state.blocks, axis=1)
+    size, p = there.shape[0], 1 + mean.shape[0]
+    identity = jnp.diag(there.astype(mean.dtype))
     target = jnp.zeros((p, size), mean.dtype).at[1 : 1 + size].set(identity)
-    moved = [matmul(centred, columns[1:]) for columns in estimates]
-    kept = jnp.stack([jnp.sum(block**2) for block in moved])
-    share = jnp.where(variances > 0, kept / jnp.where(variances > 0, variances, 1), 0)
+
+    index = jnp.arange(max(grid.k))
+    chosen = jnp.clip(index + jnp.maximum(extent[2] - k, 0), 0, index[-1])
+    wanted = (index < k)[:, None]
+    projections, offsets = fitted
+    before, estimates = 1 + size, []
+    for a, offset, s, scale in zip(projections, offsets, maps, noise, strict=True):
+        a = jnp.where(wanted, a[chosen], 0)
+        after = p - before - a.shape[1]
+        parts = [jnp.where(wanted, offset[chosen, None], 0), matmul(a, s), scale * a]
+        above = jnp.concatenate(parts[:2], axis=1)
+        own = jnp.pad(parts[2], ((0, 0), (before - above.shape[1], after)))
+        estimates.append(jnp.concatenate([above, own], axis=1).T)
+        before += a.shape[1]
+
+    kept = []
+    for columns, block, count in zip(estimates, views.blocks, extent, strict=False):
+        variance = jnp.sum(jnp.where(jnp.arange(block.shape[1]) < count, block**2, 0))
+        share = jnp.sum(matmul(centred, columns[1:]) ** 2)
+        kept.append(jnp.where(variance > 0, share / jnp.where(variance > 0, variance, 1), 0))
 
     # The best affine map of both estimates at once, as in metrics.mlre_affine: least squares about
     # the mean of all, from which either modality's own mean may lie apart.
+    moved = [matmul(centred, columns[1:]) for columns in estimates]
     middles = [columns[0] + matmul(mean, columns[1:]) for columns in estimates]
     apart = jnp.sqrt(state.weight / 2) * (middles[0] - middles[1])
     goal = matmul(centred, target[1:])
     inverse = jnp.linalg.pinv(
         jnp.concatenate([*moved, apart[None, :]]),
-        rtol=jnp.finfo(mean.dtype).eps * jnp.maximum(2 * state.weight, estimates.shape[2]),
+        rtol=jnp.finfo(mean.dtype).eps * jnp.maximum(2 * state.weight, index.size),
     )
     weights = matmul(inverse, jnp.concatenate([goal, goal, jnp.zeros_like(goal[:1])]))
-    shifted = estimates.at[:, 0].add(-(middles[0] + middles[1])[None, :] / 2)
+    both = jnp.stack(estimates)
+    shifted = both.at[:, 0].add(-(middles[0] + middles[1])[None, :] / 2)
     affine = target.at[0].add(-matmul(mean, target[1:]))[None] - matmul(shifted, weights)
-    return _Cell(estimates, affine, target, jnp.mean(share))
-
-
-def _fit(views: Factor, method: str, d: int, grid: Grid) -> Alignment:
-    if method == "ridge_cca":
-        return baselines.ridge_cca(views, k=min(d // 2, max(grid.k)), ridge=grid.ridge)
-    select: Any = method
-    return solver.fit(views, k=min(d, max(grid.k)), select=select, method="qr")
-
-
-def _choose(
-    alignment: Alignment, method: str, k: Array, width: int
-) -> list[tuple[Float[Array, "w _"], Float[Array, " w"]]]:
-    """Projection and offset of either modality with ``k`` dimensions, then zeros."""
-    index = jnp.arange(width)
-    # The order of Eq. 7 has the wanted directions last, the others first.
-    rows = index + (alignment.k - k if method == "trailing" else 0)
-    rows = jnp.clip(rows, 0, alignment.k - 1)
-    projections = [jnp.where((index < k)[:, None], a[rows], 0) for a in alignment.projections]
-    return [(a, -matmul(a, m)) for a, m in zip(projections, alignment.means, strict=True)]
+    return _Cell(both, affine, target, jnp.mean(jnp.stack(kept)))
 
 
 def _measure(
