@@ -22,6 +22,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from perfalign_jax import _checks
 from perfalign_jax.sweeps import AXES, SweepResult
 from perfalign_jax.types import Diagnosis
 
@@ -478,6 +479,7 @@ def plot_panels(panels: Sequence[Panel], *, columns: int = 3) -> Figure:
         The figure. Measured curves are coloured, theory is black, thresholds are grey lines.
 
     Raises:
+        TypeError: if a panel is no ``Panel``, or ``columns`` no integer.
         ValueError: if there is nothing to draw or shapes do not fit.
 
     Source: paper Fig. 4.
@@ -489,9 +491,11 @@ def plot_panels(panels: Sequence[Panel], *, columns: int = 3) -> Figure:
         >>> len(plotting.plot_panels([panel, panel]).axes)
         2
     """
+    if isinstance(panels, Panel) or not all(isinstance(panel, Panel) for panel in panels):
+        raise TypeError("panels must be a sequence of Panel.")
     if not panels:
         raise ValueError("panels must hold at least one panel, got none.")
-    columns = min(columns, len(panels))
+    columns = min(_checks.integer(columns, "columns", low=1), len(panels))
     rows = -(-len(panels) // columns)
     figure = _figure(2.35 * rows + 0.6, width=max(3.1 * columns, 4.5))
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
@@ -520,6 +524,10 @@ def plot_panels(panels: Sequence[Panel], *, columns: int = 3) -> Figure:
             axes.fill_between(x[there], low, high, color=color, alpha=0.2, lw=0)
             axes.plot(x[there], middle, color=color, marker=marker, mfc=face, ms=size, lw=1)
         for label, values in panel.theory.items():
+            if np.shape(values) != x.shape:
+                raise ValueError(
+                    f"theory[{label!r}] must have shape {x.shape}, got {np.shape(values)}."
+                )
             axes.plot(x, np.asarray(values, np.float64), dashes[label], color="black", lw=1)
         for label, place in panel.thresholds.items():
             axes.axvline(place, color=GREY, lw=1, ls=marks[label])
@@ -541,7 +549,9 @@ def plot_panels(panels: Sequence[Panel], *, columns: int = 3) -> Figure:
     handles += [Line2D([], [], color="black", ls=s, lw=1, label=k) for k, s in dashes.items()]
     handles += [Line2D([], [], color=GREY, ls=s, lw=1, label=k) for k, s in marks.items()]
     handles.append(Patch(facecolor=GREY, alpha=0.3, label="10-90 % of the draws"))
-    _legend_below(figure, handles, columns=max(2, columns))
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    width = figure.get_size_inches()[0]
+    _legend_below(figure, handles, columns=max(1, int(11 * width / (longest + 10))))
     return figure
 
 
@@ -559,6 +569,7 @@ def _assign(labels: Sequence[str], looks: Sequence[Any]) -> dict[str, Any]:
     return dict(zip(dict.fromkeys(labels), itertools.cycle(looks), strict=False))
 
 
+_MOST_CURVES = 12
 _METRIC_LABELS = {
     "cmae": "CMAE (latent units)",
     "mlre": "MLRE (latent units)",
@@ -574,16 +585,17 @@ def plot_sweep(result: SweepResult, *, x: str, metrics: Sequence[str] | None = N
 
     Args:
         result: what ``sweeps.sweep`` returned.
-        x: the axis to draw over: "n", "d", "k" or "noise" (there the noise of the second view).
+        x: the axis to draw over: "n", "d", "k" or "noise" (there the noise of the second view, or
+            of the first where that of the second repeats).
         metrics: which metrics to draw; all if not given.
 
     Returns:
-        The figure, with one curve for every combination of the other axes' values. The axis is
-        logarithmic where its values span more than a factor of 20, errors always are.
+        The figure, with one curve for every combination of the other axes' values, at most 12.
+        The axis is logarithmic where its values span more than a factor of 20, errors always are.
 
     Raises:
         TypeError: if ``result`` is no ``SweepResult``.
-        ValueError: if the axis or a metric is not there.
+        ValueError: if the axis or a metric is not there or empty, or there are too many curves.
 
     Example:
         >>> import jax
@@ -599,29 +611,48 @@ def plot_sweep(result: SweepResult, *, x: str, metrics: Sequence[str] | None = N
         raise ValueError(f"x must be one of {', '.join(AXES[2:])}, got {x!r}.")
     axes = result.axes
     places = [place[1] if x == "noise" else place for place in axes[x]]
-    names = [name for name in AXES[1:] if name != x and len(axes[name]) > 1]
-    panels = []
-    for metric in tuple(result.values) if metrics is None else metrics:
-        curves = {}
-        for chosen in itertools.product(*(axes[name] for name in names)):
-            at = dict(zip(names, chosen, strict=True))
-            values = result.get(metric, **at)
-            curves[", ".join(_say(*item) for item in at.items()) or "measured"] = values.reshape(
-                len(result.seeds), len(places)
+    xlabel = "noise of the second view (data units)" if x == "noise" else x
+    if len(set(places)) < len(places):
+        places = [place[0] for place in axes[x]]
+        xlabel = "noise of the first view (data units)"
+        if len(set(places)) < len(places):
+            raise ValueError(
+                "x='noise' needs levels that differ in one view; draw with plot_panels."
             )
+    order = np.argsort(places)
+    names = [name for name in AXES[1:] if name != x and len(axes[name]) > 1]
+    chosen = (metrics,) if isinstance(metrics, str) else metrics
+    panels, labels = [], set()
+    for metric in tuple(result.values) if chosen is None else chosen:
+        curves = {}
+        for at_values in itertools.product(*(axes[name] for name in names)):
+            at = dict(zip(names, at_values, strict=True))
+            values = result.get(metric, **at).reshape(len(result.seeds), len(places))[:, order]
+            if not np.isnan(values).all():  # what does not exist is not drawn
+                curves[", ".join(_say(*item) for item in at.items()) or "measured"] = values
+        labels |= set(curves)
+        if not curves:
+            continue
         where = "training" if metric.startswith("train_") else "held-out"
         name = metric.removeprefix("train_").removeprefix("held_out_")
         span = max(places) / min(places) if min(places) > 0 else np.inf
         panels.append(
             Panel(
                 f"{where} pairs",
-                places,
-                "noise of the second view (data units)" if x == "noise" else x,
+                sorted(places),
+                xlabel,
                 _METRIC_LABELS[name],
                 curves,
                 log_x=20 < span < np.inf,
                 log_y=name not in ("recall", "energy"),
             )
+        )
+    if not panels:
+        raise ValueError("result has no value of these metrics in any cell.")
+    if len(labels) > _MOST_CURVES:
+        raise ValueError(
+            f"a figure has room for {_MOST_CURVES} curves, got {len(labels)}: choose values of "
+            f"{', '.join(names)} with SweepResult.get, and draw them with plot_panels."
         )
     return plot_panels(panels, columns=min(3, len(panels)))
 

@@ -8,7 +8,8 @@ what the axis changes and not by luck.
 Views are linear in the drawn variables, ``x = S z + noise * e``, so a statistic of ``(z, e)`` over
 the first ``n`` samples gives the statistic of every cell's views, and every residual is one product
 with the drawn samples. Nothing is fitted to samples twice: prefixes are merged, one factorisation
-gives every ``k``, and the long products are few and large.
+gives every ``k`` (where the true latents' dimension is fixed and does not follow ``k``), and the
+long products are few and large.
 """
 
 import dataclasses
@@ -16,7 +17,6 @@ import functools
 import io
 import itertools
 import json
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, UInt32
+from rich import get_console
 from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 
@@ -51,7 +52,12 @@ AXES = ("seed", "method", "n", "d", "k", "noise")
 """Names of the axes of every measured array, in their order."""
 
 METHODS = ("trailing", "energy", "ridge_cca")
-"""``fit`` with ``select="trailing"`` (the paper) or ``"energy"``, and ``baselines.ridge_cca``."""
+"""``fit`` with ``select="trailing"`` (the paper) or ``"energy"``, and ``baselines.ridge_cca``.
+
+Where the null space is larger than ``k``, trailing directions are an arbitrary choice in it, here
+that of a QR and an SVD of its factor. ``fit`` by another method, or another library, chooses
+otherwise, and everything but the training error (MLRE and energy above all) differs with it.
+"""
 
 METRICS = (
     "train_cmae",
@@ -173,6 +179,8 @@ class SweepResult:
                 wanted = at[name]
                 if name == "noise" and np.ndim(wanted) == 0:
                     wanted = (wanted, wanted)
+                if isinstance(wanted, np.ndarray | np.generic | jax.Array):
+                    wanted = np.asarray(wanted).tolist()
                 wanted = tuple(wanted) if isinstance(wanted, list) else wanted
                 if wanted not in found:
                     raise ValueError(f"{name} must be one of {found}, got {at[name]!r}.")
@@ -204,8 +212,9 @@ def make_grid(
         d: numbers of features of both modalities together, at least 2; of an odd number the first
             modality has one more.
         k: latent dimensions of the fit.
-        noise: standard deviations, in units of the views. In a sequence (a list, or a tuple of any
-            length) every entry is one level: a number for both views, or a pair, one for each.
+        noise: standard deviations, in units of the views. In a sequence every entry is one level: a
+            number for both views, or a pair, one for each; so ``(0, 1)`` is two levels and
+            ``[(0, 1)]`` one.
         latents: dimension k* of the true latents. None lets it follow ``k``, as the paper does.
         methods: among ``METHODS``.
         metrics: among ``METRICS``.
@@ -257,12 +266,28 @@ def make_grid(
 
 
 def _several(value: Any, name: str) -> tuple[Any, ...]:
-    if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray | range):
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        value = np.asarray(value).tolist()
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         return (value,)
-    values = tuple(value.tolist()) if isinstance(value, np.ndarray) else tuple(value)
-    if not values:
+    if not value:
         raise ValueError(f"{name} must hold at least one value, got none.")
-    return values
+    return tuple(value)
+
+
+def _check_key(key: Any) -> None:
+    """Refuse what is no single key, or one whose numbers depend on how many are drawn at a time."""
+    shape = getattr(key, "shape", None)
+    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if shape != (() if typed else (2,)) or (not typed and key.dtype != jnp.uint32):
+        came = type(key).__name__ if shape is None else f"shape {shape} of {key.dtype}"
+        raise TypeError(f"key must be one random key, as jax.random.key(0), got {came}.")
+    kind = str(jax.random.key_impl(key)) if typed else "threefry2x32"
+    if kind != "threefry2x32":
+        raise ValueError(
+            f"key must be of the kind threefry2x32, JAX's default, got {kind}: its numbers would "
+            "depend on batch_size."
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -348,6 +373,7 @@ def draw_cell(
         >>> bool((small.views[0] == large.views[0][:4, :4]).all())
         True
     """
+    _check_key(key)
     scales, dims = make_grid(n=n, d=d, k=1, noise=(noise,), latents=k).noise[0], _dims(d)
     drawn = _draw(key, n=n, dims=dims, k=k, held_out=held_out)
     x1, x2 = (
@@ -439,7 +465,9 @@ def _prefixes(samples: Float[Array, "p m"], sizes: tuple[int, ...], k: int) -> F
         last = (n - 1) // block
         state = jax.tree.map(lambda leaf: leaf[last], before)
         weights = (last * block + jnp.arange(block) < n).astype(dtype)
-        return dataclasses.replace(add(state, blocks[last], weights), samples=n)
+        state = add(state, blocks[last], weights)
+        spread = tuple(jnp.where(n > 1, part, 0) for part in state.blocks)  # one sample has none
+        return dataclasses.replace(state, blocks=spread, samples=n)
 
     return jax.vmap(up_to)(jnp.asarray(sizes, jnp.int32))
 
@@ -708,7 +736,7 @@ def sweep(
             cells.
         path: file (``.npz``) that keeps what is finished: the same sweep goes on from there, also
             with more seeds. ``load_sweep`` reads it.
-        progress: show a progress bar.
+        progress: show a progress bar in a terminal or notebook.
 
     Returns:
         Every seed's values, as NumPy arrays in JAX's default float.
@@ -729,11 +757,7 @@ def sweep(
     """
     if not isinstance(grid, Grid):
         raise TypeError(f"grid must be a Grid of make_grid, got {type(grid).__name__}.")
-    shape = getattr(key, "shape", None)
-    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if shape != (() if typed else (2,)):
-        came = type(key).__name__ if shape is None else f"shape {shape}"
-        raise TypeError(f"key must be one random key, as jax.random.key(0), got {came}.")
+    _check_key(key)
     seeds = _checks.integer(seeds, "seeds", low=1)
     batch_size = min(_checks.integer(batch_size, "batch_size", low=1), seeds)
     wide = bool(jax.config.read("jax_enable_x64"))
@@ -775,7 +799,8 @@ def _run_batches(
 ) -> None:
     """Run one batch after the other; what is finished is kept when a later one is interrupted."""
     # The factorisations are small and many: threads inside each of them only get in the way.
-    with threadpool_limits(1), Progress(transient=True, disable=not progress) as bar:
+    shown = progress and get_console().is_terminal
+    with threadpool_limits(1), Progress(transient=True, disable=not shown) as bar:
         task = bar.add_task("seeds", total=sum(map(len, batches)))
         for batch, some in zip(batches, keys, strict=True):
             values = jax.tree.map(np.asarray, run(some))
@@ -815,8 +840,18 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[int, dict[str, np.ndarray]]]
             made_by = json.loads(str(file["_made_by"]))
             arrays = {name: file[name] for name in made_by["metrics"]}
             seeds = [int(seed) for seed in file["_seeds"]]
-    except (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a file of a sweep: {error}.") from None
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a damaged archive fails in many ways
+        raise ValueError(
+            f"{path} is not a file of a sweep, or damaged ({type(error).__name__}); delete it to "
+            "start anew."
+        ) from None
+    axes = [made_by[name] for name in ("methods", "n", "d", "k", "noise")]
+    shape = (len(set(seeds)), *map(len, axes))
+    for name, array in arrays.items():
+        if array.shape != shape or len(seeds) != shape[0]:
+            raise ValueError(f"{path} is damaged: {name} has shape {array.shape}, not {shape}.")
     return made_by, {
         seed: {name: array[i] for name, array in arrays.items()} for i, seed in enumerate(seeds)
     }

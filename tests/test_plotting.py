@@ -197,7 +197,8 @@ def sweep_result(rng):
 
 
 def test_sweep_has_a_panel_per_metric_and_a_curve_per_setting(rng):
-    figure = plotting.plot_sweep(sweep_result(rng), x="n")
+    result = sweep_result(rng)
+    figure = plotting.plot_sweep(result, x="n")
     assert len(figure.axes) == len(sweeps.METRICS)
     by_metric = dict(zip(sweeps.METRICS, figure.axes, strict=True))
     axes = by_metric["held_out_cmae"]
@@ -205,6 +206,10 @@ def test_sweep_has_a_panel_per_metric_and_a_curve_per_setting(rng):
     assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
     assert by_metric["held_out_recall"].get_yscale() == "linear"
     assert len(by_metric["train_cmae"].lines) == 2  # where there is nothing, nothing is drawn
+    for values in result.values.values():
+        values[:, 1] = np.nan
+    names = {t.get_text() for t in plotting.plot_sweep(result, x="n").legends[0].texts}
+    assert not any("ridge" in name for name in names)
     names = {text.get_text() for text in figure.legends[0].texts}
     assert "trailing, noise = 0.5 and 2" in names
     assert "10-90 % of the draws" in names
@@ -239,6 +244,18 @@ def test_panels_show_theory_and_thresholds_once_in_the_legend():
     assert figure.axes[0].lines[0].get_ydata().min() > 0  # zero has a place on a log scale
 
 
+def test_sweep_axes_are_drawn_in_order(rng):
+    grid = sweeps.make_grid(n=(500, 5, 30), d=4, k=2, noise=[(2, 1), (0, 1), (1, 1)])
+    result = sweeps.SweepResult(grid, (0,), {"train_cmae": rng.uniform(size=(1, *grid.shape))})
+    for x, expected, label in (
+        ("n", [5, 30, 500], "n"),
+        ("noise", [0, 1, 2], "noise of the first view (data units)"),
+    ):
+        axes = plotting.plot_sweep(result, x=x).axes[0]
+        np.testing.assert_array_equal(axes.lines[0].get_xdata(), expected)
+        assert axes.get_xlabel() == label
+
+
 def test_sweep_figures_refuse_what_they_cannot_draw(rng):
     result = sweep_result(rng)
     with pytest.raises(TypeError, match="result must be a SweepResult, got dict"):
@@ -247,6 +264,24 @@ def test_sweep_figures_refuse_what_they_cannot_draw(rng):
         plotting.plot_sweep(result, x="seed")
     with pytest.raises(ValueError, match="metric must be one of"):
         plotting.plot_sweep(result, x="n", metrics=["cmae"])
+    with pytest.raises(ValueError, match="result has no value"):
+        plotting.plot_sweep(
+            sweeps.SweepResult(
+                result.grid, (0,), {"train_mlre": np.full((1, *result.grid.shape), np.nan)}
+            ),
+            x="n",
+        )
+    many = sweeps.make_grid(n=range(1, 14), d=(4, 5), k=2, metrics="train_cmae")
+    with pytest.raises(ValueError, match="room for 12 curves, got 13"):
+        plotting.plot_sweep(
+            sweeps.SweepResult(many, (0,), {"train_cmae": np.ones((1, *many.shape))}), x="d"
+        )
+    with pytest.raises(TypeError, match="panels must be a sequence of Panel"):
+        plotting.plot_panels([1])
+    with pytest.raises(ValueError, match="columns must be at least 1, got 0"):
+        plotting.plot_panels([plotting.Panel("1", (1,), "n", "e", {})], columns=0)
+    with pytest.raises(ValueError, match=r"theory\['t'\] must have shape \(2,\), got \(3,\)"):
+        plotting.plot_panels([plotting.Panel("1", (1, 2), "n", "e", {}, {"t": [1, 2, 3]})])
     with pytest.raises(ValueError, match="panels must hold at least one panel"):
         plotting.plot_panels([])
     with pytest.raises(ValueError, match=r"curves\['a'\] must have shape \(draws, 2\)"):

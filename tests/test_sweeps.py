@@ -271,6 +271,11 @@ def test_files_that_are_not_this_sweep_are_refused(tmp_path):
     path.write_bytes(b"PK\x03\x04 no archive")
     with pytest.raises(ValueError, match="is not a file of a sweep"):
         run(grid, path=path)
+    content = run(grid, path=tmp_path / "other.npz").values
+    with np.load(tmp_path / "other.npz") as file:
+        np.savez(path, **{**file, "train_cmae": content["train_cmae"][:1]})
+    with pytest.raises(ValueError, match="is damaged: train_cmae has shape"):
+        sweeps.load_sweep(path)
     np.savez(path, a=np.ones(2))
     with pytest.raises(ValueError, match="is not a file of a sweep"):
         sweeps.load_sweep(path)
@@ -304,6 +309,41 @@ def test_files_that_are_not_this_sweep_are_refused(tmp_path):
 def test_bad_grids_are_named(options, error, message):
     with pytest.raises(error, match=re.escape(message)):
         sweeps.make_grid(**{"n": 10, "d": 4, "k": 2, **options})
+
+
+def test_one_pair_has_no_variance(x64):
+    grid = sweeps.make_grid(n=(1, 2), d=4, k=1, noise=1.0, held_out=50)
+    result = run(grid)
+    np.testing.assert_array_equal(result.get("train_energy", n=1), 0)
+    # The best affine map of one pair is the constant.
+    for seed in range(2):
+        key = jax.random.fold_in(KEY, seed)
+        z, new = (
+            np.asarray(sweeps.draw_cell(key, n=count, d=4, k=1, held_out=which).latents)
+            for count, which in ((1, False), (50, True))
+        )
+        expected = np.linalg.norm(new - z, axis=1).mean()
+        found = result.get("held_out_mlre_affine", n=1, seed=seed)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_arrays_are_as_good_as_tuples():
+    of_arrays = sweeps.make_grid(n=jnp.array([5, 6]), d=np.array(4), k=1, noise=np.array([0, 0.5]))
+    of_tuples = sweeps.make_grid(n=(5, 6), d=4, k=1, noise=(0, 0.5))
+    assert of_arrays == of_tuples
+    values = {"train_cmae": np.arange(4.0).reshape(1, 1, 2, 1, 1, 2)}
+    result = sweeps.SweepResult(of_tuples, (0,), values)
+    assert result.get("train_cmae", n=np.int64(6), noise=np.array([0.5, 0.5])) == [3]
+    with pytest.raises(ValueError, match=re.escape("n must be one of (5, 6)")):
+        result.get("train_cmae", n=np.array([5, 6]))
+
+
+def test_keys_whose_numbers_depend_on_the_batch_are_refused():
+    grid = sweeps.make_grid(n=5, d=4, k=2)
+    with pytest.raises(ValueError, match=r"key must be of the kind threefry2x32.*got rbg"):
+        run(grid, key=jax.random.key(0, impl="rbg"))
+    legacy = run(grid, key=jax.random.PRNGKey(5))
+    np.testing.assert_array_equal(legacy.get("train_mlre"), run(grid).get("train_mlre"))
 
 
 def test_bad_calls_are_named():
