@@ -4,9 +4,9 @@ The setting is the paper's: ``n`` pairs of latents with ``latents`` dimensions (
 k*), seen through maps with random entries in ``d`` features of both modalities together, with
 noise of one standard deviation in both. Everything is for orthonormal alignments of the raw views
 (``fit`` with ``select="trailing"``) whose signal is much stronger than the noise. The laws are
-those of many dimensions. Simulated errors lie within 3 % of them from ten latents on, with ten features
-and samples beyond those; within about 10 % with three to five; the error on new pairs is up to a
-quarter less at ``n = k* + 1``. Host functions of plain numbers.
+those of many dimensions. Simulated errors lie within 3 % of them from ten latents on, with ten
+features and samples beyond those; within about 10 % with three to five; the error on new pairs is
+up to a quarter less at ``n = k* + 1``. Host functions of plain numbers.
 """
 
 import math
