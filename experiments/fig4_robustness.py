@@ -412,9 +412,9 @@ def make_figures(
         "fig4_collapse.png": (
             plotting.plot_panels(collapse_panels(collapse), columns=3),
             "Where the raw method fails; d1 = d2, k = k* = 2, n = 2000, 200 held-out pairs. "
-            "Above: noise 0.1 in the first view and more in the second, d = 20. Below: noise 1 in both, "
-            "more features: ridge CCA learns from them, the raw method does not. Nothing in the raw "
-            "method's CMAE, noise * E(chi_2) throughout, tells that partners are lost.",
+            "Above: noise 0.1 in the first view and more in the second, d = 20. Below: noise 1 in "
+            "both, more features: ridge CCA learns from them, the raw method does not. Nothing in "
+            "the raw method's CMAE, noise * E(chi_2) throughout, tells that partners are lost.",
         ),
     }
 
