@@ -1,7 +1,7 @@
 """Section 3.1, Fig. 4: errors over n, d, k and noise, with theory beside them, and the collapse.
 
 Command:  python experiments/fig4_robustness.py [--quick | --full] [--out results]
-Time:     80 s on 2 cores (--quick 30 s; --full five minutes, estimated)
+Time:     65 s on 2 cores (--quick 30 s; --full four minutes, estimated)
 Expect:   training CMAE below 1e-10 exactly where theory says the alignment is perfect, in every
           cell and seed; held-out CMAE within 2 % of noise * E(chi_k) at n = 2000, k <= d - k*.
 
