@@ -260,8 +260,8 @@ h1 { font-size: 1.7rem; } h2 { font-size: 1.25rem; margin-top: 2.5rem; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; margin: 1rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .35rem .6rem;
          border-bottom: 1px solid #ddd; }
-th { border-bottom: 2px solid #888; } td:nth-child(2), td:nth-child(3), td:nth-child(4)
-{ white-space: nowrap; font-variant-numeric: tabular-nums; }
+th { border-bottom: 2px solid #888; } td { font-variant-numeric: tabular-nums; }
+td.number { white-space: nowrap; } td:first-child { min-width: 9rem; }
 figure { margin: 1rem 0; } img { max-width: 100%; } figcaption, .made { color: #555;
 font-size: .85rem; } .made { overflow-wrap: anywhere; }
 """
@@ -316,6 +316,12 @@ def _made(result: dict[str, Any]) -> str:
     return f"{result['seconds']:.0f} s; " + ", ".join(f"{k} {v}" for k, v in parts.items())
 
 
+def _cell(text: str) -> str:
+    """A table cell; numbers with their interval stay in one line, sentences do not."""
+    kind = " class='number'" if len(text) <= 24 and any(c.isdigit() for c in text) else ""
+    return f"<td{kind}>{html.escape(text)}</td>"
+
+
 def _as_html(title: str, notes: list[str], results: list[dict[str, Any]], out: Path) -> str:
     e = html.escape
     parts = [
@@ -329,7 +335,7 @@ def _as_html(title: str, notes: list[str], results: list[dict[str, Any]], out: P
             shown = [i for i, c in enumerate(_COLUMNS) if any(row[c] for row in result["rows"])]
             head = "".join(f"<th>{_HEADINGS[i]}</th>" for i in shown)
             body = "".join(
-                "<tr>" + "".join(f"<td>{e(row[_COLUMNS[i]])}</td>" for i in shown) + "</tr>"
+                "<tr>" + "".join(_cell(row[_COLUMNS[i]]) for i in shown) + "</tr>"
                 for row in result["rows"]
             )
             parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")

@@ -14,6 +14,7 @@ long products are few and large.
 
 import dataclasses
 import functools
+import importlib.util
 import io
 import itertools
 import json
@@ -478,9 +479,7 @@ class _Cell:
     """What the fit of a cell makes of a column of the stacked samples."""
 
     estimates: Float[Array, "... 2 p w"]  # the latents of either modality
-    affine: Float[
-        Array, "... 2 p k"
-    ]  # what the affine map that fits best misses of the true latents
+    affine: Float[Array, "... 2 p k"]  # the true latents less their best affine estimate
     target: Float[Array, "... p k"]  # the true latents
     energy: Float[Array, "..."]  # share of the views' variance that the latents keep
 
@@ -488,9 +487,7 @@ class _Cell:
 def _fit_cells(draw: _Draw, states: Factor, grid: Grid) -> _Cell:
     """Fit every cell: fields with the axes method, n, d, k and noise in front."""
     levels, ks = jnp.asarray(grid.noise, draw.z.dtype), jnp.asarray(grid.k, jnp.int32)
-    own = (
-        grid.latents is None
-    )  # whether every k has data of its own, or all share one factorisation
+    own = grid.latents is None  # every k has data of its own; otherwise all share one factorisation
     see: Any = functools.partial(_see, draw, grid)
     for axes in ((None, None, 0), (None, 0, None), (0, None, None)):
         see = jax.vmap(see, in_axes=axes)
@@ -736,7 +733,7 @@ def sweep(
             cells.
         path: file (``.npz``) that keeps what is finished: the same sweep goes on from there, also
             with more seeds. ``load_sweep`` reads it.
-        progress: show a progress bar in a terminal or notebook.
+        progress: show a progress bar in a terminal, or in a notebook that has ipywidgets.
 
     Returns:
         Every seed's values, as NumPy arrays in JAX's default float.
@@ -799,7 +796,9 @@ def _run_batches(
 ) -> None:
     """Run one batch after the other; what is finished is kept when a later one is interrupted."""
     # The factorisations are small and many: threads inside each of them only get in the way.
-    shown = progress and get_console().is_terminal
+    console = get_console()
+    widgets = console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+    shown = progress and (console.is_terminal or widgets)
     with threadpool_limits(1), Progress(transient=True, disable=not shown) as bar:
         task = bar.add_task("seeds", total=sum(map(len, batches)))
         for batch, some in zip(batches, keys, strict=True):

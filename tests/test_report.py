@@ -106,3 +106,13 @@ def test_what_is_wrong_is_named(tmp_path):
     (tmp_path / "bad.json").write_text(json.dumps({"other": 1}))
     with pytest.raises(ValueError, match="is not a result file"):
         write_report(tmp_path, order=["bad"], title="T")
+
+
+def test_only_short_numbers_keep_to_one_line(tmp_path):
+    sentence = "13 orders of magnitude worse above the threshold"
+    row = Row("CMAE", paper=sentence, ours="5.7e-15", interval="1.0e-15 to 2.4e-14")
+    save_result(Result("one", "One", "Text.", [row]), tmp_path)
+    page = write_report(tmp_path, order=["one"], title="Report")[0].read_text()
+    assert f"<td>{sentence}</td>" in page
+    for number in ("5.7e-15", "1.0e-15 to 2.4e-14"):
+        assert f"<td class='number'>{number}</td>" in page
