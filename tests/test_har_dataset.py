@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import scipy.io
 
-from perfalign_jax.har import dataset, files
+from perfalign_jax.har import dataset, utd_mhad
 from perfalign_jax.har.dataset import keep_array, read_recordings, resample, shrink_video, to_series
-from perfalign_jax.har.files import DamagedFileError, discover, parse_name, read_clip
+from perfalign_jax.har.utd_mhad import DamagedFileError, discover, parse_name, read_clip
 
 REAL = os.environ.get("UTD_MHAD_ROOT")
 real_files = pytest.mark.skipif(not REAL, reason="UTD_MHAD_ROOT is not set: no real files here")
@@ -299,7 +299,7 @@ def reads(monkeypatch):
     def counting(path, *, modality):
         if modality == "depth":
             seen.append(Path(path).name)
-        return files.read_clip(path, modality=modality)
+        return utd_mhad.read_clip(path, modality=modality)
 
     monkeypatch.setattr(dataset, "read_clip", counting)
     return seen

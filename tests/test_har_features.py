@@ -10,7 +10,7 @@ import pytest
 from perfalign_jax import solver
 from perfalign_jax.har.dataset import read_clip, resample, to_series
 from perfalign_jax.har.features import Kernels, convolve, draw_kernels, standardize
-from perfalign_jax.har.files import discover
+from perfalign_jax.har.utd_mhad import discover
 
 REAL = os.environ.get("UTD_MHAD_ROOT")
 real_files = pytest.mark.skipif(not REAL, reason="UTD_MHAD_ROOT is not set: no real files here")

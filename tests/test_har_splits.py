@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from perfalign_jax.har.files import discover, parse_name
+from perfalign_jax.har.utd_mhad import discover, parse_name
 from perfalign_jax.har.splits import Split, hold_out_subject, read_split, split_at_random
 
 REAL = os.environ.get("UTD_MHAD_ROOT")

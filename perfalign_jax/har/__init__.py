@@ -1,6 +1,6 @@
 """Human action recognition: a real dataset, its features, and transfer between its sensors.
 
-- ``files``: UTD-MHAD's files as its authors laid them out;
+- ``utd_mhad``: UTD-MHAD's files as its authors laid them out;
 - ``dataset``: its clips in memory, at fixed length;
 - ``splits``: which clip has which role;
 - ``features``: random convolutions, the lift that makes room for perfect alignment;

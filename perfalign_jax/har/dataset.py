@@ -17,7 +17,7 @@ import rich.progress
 from jaxtyping import Float, Int, Integer
 
 from perfalign_jax import _checks
-from perfalign_jax.har.files import DamagedFileError, Problem, discover, parse_name, read_clip
+from perfalign_jax.har.utd_mhad import DamagedFileError, Problem, discover, parse_name, read_clip
 from perfalign_jax.serialization import write_whole
 
 __all__ = [

@@ -36,7 +36,7 @@ class DamagedFileError(ValueError):
     """A file that is there, but does not hold what its name promises.
 
     Example:
-        >>> from perfalign_jax.har.files import DamagedFileError
+        >>> from perfalign_jax.har.utd_mhad import DamagedFileError
         >>> issubclass(DamagedFileError, ValueError)
         True
     """
@@ -48,7 +48,7 @@ class Problem:
 
     Example:
         >>> from pathlib import Path
-        >>> from perfalign_jax.har.files import Problem
+        >>> from perfalign_jax.har.utd_mhad import Problem
         >>> print(Problem(Path("Depth/a1_s1_t1_depth.mat"), "missing"))
         a1_s1_t1_depth.mat: missing
     """
@@ -74,7 +74,7 @@ class Catalog:
 
     Example:
         >>> from pathlib import Path
-        >>> from perfalign_jax.har.files import Catalog
+        >>> from perfalign_jax.har.utd_mhad import Catalog
         >>> Catalog(Path("."), names=("a1_s1_t1",), files={}, available=(), problems=()).names
         ('a1_s1_t1',)
     """
@@ -93,7 +93,7 @@ def parse_name(name: str) -> tuple[int, int, int]:
         ValueError: if the name is no clip's.
 
     Example:
-        >>> from perfalign_jax.har.files import parse_name
+        >>> from perfalign_jax.har.utd_mhad import parse_name
         >>> parse_name("a27_s8_t4")
         (27, 8, 4)
     """
@@ -123,7 +123,7 @@ def discover(
 
     Example:
         >>> import pathlib, tempfile
-        >>> from perfalign_jax.har.files import discover
+        >>> from perfalign_jax.har.utd_mhad import discover
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     root = pathlib.Path(folder)
         ...     (root / "Inertial").mkdir()
@@ -190,7 +190,7 @@ def read_clip(path: str | Path, *, modality: str) -> np.ndarray:
     Example:
         >>> import pathlib, tempfile
         >>> import numpy as np, scipy.io
-        >>> from perfalign_jax.har.files import read_clip
+        >>> from perfalign_jax.har.utd_mhad import read_clip
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder) / "a1_s1_t1_inertial.mat"
         ...     scipy.io.savemat(path, {"d_iner": np.zeros((50, 6))})
