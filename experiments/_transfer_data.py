@@ -82,12 +82,12 @@ def load_recordings(root: Path, options: TransferOptions) -> Material:
         root, modalities=("inertial", *sources), cache=options.out / "cache", progress=True
     )
     series = {
-        modality: dataset.to_series(signal, modality=modality).astype(np.float32)
+        modality: dataset.to_series(signal, modality=modality)
         for modality, signal in recordings.signals.items()
     }
     n = len(recordings.names)
     # As raw signals fewer frames will do: 32 of the skeleton, 8 of the video.
-    strides = {"inertial": 1, "skeleton": 3, "depth": 6}
+    strides = {"inertial": 1, "skeleton": 3, "depth": 4}
     raw = {m: x[:, strides[m] // 2 :: strides[m]].reshape(n, -1) for m, x in series.items()}
     authors = splits.read_split(root / "splits" / "40_40_10_10", recordings.names)
     subjects, counts = np.unique(recordings.subjects, return_counts=True)

@@ -18,7 +18,7 @@ from perfalign_jax.types import Alignment, Views
 
 __all__ = ["info_nce", "train_linear_contrastive"]
 
-_LARGEST_LOG_SCALE = 4.6052  # log(100): CLIP's bound on the inverse temperature
+LARGEST_LOG_SCALE = 4.6052  # log(100): CLIP's bound on the inverse temperature
 
 
 def info_nce(
@@ -26,6 +26,7 @@ def info_nce(
     z2: Float[Array | np.ndarray, "n k"],
     *,
     temperature: float | Array,
+    axis_name: str | None = None,
 ) -> Float[Array, ""]:
     """InfoNCE loss of paired latents: cosine similarity, averaged over both directions.
 
@@ -37,6 +38,9 @@ def info_nce(
         z1: latents of the first modality, shape ``(n, k)``.
         z2: latents of the second modality, shape ``(n, k)``; row ``i`` belongs to row ``i``.
         temperature: above zero.
+        axis_name: a mapped axis (of ``shard_map`` over a device mesh, or of ``vmap``) whose members
+            hold parts of one batch: every latent is compared with those of all parts, and the loss
+            is that of the whole batch.
 
     Returns:
         The loss, in nats.
@@ -56,7 +60,7 @@ def info_nce(
     """
     z1, z2 = _checks.latents(z1, z2)
     _checks.positive(temperature, "temperature")
-    return _info_nce_jit(z1, z2, 1 / jnp.asarray(temperature, z1.dtype))
+    return _info_nce_jit(z1, z2, 1 / jnp.asarray(temperature, z1.dtype), axis_name=axis_name)
 
 
 def train_linear_contrastive(
@@ -120,14 +124,23 @@ def train_linear_contrastive(
     )
 
 
-def _info_nce(
-    z1: Float[Array, "n k"], z2: Float[Array, "n k"], inverse_temperature: Float[Array, ""]
+def info_nce_of_scale(
+    z1: Float[Array, "n k"],
+    z2: Float[Array, "n k"],
+    inverse_temperature: Float[Array, ""],
+    axis_name: str | None = None,
 ) -> Float[Array, ""]:
+    """``info_nce`` without checks, of the inverse temperature that training learns."""
     u1, u2 = (_unit(z) for z in (z1, z2))
-    logits = inverse_temperature * matmul(u1, u2.T)
     matched = inverse_temperature * jnp.sum(u1 * u2, axis=1)
-    both = jax.nn.logsumexp(logits, axis=1) + jax.nn.logsumexp(logits, axis=0)
-    return jnp.mean(both / 2 - matched)
+    if axis_name is None:
+        logits = inverse_temperature * matmul(u1, u2.T)
+        both = jax.nn.logsumexp(logits, axis=1) + jax.nn.logsumexp(logits, axis=0)
+        return jnp.mean(both / 2 - matched)
+    every1, every2 = (jax.lax.all_gather(u, axis_name, tiled=True) for u in (u1, u2))
+    found1 = jax.nn.logsumexp(inverse_temperature * matmul(u1, every2.T), axis=1)
+    found2 = jax.nn.logsumexp(inverse_temperature * matmul(u2, every1.T), axis=1)
+    return jax.lax.pmean(jnp.mean((found1 + found2) / 2 - matched), axis_name)
 
 
 def _unit(z: Float[Array, "n k"]) -> Float[Array, "n k"]:
@@ -137,7 +150,7 @@ def _unit(z: Float[Array, "n k"]) -> Float[Array, "n k"]:
     return z * jnp.where(some, jax.lax.rsqrt(jnp.where(some, squares, 1)), 0)
 
 
-_info_nce_jit = jax.jit(_info_nce)
+_info_nce_jit = jax.jit(info_nce_of_scale, static_argnames="axis_name")
 
 
 @functools.partial(jax.jit, static_argnames=("k", "steps", "batch_size"))
@@ -169,7 +182,7 @@ def _train(
     def loss_of(parameters: Any, batch: tuple[Array, ...]) -> Array:
         encoders, log_scale = parameters
         z1, z2 = (matmul(x, w.T) for x, w in zip(batch, encoders, strict=True))
-        return _info_nce(z1, z2, jnp.exp(log_scale))
+        return info_nce_of_scale(z1, z2, jnp.exp(log_scale))
 
     def step(carry: Any, step_key: Array) -> tuple[Any, Array]:
         parameters, state = carry
@@ -180,7 +193,7 @@ def _train(
         loss, gradient = jax.value_and_grad(loss_of)(parameters, batch)
         updates, state = optimizer.update(gradient, state)
         encoders, log_scale = optax.apply_updates(parameters, updates)
-        return ((encoders, jnp.minimum(log_scale, _LARGEST_LOG_SCALE)), state), loss
+        return ((encoders, jnp.minimum(log_scale, LARGEST_LOG_SCALE)), state), loss
 
     carry = (parameters, optimizer.init(parameters))
     ((encoders, _), _), losses = jax.lax.scan(step, carry, jax.random.split(batch_key, steps))

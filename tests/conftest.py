@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-# Nearly all of the tests' time is compilation of programs that run once.
+# Nearly all of the tests' time is compilation of programs that run once. Not level 0: with it
+# jaxlib 0.10.2 compiles some gradients of layer normalisation into NaN.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
-    + " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    + " --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
 )
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -2,14 +2,23 @@
 
 import os
 import struct
+import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import scipy.io
 
 from perfalign_jax.har import dataset, utd_mhad
-from perfalign_jax.har.dataset import keep_array, read_recordings, resample, shrink_video, to_series
+from perfalign_jax.har.dataset import (
+    crop_person,
+    keep_array,
+    read_recordings,
+    resample,
+    shrink_video,
+    to_series,
+)
 from perfalign_jax.har.utd_mhad import DamagedFileError, discover, parse_name, read_clip
 
 REAL = os.environ.get("UTD_MHAD_ROOT")
@@ -83,8 +92,6 @@ def test_colour_videos_are_recognised_where_they_are(root):
     assert "rgb" in discover(root).available
     catalog = discover(root, modalities=["inertial", "rgb"])
     assert catalog.names == ("a2_s1_t1",)
-    with pytest.raises(ValueError, match="use 'depth'"):
-        read_recordings(root, modalities=["inertial", "rgb"])
 
 
 def test_errors_about_the_whole_dataset_say_what_was_expected(root, tmp_path):
@@ -105,6 +112,79 @@ def test_errors_about_the_whole_dataset_say_what_was_expected(root, tmp_path):
 
 
 # One file.
+
+
+def write_color_video(path, frames, codec="mpeg4"):
+    path.parent.mkdir(exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=30)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p" if codec == "mpeg4" else "yuvj420p"
+        stream.bit_rate = 8_000_000
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def make_color_video(t):
+    """A red square that moves to the right over grey, as large as the real ones."""
+    video = np.full((t, 480, 640, 3), 90, np.uint8)
+    for i in range(t):
+        video[i, 200:300, 100 + 8 * i : 200 + 8 * i] = (220, 30, 30)
+    return video
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "mjpeg"])
+def test_a_colour_video_is_what_was_written(tmp_path, codec):
+    video = make_color_video(12)
+    path = tmp_path / "RGB" / "a1_s1_t1_color.avi"
+    write_color_video(path, video, codec)
+    found = read_clip(path, modality="rgb")
+    assert found.shape == video.shape
+    assert found.dtype == np.uint8
+    assert np.abs(found.astype(int) - video).mean() < 3  # the codecs lose a little
+    for i in (0, 11):  # frames in their order
+        red = found[i, :, :, 0].astype(int) - found[i, :, :, 1]
+        assert abs(np.argwhere(red > 90)[:, 1].mean() - (149.5 + 8 * i)) < 2
+
+
+def test_colour_videos_are_recordings_like_all_others(root, tmp_path):
+    for name in NAMES[:3]:
+        write_color_video(root / "RGB" / f"{name}_color.avi", make_color_video(20))
+    (root / "RGB" / f"{NAMES[1]}_color.avi").write_bytes(b"RIFF....AVI ")
+    options = {"modalities": ["inertial", "rgb"], "frames": 8, "size": 24, "cache": tmp_path / "c"}
+    found = read_recordings(root, **options)
+    assert found.names == ("a2_s1_t1", "a10_s1_t1")
+    assert found.signals["rgb"].shape == (2, 8, 24, 24, 3)
+    assert found.signals["rgb"].dtype == np.uint8
+    assert {str(p).split(":")[0] for p in found.problems} == {
+        "a2_s2_t1_color.avi",
+        "a10_s2_t1_color.avi",
+    }
+    assert to_series(found.signals["rgb"], modality="rgb").shape == (2, 8, 432)
+    with pytest.raises(FileNotFoundError, match=r"a10_s2_t1_color\.avi is missing"):
+        read_recordings(root, **options, damaged="raise")
+    write_color_video(root / "RGB" / f"{NAMES[3]}_color.avi", make_color_video(20))
+    with pytest.raises(DamagedFileError, match=r"a2_s2_t1_color\.avi: no readable video"):
+        read_recordings(root, **options, damaged="raise")
+
+
+def test_a_file_that_is_no_colour_video_is_damaged(tmp_path):
+    path = tmp_path / "a1_s1_t1_color.avi"
+    write_color_video(path, make_color_video(1), "mjpeg")
+    with pytest.raises(DamagedFileError, match="at least 2 frames"):
+        read_clip(path, modality="rgb")
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(DamagedFileError, match=r"no readable video|at least 2 frames"):
+        read_clip(path, modality="rgb")
+
+
+def test_a_missing_video_reader_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    path = tmp_path / "a1_s1_t1_color.avi"
+    path.touch()
+    with pytest.raises(ImportError, match=r"perfalign-jax\[har\]"):
+        read_clip(path, modality="rgb")
 
 
 def test_a_clip_has_time_first(root, rng):
@@ -219,19 +299,66 @@ def test_resampling_refuses_what_it_cannot_do():
         resample(np.ones((3, 3), np.int32), length=5)
 
 
+def draw_person(t=10, left=120, depth=2500, h=240, w=320):
+    """A standing block with an arm that rises at its right, nearer than the body."""
+    video = np.zeros((t, h, w), np.uint16)
+    video[:, 60:200, left : left + 40] = depth
+    for i in range(t):
+        video[i, 150 - 8 * i : 170 - 8 * i, left + 40 : left + 80] = depth - 350
+    return video
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_a_small_video_is_the_mean_of_its_blocks_in_metres(rng, order):
-    video = np.asarray(rng.integers(0, 65536, size=(3, 12, 20)), np.uint16, order=order)
-    blocks = [[video[:, i : i + 4, j : j + 5] for j in (0, 5, 10, 15)] for i in (0, 4, 8)]
-    expected = np.array([[b.astype(float).mean(axis=(1, 2)) for b in row] for row in blocks])
-    found = shrink_video(video, height=3, width=4)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected.transpose(2, 0, 1) / 1000, rtol=1e-6)  # float32
+def test_a_crop_does_not_depend_on_where_the_person_stands(order):
+    here, there = (np.asarray(draw_person(left=left), order=order) for left in (60, 180))
+    crop = crop_person(here, frames=5, size=48)
+    assert crop.shape == (5, 48, 48)
+    assert crop.dtype == np.uint8
+    np.testing.assert_array_equal(crop, crop_person(there, frames=5, size=48))
+    farther = crop_person(np.where(here > 0, here + 400, 0).astype(np.uint16), frames=5, size=48)
+    np.testing.assert_array_equal(crop, farther)  # depth is relative to the person
 
 
-def test_a_video_that_has_no_such_blocks_is_refused():
-    with pytest.raises(ValueError, match="7 x 20 equal blocks"):
-        shrink_video(np.zeros((2, 240, 320), np.uint16), height=7, width=20)
+def test_a_crop_holds_the_person_whole_and_says_how_near_each_part_is():
+    crop = crop_person(draw_person(), frames=10, size=70)  # 140 rows: two pixels to one
+    # The square is 140 wide, the person 80: 30 pixels of nothing on either side, 15 in the crop.
+    assert (crop[:, :, :15] == 0).all()
+    assert (crop[:, :, -15:] == 0).all()
+    assert (crop[:, 1:-1, 16:34] == 128).all()  # the body at the median
+    assert set(np.unique(crop[0, 46:49, 37:53])) == {round(128 + 350 * 127 / 700)}
+    assert np.argwhere(crop[9, :, 45] > 0).mean() < np.argwhere(crop[0, :, 45] > 0).mean()
+
+
+def test_a_crop_ignores_single_stray_pixels():
+    video = draw_person()
+    video[3, 5, 5] = 900
+    difference = crop_person(video, frames=10, size=48) != crop_person(
+        draw_person(), frames=10, size=48
+    )
+    assert difference.mean() < 0.01
+
+
+def test_a_crop_at_the_edge_of_the_picture_is_filled_with_nothing():
+    crop = crop_person(draw_person(left=0), frames=3, size=48)
+    np.testing.assert_array_equal(crop, crop_person(draw_person(left=100), frames=3, size=48))
+
+
+def test_a_video_without_anyone_is_refused():
+    with pytest.raises(ValueError, match="sees nothing"):
+        crop_person(np.zeros((3, 8, 8), np.uint16), frames=2, size=4)
+    with pytest.raises(ValueError, match=r"\(T, H, W\)"):
+        crop_person(np.zeros((8, 8), np.uint16), frames=2, size=4)
+    with pytest.raises(ValueError, match=r"\(T, H, W, 3\)"):
+        shrink_video(np.zeros((2, 8, 8), np.uint8), frames=2, size=4)
+
+
+def test_a_small_colour_video_is_the_mean_of_its_blocks(rng):
+    video = rng.integers(0, 256, size=(3, 12, 20, 3)).astype(np.uint8)
+    middle = video[[0, 2], :, 4:16].astype(float)
+    expected = middle.reshape(2, 4, 3, 4, 3, 3).mean(axis=(2, 4))
+    found = shrink_video(video, frames=2, size=4)
+    assert np.abs(found - expected).max() <= 0.5 + 1e-4  # rounding to integers
+    assert shrink_video(video, frames=5, size=5).shape == (5, 5, 5, 3)  # no even blocks
 
 
 def test_series_are_relative_to_the_body_and_in_fixed_units(rng):
@@ -239,10 +366,17 @@ def test_series_are_relative_to_the_body_and_in_fixed_units(rng):
     moved = skeleton + rng.normal(size=(3, 1, 1, 3))
     found = to_series(skeleton, modality="skeleton")
     assert found.shape == (3, 10, 60)
-    np.testing.assert_allclose(to_series(moved, modality="skeleton"), found, atol=1e-12)
+    np.testing.assert_allclose(to_series(moved, modality="skeleton"), found, atol=1e-5)
     np.testing.assert_allclose(to_series(skeleton[:1], modality="skeleton"), found[:1])
-    assert to_series(np.ones((2, 5, 3, 4), np.float32), modality="depth").dtype == np.float32
-    assert to_series(np.ones((2, 5, 3, 4)), modality="depth").shape == (2, 5, 12)
+    video = np.zeros((2, 5, 24, 24), np.uint8)
+    video[:, :, 2:4] = 128
+    series = to_series(video, modality="depth")
+    assert series.dtype == np.float32
+    expected = np.zeros((12, 12))
+    expected[1] = 2
+    np.testing.assert_array_equal(series, np.broadcast_to(expected.ravel(), (2, 5, 144)))
+    with pytest.raises(ValueError, match="multiple of 12"):
+        to_series(np.ones((2, 5, 20, 20), np.uint8), modality="depth")
     with pytest.raises(ValueError, match="unexpected shape"):
         to_series(np.ones((2, 5, 6)), modality="skeleton")
 
@@ -254,7 +388,7 @@ def test_recordings_are_paired_and_of_fixed_length(root):
     found = read_recordings(root, length=40, frames=12)
     assert found.signals["inertial"].shape == (4, 40, 6)
     assert found.signals["skeleton"].shape == (4, 40, 20, 3)
-    assert found.signals["depth"].shape == (4, 12, 15, 20)
+    assert found.signals["depth"].shape == (4, 12, 48, 48)
     assert found.actions.tolist() == [2, 2, 10, 10]
     assert found.subjects.tolist() == [1, 2, 1, 2]
     clip = read_clip(root / "Inertial" / "a10_s1_t1_inertial.mat", modality="inertial")
@@ -276,12 +410,14 @@ def test_a_damaged_file_drops_its_clip_everywhere_and_is_named(root):
     assert str(root) not in found.problems[0].reason
 
 
-def test_a_video_of_another_size_is_reported_as_damaged(root):
+def test_a_video_without_anyone_is_reported_as_damaged(root):
     path = root / "Depth" / "a2_s2_t1_depth.mat"
-    scipy.io.savemat(path, {"d_depth": np.ones((100, 100, 9), np.uint16)})
+    scipy.io.savemat(path, {"d_depth": np.zeros((100, 100, 9), np.uint16)})
     found = read_recordings(root)
     assert "a2_s2_t1" not in found.names
-    assert "cannot be cut into 15 x 20" in str(found.problems[0])
+    assert "sees nothing" in str(found.problems[0])
+    with pytest.raises(DamagedFileError, match=r"a2_s2_t1_depth\.mat: video sees nothing"):
+        read_recordings(root, damaged="raise")
 
 
 def test_no_readable_clip_is_an_error(root):
@@ -317,7 +453,7 @@ def test_other_settings_and_other_sources_are_never_read_from_the_cache(root, tm
     options = {"modalities": ["depth"], "cache": tmp_path / "cache"}
     read_recordings(root, **options)
     assert read_recordings(root, frames=9, **options).signals["depth"].shape[1] == 9
-    assert read_recordings(root, size=(5, 4), **options).signals["depth"].shape[2:] == (5, 4)
+    assert read_recordings(root, size=5, **options).signals["depth"].shape[2:] == (5, 5)
     assert len(reads) == 12
     make_clip(root, NAMES[0], rng, modalities=["depth"])  # the file is replaced
     fresh = read_recordings(root, **options)
@@ -386,8 +522,11 @@ def test_real_clips_look_as_documented():
         assert clips["depth"].dtype == np.uint16
         # Gravity: the sensor's mean acceleration is about 1 g long, bar the movement itself.
         assert 0.3 < np.linalg.norm(clips["inertial"][:, :3].mean(axis=0)) < 1.7
-        small = shrink_video(clips["depth"], height=15, width=20)
-        np.testing.assert_allclose(small.mean(), clips["depth"].mean() / 1000, rtol=1e-4)
+        crop = crop_person(clips["depth"], frames=8, size=48)
+        # The person fills the square from top to bottom, and most of it is body at its median.
+        assert (crop.max(axis=(0, 2)) > 0).all()
+        assert 0.1 < (crop > 0).mean() < 0.7
+        assert 100 < np.median(crop[crop > 0]) < 160
         for modality in ("inertial", "skeleton"):
             series = to_series(clips[modality][None], modality=modality)
             assert 0.1 < series.std() < 10  # values around one, as random kernels expect

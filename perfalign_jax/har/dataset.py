@@ -1,7 +1,7 @@
-"""UTD-MHAD in memory: every clip at fixed length, depth as small grey videos kept in a cache.
+"""UTD-MHAD in memory: every clip at fixed length, videos small and kept in a cache.
 
-A clip of which a file is missing or damaged is left out and reported by name; what concerns the
-whole dataset (no such folder, no clip with all modalities) is an error.
+A clip of which a file is missing or damaged is left out and reported by name, or is an error if so
+asked; what concerns the whole dataset (no such folder, no clip with all modalities) always is one.
 """
 
 import concurrent.futures
@@ -10,11 +10,11 @@ import hashlib
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import rich.progress
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float, Int, Integer, Shaped, UInt8
 
 from perfalign_jax import _checks
 from perfalign_jax.har.utd_mhad import DamagedFileError, Problem, discover, parse_name, read_clip
@@ -22,6 +22,7 @@ from perfalign_jax.serialization import write_whole
 
 __all__ = [
     "Recordings",
+    "crop_person",
     "keep_array",
     "read_recordings",
     "resample",
@@ -29,7 +30,8 @@ __all__ = [
     "to_series",
 ]
 
-_VERSION = 1  # part of every cache key: raise it when a reader's answer changes
+_VERSION = 2  # part of every cache key: raise it when a reader's answer changes
+_GRID = 12  # squares along each side of a video that is turned into a series
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Recordings:
     Attributes:
         names: names of the clips, ``a<action>_s<subject>_t<trial>``.
         signals: by modality, shape ``(n, length, ...)``: "inertial" ``(n, length, 6)`` in g and
-            degrees/s, "skeleton" ``(n, length, 20, 3)`` and "depth" ``(n, length, height, width)``
-            in metres.
+            degrees/s, "skeleton" ``(n, length, 20, 3)`` in metres, "depth"
+            ``(n, frames, size, size)`` and "rgb" ``(n, frames, size, size, 3)``, uint8.
         problems: files that kept their clips out.
 
     Example:
@@ -50,7 +52,7 @@ class Recordings:
     """
 
     names: tuple[str, ...]
-    signals: dict[str, Float[np.ndarray, "n length ..."]]
+    signals: dict[str, Shaped[np.ndarray, "n length ..."]]
     problems: tuple[Problem, ...]
 
     @property
@@ -98,39 +100,110 @@ def resample(signal: Float[np.ndarray, "t ..."], *, length: int) -> Float[np.nda
     return signal[before] * (1 - share) + signal[before + 1] * share
 
 
-def shrink_video(
-    video: Integer[np.ndarray, "t h w"], *, height: int, width: int
-) -> Float[np.ndarray, "t height width"]:
-    """Average a depth video over blocks of pixels, in metres.
+def crop_person(
+    video: Integer[np.ndarray, "t h w"], *, frames: int, size: int
+) -> UInt8[np.ndarray, "frames size size"]:
+    """Cut the person out of a depth video: a square around every place they go, as grey frames.
+
+    The square is that of the pixels that saw something in any frame, without the outermost 0.2 %.
+    Grey is depth relative to the person's median: 128 at the median, 255 at 0.7 m nearer, 1 at
+    0.7 m farther, 0 where nothing was seen.
 
     Args:
         video: shape ``(T, H, W)``, unsigned integers, in millimetres; 0 where nothing was seen.
-        height: rows wanted; divides ``H``.
-        width: columns wanted; divides ``W``.
+        frames: number of frames wanted, spread evenly over the clip.
+        size: height and width wanted.
 
     Returns:
-        Shape ``(T, height, width)``, float32, in metres.
+        Shape ``(frames, size, size)``, uint8.
 
     Raises:
-        ValueError: if the video cannot be cut into such blocks.
+        ValueError: if the video has another shape, or sees nothing at all.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax.har.dataset import crop_person
+        >>> video = np.zeros((2, 40, 60), np.uint16)
+        >>> video[:, 10:30, 20:30] = 2500
+        >>> crop_person(video, frames=2, size=4)[0]
+        array([[  0, 128, 128,   0],
+               [  0, 128, 128,   0],
+               [  0, 128, 128,   0],
+               [  0, 128, 128,   0]], dtype=uint8)
+    """
+    if video.ndim != 3 or 0 in video.shape:
+        raise ValueError(f"video must have shape (T, H, W), got {video.shape}.")
+    seen = video > 0
+    if not seen.any():
+        raise ValueError("video sees nothing: every pixel is 0.")
+    top, bottom = _extent(seen.sum(axis=(0, 2)))
+    left, right = _extent(seen.sum(axis=(0, 1)))
+    side = max(bottom - top, right - left)
+    middle = float(np.median(video[seen]))
+    fine = 3  # samples along each edge of a pixel of the answer
+    offsets = (np.arange(size * fine) + 0.5) * side / (size * fine) - side / 2
+    rows, columns = (
+        np.floor((low + high) / 2 + offsets).astype(np.int64)
+        for low, high in ((top, bottom), (left, right))
+    )
+    inside = np.logical_and.outer(
+        (rows >= 0) & (rows < video.shape[1]), (columns >= 0) & (columns < video.shape[2])
+    )
+    rows = np.clip(rows, 0, video.shape[1] - 1)
+    columns = np.clip(columns, 0, video.shape[2] - 1)
+    depth = video[_spread(len(video), frames)][:, rows][:, :, columns].astype(np.float32)
+    grey = np.clip(128 - (depth - middle) * (127 / 700), 1, 255) * ((depth > 0) & inside)
+    blocks = grey.reshape(frames, size, fine, size, fine).mean(axis=(2, 4))
+    return np.round(blocks).astype(np.uint8)
+
+
+def _extent(counts: Int[np.ndarray, " n"]) -> tuple[int, int]:
+    """First and one past the last place, without the outermost 0.2 % on either side."""
+    share = np.cumsum(counts) / counts.sum()
+    return int(np.searchsorted(share, 0.002)), int(np.searchsorted(share, 0.998)) + 1
+
+
+def _spread(length: int, frames: int) -> Int[np.ndarray, " frames"]:
+    """Indices of frames spread evenly over a clip, first and last among them."""
+    return np.round(np.linspace(0, length - 1, frames)).astype(np.int64)
+
+
+def shrink_video(
+    video: UInt8[np.ndarray, "t h w 3"], *, frames: int, size: int
+) -> UInt8[np.ndarray, "frames size size 3"]:
+    """Bring a colour video to a fixed number of small square frames.
+
+    The middle square of every frame (people stand in the middle) is averaged down.
+
+    Args:
+        video: shape ``(T, H, W, 3)``, uint8.
+        frames: number of frames wanted, spread evenly over the clip.
+        size: height and width wanted.
+
+    Returns:
+        Shape ``(frames, size, size, 3)``, uint8.
+
+    Raises:
+        ValueError: if the video has another shape.
 
     Example:
         >>> import numpy as np
         >>> from perfalign_jax.har.dataset import shrink_video
-        >>> shrink_video(np.full((2, 4, 6), 1500, np.uint16), height=2, width=2).tolist()[0]
-        [[1.5, 1.5], [1.5, 1.5]]
+        >>> shrink_video(np.full((5, 48, 64, 3), 7, np.uint8), frames=4, size=12).shape
+        (4, 12, 12, 3)
     """
-    if video.ndim != 3 or video.shape[1] % height or video.shape[2] % width:
-        raise ValueError(
-            f"a video of shape {video.shape} cannot be cut into {height} x {width} equal blocks."
-        )
-    # The files hold columns of pixels: summing over neighbouring columns first runs along memory.
-    columns = video.transpose(0, 2, 1)
-    t, w, h = columns.shape
-    sums = columns.reshape(t, width, w // width, h).sum(axis=2, dtype=np.uint32)
-    sums = sums.reshape(t, width, height, h // height).sum(axis=3)
-    blocks = sums.transpose(0, 2, 1) / (1000 * (h // height) * (w // width))
-    return blocks.astype(np.float32)
+    if video.ndim != 4 or video.shape[3] != 3 or 0 in video.shape:
+        raise ValueError(f"video must have shape (T, H, W, 3), got {video.shape}.")
+    side = min(video.shape[1:3])
+    top, left = (video.shape[1] - side) // 2, (video.shape[2] - side) // 2
+    chosen = video[_spread(len(video), frames), top : top + side, left : left + side]
+    edges = np.linspace(0, side, size + 1)
+    starts = np.floor(edges[:-1]).astype(np.int64)
+    counts = np.diff([*starts, side]).astype(np.float32)
+    sums = np.add.reduceat(chosen.astype(np.float32), starts, axis=1)
+    sums = np.add.reduceat(sums, starts, axis=2)
+    means = sums / (counts[:, None] * counts[None, :])[None, :, :, None]
+    return np.round(means).astype(np.uint8)
 
 
 def keep_array(
@@ -178,20 +251,23 @@ def read_recordings(
     *,
     modalities: Sequence[str] = ("inertial", "skeleton", "depth"),
     length: int = 96,
-    frames: int = 48,
-    size: tuple[int, int] = (15, 20),
+    frames: int = 32,
+    size: int = 48,
+    damaged: Literal["skip", "raise"] = "skip",
     cache: Path | None = None,
     workers: int = 2,
     progress: bool = False,
 ) -> Recordings:
-    """Read every clip that has all modalities, at fixed length; depth as small grey videos.
+    """Read every clip that has all modalities, at fixed length; videos as small squares.
 
     Args:
         root: the dataset's folder.
-        modalities: which of "inertial", "skeleton" and "depth" to read.
+        modalities: which of "inertial", "skeleton", "depth" and "rgb" to read.
         length: frames of an inertial or skeleton series.
-        frames: frames of a small depth video.
-        size: height and width of a small depth video, divisors of 240 and 320.
+        frames: frames of a small video.
+        size: height and width of a small video, see ``crop_person`` and ``shrink_video``.
+        damaged: "skip" leaves clips with a missing or damaged file out, "raise" makes the first one
+            an error.
         cache: folder for the small videos, the costly part: an interrupted run goes on where it
             stopped. They are kept by the source's path, size and date and by the settings.
         workers: threads that read.
@@ -201,8 +277,9 @@ def read_recordings(
         ``Recordings``; clips with a missing or damaged file are left out and in ``problems``.
 
     Raises:
-        FileNotFoundError: see ``discover``.
-        ValueError: if a modality cannot be read, or no clip is left.
+        FileNotFoundError: see ``discover``; with ``damaged="raise"``, if a clip's file is missing.
+        DamagedFileError: with ``damaged="raise"``, if a file is damaged.
+        ValueError: if a modality is unknown, or no clip is left.
 
     Example:
         >>> import pathlib, tempfile
@@ -217,27 +294,29 @@ def read_recordings(
         >>> found.signals["inertial"].shape, len(found.problems)
         ((1, 20, 6), 1)
     """
-    for modality in modalities:
-        if modality == "rgb":
-            raise ValueError("RGB videos are found but not read (no decoder): use 'depth'.")
+    _checks.one_of(damaged, "damaged", ("skip", "raise"))
     length = _checks.integer(length, "length", low=2)
     frames = _checks.integer(frames, "frames", low=2)
-    height, width = (_checks.integer(s, "size", low=1) for s in size)
+    size = _checks.integer(size, "size", low=1)
     catalog = discover(root, modalities=modalities)
+    missing = [problem for problem in catalog.problems if problem.reason == "missing"]
+    if missing and damaged == "raise":
+        raise FileNotFoundError(f"{missing[0].path} is missing ({len(missing)} such files in all).")
 
     def read(modality: str, path: Path) -> np.ndarray:
-        if modality != "depth":
+        if modality not in ("depth", "rgb"):
             return resample(read_clip(path, modality=modality), length=length)
 
         def small() -> np.ndarray:
             video = read_clip(path, modality=modality)
+            shrink = crop_person if modality == "depth" else shrink_video
             try:
-                return resample(shrink_video(video, height=height, width=width), length=frames)
+                return shrink(video, frames=frames, size=size)
             except ValueError as error:
                 raise DamagedFileError(f"{path}: {error}") from None
 
         state = path.stat()
-        made_from = (str(path.resolve()), state.st_size, state.st_mtime_ns, frames, height, width)
+        made_from = (str(path.resolve()), state.st_size, state.st_mtime_ns, frames, size)
         return keep_array(cache, path.stem, made_from, small)
 
     jobs = [(m, i, path) for m in modalities for i, path in enumerate(catalog.files[m])]
@@ -253,6 +332,8 @@ def read_recordings(
                 try:
                     read_ones[modality][index] = done.result()
                 except DamagedFileError as error:
+                    if damaged == "raise":
+                        raise
                     reason = str(error).removeprefix(f"{path}: ")
                     problems.append(Problem(path, f"damaged: {reason}"))
                 bar.advance(task)
@@ -270,20 +351,20 @@ def read_recordings(
 
 
 def to_series(
-    signal: Float[np.ndarray, "n length ..."], *, modality: str
+    signal: Shaped[np.ndarray, "n length ..."], *, modality: str
 ) -> Float[np.ndarray, "n length channels"]:
     """Turn one modality's recordings into multichannel series with values around one.
 
     The units are fixed, not estimated, so nothing of one clip reaches another: 0.5 g and 50
-    degrees/s; joints relative to where the body is on average in the clip, in units of 0.2 m; depth
-    in units of 0.5 m.
+    degrees/s; joints relative to where the body is on average in the clip, in units of 0.2 m;
+    pixels of a video, averaged over squares so that 12 by 12 are left, in units of 64.
 
     Args:
         signal: recordings of one modality, as in ``Recordings.signals``.
-        modality: "inertial", "skeleton" or "depth".
+        modality: "inertial", "skeleton", "depth" or "rgb".
 
     Returns:
-        Shape ``(n, length, channels)``, without unit: 6, 60 or ``height * width`` channels.
+        Shape ``(n, length, channels)``, without unit, float32: 6, 60, 144 or 432 channels.
 
     Raises:
         ValueError: if the modality is unknown or the shape does not fit it.
@@ -292,16 +373,29 @@ def to_series(
         >>> import numpy as np
         >>> from perfalign_jax.har.dataset import to_series
         >>> to_series(np.ones((1, 2, 6)), modality="inertial")[0, 0].tolist()
-        [2.0, 2.0, 2.0, 0.02, 0.02, 0.02]
+        [2.0, 2.0, 2.0, 0.019999..., 0.019999..., 0.019999...]
     """
-    _checks.one_of(modality, "modality", ("inertial", "skeleton", "depth"))
-    tail = {"inertial": (6,), "skeleton": (20, 3), "depth": None}[modality]
-    if signal.ndim != (3 if modality == "inertial" else 4) or tail not in (None, signal.shape[2:]):
+    _checks.one_of(modality, "modality", ("inertial", "skeleton", "depth", "rgb"))
+    ndim, tail = {
+        "inertial": (3, (6,)),
+        "skeleton": (4, (20, 3)),
+        "depth": (4, None),
+        "rgb": (5, None),
+    }[modality]
+    if signal.ndim != ndim or tail not in (None, signal.shape[2:]):
         raise ValueError(f"signal of modality {modality!r} has an unexpected shape {signal.shape}.")
     if modality == "inertial":
-        return signal / np.array([0.5] * 3 + [50.0] * 3, signal.dtype)
+        return (signal / np.array([0.5] * 3 + [50.0] * 3)).astype(np.float32)
+    n, length = signal.shape[:2]
     if modality == "skeleton":
         signal = (signal - signal.mean(axis=(1, 2), keepdims=True)) / 0.2
-    else:
-        signal = signal / 0.5
-    return signal.reshape(*signal.shape[:2], -1)
+        return signal.reshape(n, length, -1).astype(np.float32)
+    height, width = signal.shape[2:4]
+    if height != width or height % _GRID:
+        raise ValueError(
+            f"signal of modality {modality!r} must have square frames whose side is a multiple of "
+            f"{_GRID}, got shape {signal.shape}."
+        )
+    block = height // _GRID
+    blocks = signal.reshape(n, length, _GRID, block, _GRID, block, -1)
+    return (blocks.mean(axis=(3, 5), dtype=np.float32) / 64).reshape(n, length, -1)

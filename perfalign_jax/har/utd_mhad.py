@@ -6,7 +6,7 @@ one file per clip, ``a<action>_s<subject>_t<trial>_<modality>.mat``:
     Inertial/*_inertial.mat   d_iner   (T, 6)        acceleration in g, angular rate in degrees/s
     Skeleton/*_skeleton.mat   d_skel   (20, 3, T)    joints in metres
     Depth/*_depth.mat         d_depth  (240, 320, T) depth video in millimetres
-    RGB/*_color.avi           found, never needed: depth is the video modality here
+    RGB/*_color.avi           colour video, 640 x 480
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.io
+from jaxtyping import UInt8
 
 from perfalign_jax import _checks
 
@@ -28,7 +29,6 @@ _LAYOUT: dict[str, tuple[str, str, str, tuple[int | None, ...], int]] = {
     "depth": ("Depth", "_depth.mat", "d_depth", (None, None, None), 2),
     "rgb": ("RGB", "_color.avi", "", (), 0),
 }
-_READABLE = ("inertial", "skeleton", "depth")
 _NAME = re.compile(r"a(\d+)_s(\d+)_t(\d+)")
 
 
@@ -69,7 +69,7 @@ class Catalog:
         names: clips that have a file of every modality asked for, in order of action, subject and
             trial.
         files: path of each clip's file, by modality, in the order of ``names``.
-        available: modalities whose folder exists ("rgb" among them).
+        available: modalities whose folder exists.
         problems: files that are missing, and files whose names are no clip's.
 
     Example:
@@ -176,16 +176,17 @@ def read_clip(path: str | Path, *, modality: str) -> np.ndarray:
     """Read one file of the dataset, time first.
 
     Args:
-        path: the ``.mat`` file.
-        modality: "inertial", "skeleton" or "depth".
+        path: the ``.mat`` or ``.avi`` file.
+        modality: "inertial", "skeleton", "depth" or "rgb".
 
     Returns:
         "inertial" ``(T, 6)`` and "skeleton" ``(T, 20, 3)``, float64; "depth" ``(T, height, width)``
-        in the file's integers (millimetres).
+        in the file's integers (millimetres); "rgb" ``(T, height, width, 3)``, uint8.
 
     Raises:
         FileNotFoundError: if there is no such file.
         DamagedFileError: if the file cannot be read or does not hold such a recording.
+        ImportError: for "rgb", if PyAV is not installed.
 
     Example:
         >>> import pathlib, tempfile
@@ -197,10 +198,12 @@ def read_clip(path: str | Path, *, modality: str) -> np.ndarray:
         ...     read_clip(path, modality="inertial").shape
         (50, 6)
     """
-    _checks.one_of(modality, "modality", _READABLE)
+    _checks.one_of(modality, "modality", tuple(_LAYOUT))
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
+    if modality == "rgb":
+        return _decode(path)
     _, _, variable, axes, time = _LAYOUT[modality]
     try:
         content = scipy.io.loadmat(path, variable_names=[variable])
@@ -226,3 +229,23 @@ def read_clip(path: str | Path, *, modality: str) -> np.ndarray:
         raise DamagedFileError(f"{path}: NaN or infinity in {variable!r}")
     first = np.moveaxis(value, time, 0)
     return first if modality == "depth" else first.astype(np.float64)
+
+
+def _decode(path: Path) -> UInt8[np.ndarray, "t h w 3"]:
+    """Every frame of a video file."""
+    try:
+        import av
+    except ImportError:
+        raise ImportError(
+            "RGB videos are read with PyAV: pip install 'perfalign-jax[har]'."
+        ) from None
+    try:
+        with av.open(str(path)) as container:
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    except (av.error.FFmpegError, IndexError) as error:  # IndexError: no video stream
+        raise DamagedFileError(f"{path}: no readable video ({error})") from None
+    if len(frames) < 2:
+        raise DamagedFileError(f"{path}: expected at least 2 frames, got {len(frames)}")
+    if len({frame.shape for frame in frames}) > 1:
+        raise DamagedFileError(f"{path}: its frames have different sizes")
+    return np.stack(frames)

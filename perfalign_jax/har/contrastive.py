@@ -1,0 +1,478 @@
+"""Contrastive training of two encoders on unlabelled pairs, several seeds in one program.
+
+The training step is a pure function of split state (Flax NNX), vmapped over seeds and compiled once
+per training. Order of the clips and augmentations depend on the seed's key and on the step alone,
+so a training that was killed and resumed ends where an unbroken one does.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint
+import rich.progress
+from absl import logging as absl_logging
+from flax import nnx
+from jaxtyping import Array, Float, Key, Shaped
+
+from perfalign_jax import _checks
+from perfalign_jax.contrastive import LARGEST_LOG_SCALE, info_nce_of_scale
+from perfalign_jax.har import pipeline
+from perfalign_jax.har.encoders import Branch
+from perfalign_jax.serialization import write_whole
+
+__all__ = ["NonFiniteLossError", "Settings", "Trained", "encode", "start", "train"]
+
+_IDENTITY = "training.json"  # says which training a folder of checkpoints belongs to
+Pairs = tuple[Shaped[np.ndarray, "n ..."], Shaped[np.ndarray, "n ..."]]
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss became infinite or NaN; the message names the step and the last good checkpoint.
+
+    Example:
+        >>> from perfalign_jax.har import contrastive
+        >>> issubclass(contrastive.NonFiniteLossError, ArithmeticError)
+        True
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to train.
+
+    Attributes:
+        epochs: passes over the pairs.
+        batch_size: pairs in a batch; the nearest size that divides the pairs evenly is used. Pairs
+            of the same action push each other apart: the larger the batch, the more of them.
+        learning_rate: highest learning rate of AdamW, after the warm-up and before the cosine.
+        warmup: share of the steps in which the learning rate grows from zero.
+        weight_decay: of AdamW, on kernels only.
+        clip: largest norm of the gradient.
+        temperature: where the learned temperature starts; it stays above 1/100.
+        ema: decay of the exponential moving average of the weights that ``encode`` then uses; None
+            uses the last weights.
+
+    Raises:
+        ValueError: if a number is out of range.
+
+    Example:
+        >>> from perfalign_jax.har import contrastive
+        >>> contrastive.Settings(epochs=5).batch_size
+        32
+    """
+
+    epochs: int = 100
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    warmup: float = 0.1
+    weight_decay: float = 1e-2
+    clip: float = 1.0
+    temperature: float = 0.1
+    ema: float | None = None
+
+    def __post_init__(self) -> None:
+        _checks.integer(self.epochs, "epochs", low=1)
+        _checks.integer(self.batch_size, "batch_size", low=2)
+        for name in ("learning_rate", "clip", "temperature"):
+            _checks.positive(getattr(self, name), name)
+        for name in ("weight_decay", "warmup"):
+            _checks.positive(getattr(self, name), name, zero=True)
+        if self.warmup > 1:
+            raise ValueError(f"warmup must be a share of at most 1, got {self.warmup}.")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema must be between 0 and 1, got {self.ema}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """Two encoders, for every seed.
+
+    Attributes:
+        branches: what each modality's encoder is.
+        graphs: NNX graph definitions of the encoders.
+        variables: their variables, trained or not, with the seeds along the first axis.
+        losses: loss of each epoch and seed, the mean over its steps, shape ``(epochs, seeds)``.
+        watched: what ``watch`` returned after each epoch, NaN where it was not asked.
+        seconds: time of training, without that of earlier, resumed parts.
+
+    Example:
+        >>> import jax
+        >>> from perfalign_jax.har import contrastive, encoders
+        >>> branch = encoders.make_branch("inertial", latent=4)
+        >>> keys = jax.random.split(jax.random.key(0), 2)
+        >>> contrastive.start((branch, branch), keys).losses.shape
+        (0, 2)
+    """
+
+    branches: tuple[Branch, Branch]
+    graphs: tuple[Any, Any]
+    variables: tuple[Any, Any]
+    losses: Float[np.ndarray, "epochs seeds"]
+    watched: Float[np.ndarray, "epochs seeds"]
+    seconds: float = 0.0
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds."""
+        return int(self.losses.shape[1])
+
+
+def start(branches: tuple[Branch, Branch], keys: Key[Array, " seeds"]) -> Trained:
+    """Return untrained encoders, one pair for every key.
+
+    Args:
+        branches: the two modalities, see ``encoders.make_branch``.
+        keys: one random key for every seed, shape ``(seeds,)``.
+
+    Raises:
+        ValueError: if ``keys`` has another shape.
+
+    Example:
+        >>> import jax
+        >>> from perfalign_jax.har import contrastive, encoders
+        >>> branch = encoders.make_branch("inertial", latent=4)
+        >>> contrastive.start((branch, branch), jax.random.split(jax.random.key(0), 3)).seeds
+        3
+    """
+    if jnp.ndim(keys) != 1 or len(keys) == 0:
+        raise ValueError(f"keys must have shape (seeds,), got shape {jnp.shape(keys)}.")
+    graphs: list[Any] = []
+    variables: list[Any] = []
+    for m, branch in enumerate(branches):
+        own = [branch.make(jax.random.fold_in(key, m)) for key in keys]
+        graphs.append(nnx.split(own[0])[0])
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[nnx.state(e) for e in own])
+        variables.append(stacked)
+    nothing = np.zeros((0, len(keys)))
+    return Trained(branches, (graphs[0], graphs[1]), (variables[0], variables[1]), nothing, nothing)
+
+
+def encode(
+    trained: Trained, x: Shaped[np.ndarray, "n ..."], *, view: int, batch_size: int = 128
+) -> Float[np.ndarray, "seeds n k"]:
+    """Encode recordings of one modality with the encoders of every seed.
+
+    Args:
+        trained: what ``train`` returned.
+        x: recordings as they were trained on, without augmentation.
+        view: 0 or 1, the modality.
+        batch_size: clips at a time.
+
+    Returns:
+        Latents, shape ``(seeds, n, k)``, float32.
+
+    Raises:
+        ValueError: if there is no such view, or no recording.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> from perfalign_jax.har import contrastive, encoders
+        >>> branch = encoders.make_branch("inertial", latent=4)
+        >>> trained = contrastive.start((branch, branch), jax.random.split(jax.random.key(0), 2))
+        >>> contrastive.encode(trained, np.zeros((5, 16, 6), np.float32), view=1).shape
+        (2, 5, 4)
+    """
+    view = _checks.integer(view, "view", low=0, high=1)
+    n = x.shape[0]
+    if n == 0:
+        raise ValueError(f"x must hold at least one recording, got shape {x.shape}.")
+    size = min(batch_size, n)
+    parts = []
+    for first in range(0, n, size):
+        rows = np.minimum(np.arange(first, first + size), n - 1)  # one shape, one compilation
+        found = _encode(
+            trained.graphs[view], trained.branches[view].prepare, trained.variables[view], x[rows]
+        )
+        parts.append(np.asarray(found))
+    return np.concatenate(parts, axis=1)[:, :n]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(graph: Any, prepare: Any, variables: Any, x: Array) -> Array:
+    return jax.vmap(lambda own, batch: nnx.merge(graph, own)(prepare(batch)), (0, None))(
+        variables, x
+    )
+
+
+def train(
+    branches: tuple[Branch, Branch],
+    pairs: Pairs,
+    *,
+    keys: Key[Array, " seeds"],
+    settings: Settings | None = None,
+    folder: Path | None = None,
+    resume: bool = True,
+    watch: Callable[[Trained], Sequence[float] | Float[np.ndarray, " seeds"]] | None = None,
+    watch_every: int = 10,
+    progress: bool = False,
+) -> Trained:
+    """Train two encoders with symmetric InfoNCE, AdamW, warm-up and cosine, for several seeds.
+
+    Args:
+        branches: the two modalities, see ``encoders.make_branch``.
+        pairs: recordings of both modalities, row by row of the same moment; nothing else is seen.
+        keys: one random key for every seed, shape ``(seeds,)``.
+        settings: how to train.
+        folder: where a checkpoint is written after every epoch; None writes none.
+        resume: go on from the last checkpoint in ``folder`` if there is one; otherwise the folder
+            must be empty.
+        watch: asked every ``watch_every`` epochs, and after the last, for one number of each seed
+            (such as validation accuracy) that is shown and kept; it never changes the training.
+        watch_every: see ``watch``.
+        progress: show epoch, loss, the watched number and the time left.
+
+    Returns:
+        The encoders of every seed, with the history of their training.
+
+    Raises:
+        NonFiniteLossError: if the loss is no number; what was good is in the last checkpoint.
+        ValueError: if the pairs do not fit together, or the folder belongs to another training.
+        FileExistsError: if the folder has checkpoints and ``resume`` is False.
+
+    Source: paper, Section 3.2 (CA), with the loss of ``contrastive.info_nce``.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> from perfalign_jax.har import contrastive, encoders
+        >>> x = np.random.default_rng(0).normal(size=(8, 16, 6)).astype("float32")
+        >>> branch = encoders.make_branch("inertial", latent=4)
+        >>> trained = contrastive.train(
+        ...     (branch, branch),
+        ...     (x, x),
+        ...     keys=jax.random.split(jax.random.key(0), 2),
+        ...     settings=contrastive.Settings(epochs=2, batch_size=4),
+        ... )
+        >>> trained.losses.shape
+        (2, 2)
+    """
+    settings = settings or Settings()
+    _check_pairs(pairs)
+    watch_every = _checks.integer(watch_every, "watch_every", low=1)
+    n = pairs[0].shape[0]
+    steps = max(1, round(n / settings.batch_size))
+    batch_size = n // steps
+    first = start(branches, keys)
+    optimizer = _make_optimizer(settings, settings.epochs * steps)
+    state = _first_state(first, optimizer, settings)
+    store = _Store(folder, _identify(branches, pairs, keys, settings)) if folder else None
+    done, losses, watched = 0, np.zeros((0, first.seeds)), np.zeros((0, first.seeds))
+    if store is not None and store.last is not None:
+        if not resume:
+            raise FileExistsError(
+                f"{folder} holds checkpoints up to epoch {store.last}; resume from them, or give "
+                "an empty folder."
+            )
+        done, state, losses, watched = store.read(state, first.seeds)
+    step = _make_step(first, optimizer, settings)
+    began, seconds = time.perf_counter(), 0.0
+
+    def now() -> Trained:
+        variables = _variables(state, settings)
+        return Trained(branches, first.graphs, variables, losses, watched, seconds)
+
+    bar = rich.progress.Progress(
+        rich.progress.TextColumn("epoch {task.completed}/{task.total}"),
+        rich.progress.BarColumn(bar_width=20),
+        rich.progress.TextColumn("loss {task.fields[loss]}  watched {task.fields[watched]}"),
+        rich.progress.TimeRemainingColumn(),
+        disable=not progress,
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("", total=settings.epochs, completed=done, loss="-", watched="-")
+        for epoch in range(done, settings.epochs):
+            state, found = _run_epoch(step, state, pairs, keys, epoch, steps, batch_size)
+            bad = ~np.isfinite(found).all(axis=1)
+            if bad.any():
+                where = epoch * steps + int(np.argmax(bad))
+                kept = store.path if store is not None else None
+                raise NonFiniteLossError(
+                    f"the loss is not finite at step {where} (epoch {epoch + 1} of "
+                    f"{settings.epochs}, seeds {np.flatnonzero(~np.isfinite(found[bad][0]))}); "
+                    + (f"the last good checkpoint is {kept}." if kept else "no checkpoint is kept.")
+                )
+            losses = np.concatenate([losses, found.mean(axis=0, keepdims=True)])
+            watched = np.concatenate([watched, np.full((1, first.seeds), np.nan)])
+            seconds = time.perf_counter() - began
+            if watch is not None and (
+                (epoch + 1) % watch_every == 0 or epoch + 1 == settings.epochs
+            ):
+                watched[-1] = np.asarray(watch(now()), np.float64)
+                bar.update(task, watched=f"{np.mean(watched[-1]):.1f}")
+            bar.update(task, advance=1, loss=f"{losses[-1].mean():.3f}")
+            if store is not None:
+                store.write(epoch + 1, state, losses, watched)
+    return now()
+
+
+def _check_pairs(pairs: Pairs) -> None:
+    if not isinstance(pairs, tuple | list) or len(pairs) != 2:
+        raise TypeError("pairs must be a tuple of two arrays of recordings.")
+    if pairs[0].shape[0] != pairs[1].shape[0] or pairs[0].shape[0] < 2:
+        raise ValueError(
+            "pairs must have the same number of recordings, at least 2, got shapes "
+            f"{pairs[0].shape} and {pairs[1].shape}."
+        )
+    for x, name in zip(pairs, ("pairs[0]", "pairs[1]"), strict=True):
+        if x.dtype.kind == "f":
+            _checks.finite(x, name)
+
+
+def _make_optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:
+    warmup = min(round(settings.warmup * steps), steps - 1)
+    rate = optax.warmup_cosine_decay_schedule(0.0, settings.learning_rate, warmup, steps)
+
+    def kernels(parameters: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, parameters)
+
+    return optax.chain(
+        optax.clip_by_global_norm(settings.clip),
+        optax.adamw(rate, weight_decay=settings.weight_decay, mask=kernels),
+    )
+
+
+def _split(variables: Any, branch: Branch) -> tuple[Any, Any]:
+    """What training changes by its gradient, and the rest."""
+
+    def trainable(path: tuple[Any, ...], value: Any) -> bool:
+        return isinstance(value, nnx.Param) and not set(path) & set(branch.frozen)
+
+    chosen, rest = nnx.split_state(variables, trainable, ...)
+    return chosen, rest
+
+
+def _first_state(
+    first: Trained, optimizer: optax.GradientTransformation, settings: Settings
+) -> Any:
+    """Weights, what else the encoders keep, the optimiser's state and the average, per seed."""
+    split = [_split(own, b) for own, b in zip(first.variables, first.branches, strict=True)]
+    scale = jnp.full((first.seeds,), -math.log(settings.temperature), jnp.float32)
+    weights = (split[0][0], split[1][0], scale)
+    rest = (split[0][1], split[1][1])
+    # A copy: the step gives every buffer of the state away, and may do so only once.
+    average = jax.tree.map(jnp.copy, weights[:2]) if settings.ema is not None else ()
+    return weights, rest, jax.vmap(optimizer.init)(weights), average
+
+
+def _variables(state: Any, settings: Settings) -> tuple[Any, Any]:
+    weights, rest, _, average = state
+    chosen = average if settings.ema is not None else weights[:2]
+    # Copies, again: what is returned must outlive the next step.
+    merged = [nnx.merge_state(own, other) for own, other in zip(chosen, rest, strict=True)]
+    return jax.tree.map(jnp.copy, merged[0]), jax.tree.map(jnp.copy, merged[1])
+
+
+def _make_step(first: Trained, optimizer: optax.GradientTransformation, settings: Settings) -> Any:
+    """The training step of all seeds, compiled: a pure function of split state."""
+    graphs, branches = first.graphs, first.branches
+
+    def loss_of(weights: Any, rest: Any, key: Array, batch: Any) -> tuple[Array, Any]:
+        latents, kept = [], []
+        for m in range(2):
+            # A copy: statistics that the encoder updates must not be those outside the gradient.
+            encoder = nnx.merge(graphs[m], weights[m], rest[m], copy=True)
+            seen = branches[m].augment(jax.random.fold_in(key, m), batch[m])
+            latents.append(encoder(seen, train=True))
+            kept.append(_split(nnx.state(encoder), branches[m])[1])
+        scale = jnp.exp(jnp.minimum(weights[2], LARGEST_LOG_SCALE))
+        return info_nce_of_scale(latents[0], latents[1], scale), tuple(kept)
+
+    def step(state: Any, key: Array, number: Array, batch: Any) -> tuple[Any, Array]:
+        weights, rest, memory, average = state
+        key = jax.random.fold_in(key, number)
+        (loss, rest), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+            weights, rest, key, batch
+        )
+        updates, memory = optimizer.update(gradient, memory, weights)
+        weights = optax.apply_updates(weights, updates)
+        if settings.ema is not None:
+            average = optax.incremental_update(weights[:2], average, 1 - settings.ema)
+        return (weights, rest, memory, average), loss
+
+    return jax.jit(jax.vmap(step, in_axes=(0, 0, None, 0)), donate_argnums=0)
+
+
+def _run_epoch(
+    step: Any, state: Any, pairs: Pairs, keys: Array, epoch: int, steps: int, batch_size: int
+) -> tuple[Any, np.ndarray]:
+    chosen = pipeline.draw_batches(keys, n=pairs[0].shape[0], batch_size=batch_size, epoch=epoch)
+
+    def load(rows: np.ndarray) -> Any:
+        return jax.device_put(tuple(x[rows] for x in pairs))
+
+    batches: Iterator[Any] = pipeline.prefetch(load, chosen[:steps])
+    losses = []
+    for i, batch in enumerate(batches):
+        state, loss = step(state, keys, np.int32(epoch * steps + i), batch)
+        losses.append(loss)
+    return state, np.stack([np.asarray(loss, np.float64) for loss in losses])
+
+
+def _identify(branches: Sequence[Branch], pairs: Pairs, keys: Array, settings: Settings) -> str:
+    """Everything that a training depends on, as text."""
+    content = [hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest() for x in pairs]
+    return json.dumps(
+        {
+            "encoders": [branch.name for branch in branches],
+            "settings": dataclasses.asdict(settings),
+            "pairs": [f"{x.shape} {x.dtype} {c}" for x, c in zip(pairs, content, strict=True)],
+            "keys": np.asarray(jax.random.key_data(keys)).tolist(),
+        },
+        indent=1,
+    )
+
+
+class _Store:
+    """Checkpoints of one training in a folder, by Orbax; each appears whole or not at all."""
+
+    def __init__(self, folder: Path, identity: str) -> None:
+        absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax tells every file it touches
+        self.folder = Path(folder).resolve()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        record = self.folder / _IDENTITY
+        if record.is_file():
+            if record.read_text() != identity:
+                was, wanted = json.loads(record.read_text()), json.loads(identity)
+                differing = [name for name in wanted if was.get(name) != wanted[name]]
+                raise ValueError(
+                    f"{self.folder} holds checkpoints of another training (other "
+                    f"{', '.join(differing)}); give another folder."
+                )
+        else:
+            write_whole(record, identity.encode())
+        options = orbax.checkpoint.CheckpointManagerOptions(
+            max_to_keep=2, cleanup_tmp_directories=True, enable_async_checkpointing=False
+        )
+        self.manager = orbax.checkpoint.CheckpointManager(self.folder, options=options)
+
+    @property
+    def last(self) -> int | None:
+        return self.manager.latest_step()
+
+    @property
+    def path(self) -> Path | None:
+        return None if self.last is None else self.folder / str(self.last)
+
+    def write(self, epoch: int, state: Any, losses: np.ndarray, watched: np.ndarray) -> None:
+        content = {"state": jax.tree.leaves(state), "losses": losses, "watched": watched}
+        self.manager.save(epoch, args=orbax.checkpoint.args.StandardSave(content))
+
+    def read(self, state: Any, seeds: int) -> tuple[int, Any, np.ndarray, np.ndarray]:
+        epoch = self.last
+        leaves, tree = jax.tree.flatten(state)
+        history = np.zeros((epoch or 0, seeds))
+        wanted = {"state": leaves, "losses": history, "watched": history}
+        found = self.manager.restore(epoch, args=orbax.checkpoint.args.StandardRestore(wanted))
+        losses, watched = (np.array(found[name]) for name in ("losses", "watched"))
+        return epoch or 0, jax.tree.unflatten(tree, found["state"]), losses, watched

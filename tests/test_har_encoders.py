@@ -1,0 +1,181 @@
+"""Encoders and decoder: shapes, what they must not confuse, and every way to choose one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from perfalign_jax.har import encoders, pipeline, resnet
+from perfalign_jax.har.encoders import (
+    CompactVideoEncoder,
+    Decoder,
+    PaperVideoEncoder,
+    SeriesEncoder,
+    make_branch,
+)
+
+KEY = jax.random.key(0)
+
+
+def count(module):
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
+
+
+@pytest.mark.parametrize(
+    ("space", "taps", "strides"),
+    [
+        ((9,), (5,), (2,)),
+        ((8,), (3,), (1,)),
+        ((7, 6), (3, 3), (2, 1)),
+        ((4, 6, 6), (1, 3, 2), (1, 3, 2)),  # patches side by side
+        ((5, 4, 4), (3, 3, 3), (2, 1, 1)),
+    ],
+)
+def test_patches_times_a_matrix_are_a_convolution(rng, space, taps, strides):
+    x = rng.normal(size=(2, *space, 3)).astype(np.float32)
+    layer = encoders._Convolution(
+        3, 4, taps=taps, strides=strides, rngs=nnx.Rngs(0), dtype=jnp.float32
+    )
+    layer.norm = lambda y: y + 100.0  # so that ReLU lets everything pass
+    kernel = np.asarray(layer.kernel[...]).reshape(*taps, 3, 4)
+    letters = "DHW"[-len(space) :]
+    expected = jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        "SAME",
+        dimension_numbers=(f"N{letters}C", f"{letters}IO", f"N{letters}C"),
+    )
+    np.testing.assert_allclose(layer(x) - 100, expected, atol=1e-4)  # float32 beside 100
+
+
+def test_encoders_give_one_latent_vector_for_each_clip():
+    series = SeriesEncoder(KEY, channels=6, latent=16, widths=(8, 8))
+    assert series(jnp.ones((3, 40, 6))).shape == (3, 16)
+    assert series(jnp.ones((3, 33, 6))).shape == (3, 16)  # any length
+    video = CompactVideoEncoder(KEY, size=32, latent=16)
+    assert video(jnp.ones((2, 6, 32, 32))).shape == (2, 16)
+    colour = CompactVideoEncoder(KEY, size=32, channels=3, latent=16)
+    assert colour(jnp.ones((2, 6, 32, 32, 3))).shape == (2, 16)
+    assert Decoder(KEY, inputs=16, classes=27)(jnp.ones((2, 16))).shape == (2, 27)
+
+
+def test_clips_of_a_batch_do_not_reach_each_other(rng):
+    encoder = CompactVideoEncoder(KEY, size=16, latent=8)
+    x = rng.uniform(0, 2, size=(4, 8, 16, 16)).astype(np.float32)
+    together, alone = encoder(x), jnp.concatenate([encoder(x[i : i + 1]) for i in range(4)])
+    np.testing.assert_allclose(together, alone, atol=1e-5)  # float32, values around one
+
+
+def test_a_video_encoder_sees_the_order_of_frames_and_motion(rng):
+    encoder = CompactVideoEncoder(KEY, size=16, latent=8)
+    x = rng.uniform(0, 2, size=(1, 8, 16, 16)).astype(np.float32)
+    assert np.abs(encoder(x) - encoder(x[:, ::-1])).max() > 1e-3
+    assert np.abs(encoder(x) - encoder(x[:, :, :, ::-1])).max() > 1e-3
+
+
+def test_the_papers_encoder_runs_at_its_own_size():
+    encoder = PaperVideoEncoder(KEY)
+    x = jax.ShapeDtypeStruct((2, 8, 112, 112), jnp.float32)
+    graph, state = nnx.split(encoder)
+    assert jax.eval_shape(lambda s, x: nnx.merge(graph, s)(x), state, x).shape == (2, 2048)
+    assert count(encoder) > 11_176_512  # the trunk and what stands on it
+
+
+def test_a_frozen_trunk_keeps_its_statistics(rng):
+    x = rng.uniform(0, 2, size=(2, 2, 32, 32)).astype(np.float32)
+    for frozen in (True, False):
+        encoder = PaperVideoEncoder(KEY, latent=4, width=4, frozen=frozen)
+        before = jax.tree.map(jnp.copy, nnx.state(encoder, nnx.BatchStat))
+        encoder(x, train=True)
+        after = nnx.state(encoder, nnx.BatchStat)
+        pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+        same = [bool((a == b).all()) for a, b in pairs]
+        assert all(same) == frozen
+
+
+def test_grey_videos_are_shown_to_all_three_colours(rng):
+    encoder = PaperVideoEncoder(KEY, latent=4, width=4)
+    x = rng.uniform(0, 2, size=(1, 2, 32, 32)).astype(np.float32)
+    colour = np.repeat(x[..., None], 3, axis=4)
+    np.testing.assert_allclose(encoder(x), encoder(colour), atol=1e-5)
+
+
+def test_mixed_precision_keeps_weights_and_latents_in_float32():
+    encoder = SeriesEncoder(KEY, channels=6, latent=8, widths=(8,), dtype=jnp.bfloat16)
+    x = jnp.ones((2, 16, 6))
+    assert encoder(x).dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(encoder))} == {jnp.dtype("float32")}
+    exact = SeriesEncoder(KEY, channels=6, latent=8, widths=(8,))(x)
+    np.testing.assert_allclose(encoder(x), exact, rtol=0.05, atol=0.05)  # 8 bits of mantissa
+
+
+def test_every_modality_has_a_branch():
+    series, video = np.zeros((2, 20, 6), np.float32), np.zeros((2, 4, 16, 16), np.uint8)
+    inputs = {
+        "inertial": series,
+        "skeleton": np.zeros((2, 20, 60), np.float32),
+        "depth": video,
+        "rgb": np.zeros((2, 4, 16, 16, 3), np.uint8),
+    }
+    for modality, x in inputs.items():
+        branch = make_branch(modality, latent=8, size=16)
+        encoder = branch.make(KEY)
+        assert encoder(branch.prepare(x)).shape == (2, 8)
+        assert branch.augment(KEY, x).shape == branch.prepare(x).shape
+        assert modality in branch.name
+
+
+def test_weights_of_the_trunk_come_from_a_file(tmp_path):
+    trunk = resnet.ResNet18(jax.random.key(7))
+    resnet.save_resnet18(trunk, tmp_path / "trunk.safetensors")
+    options = {"architecture": "paper", "latent": 4, "weights": tmp_path / "trunk.safetensors"}
+    branch = make_branch("depth", frozen=True, **options)
+    found = branch.make(KEY).trunk
+    leaves = (jax.tree.leaves(nnx.state(model)) for model in (found, trunk))
+    for a, b in zip(*leaves, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert branch.frozen == ("trunk",)
+    assert "frozen" in branch.name
+    assert make_branch("depth", **options).frozen == ()
+
+
+def test_choices_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="modality must be one of"):
+        make_branch("sound")
+    with pytest.raises(ValueError, match="architecture must be one of 'compact', 'paper'"):
+        make_branch("depth", architecture="huge")
+    with pytest.raises(ValueError, match="give weights as well"):
+        make_branch("depth", architecture="paper", frozen=True)
+    with pytest.raises(ValueError, match="architecture='paper' only"):
+        make_branch("depth", weights="w.safetensors")
+    with pytest.raises(ValueError, match="latent must be at least 1"):
+        make_branch("inertial", latent=0)
+    with pytest.raises(ValueError, match="multiple of 16, got 40"):
+        CompactVideoEncoder(KEY, size=40)
+
+
+def test_wrong_shapes_name_what_was_expected():
+    with pytest.raises(ValueError, match=r"\(b, length, 6\), got shape \(2, 9, 5\)"):
+        SeriesEncoder(KEY, channels=6, widths=(4,))(jnp.ones((2, 9, 5)))
+    with pytest.raises(ValueError, match=r"\(b, frames, 16, 16\), got"):
+        CompactVideoEncoder(KEY, size=16)(jnp.ones((2, 9, 32, 32)))
+    with pytest.raises(ValueError, match=r"\(b, frames, h, w, 3\)"):
+        PaperVideoEncoder(KEY, latent=4, width=4)(jnp.ones((2, 9)))
+
+
+def test_pixels_reach_the_trunk_on_the_scale_of_its_weights(monkeypatch):
+    """What prepare_video gives is what normalize_image would give."""
+    encoder = PaperVideoEncoder(KEY, latent=4, width=4)
+    seen = []
+    original = encoder.trunk.feature_map
+    monkeypatch.setattr(
+        resnet.ResNet18,
+        "feature_map",
+        lambda self, images, *, train: seen.append(images) or original(images, train=train),
+    )
+    pixels = np.arange(1 * 1 * 32 * 32 * 3, dtype=np.int64).reshape(1, 1, 32, 32, 3) % 256
+    pixels = pixels.astype(np.uint8)
+    encoder(pipeline.prepare_video(pixels))
+    np.testing.assert_allclose(seen[0][None], resnet.normalize_image(pixels), atol=1e-5)
