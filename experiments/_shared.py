@@ -1,5 +1,6 @@
 """What the experiment scripts share: mapping over draws with progress, rows, and the last step."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rich.table import Table
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
+from perfalign_jax.har import transfer
 from perfalign_jax.plotting import save_figure
 from perfalign_jax.report import (
     Options,
@@ -91,6 +93,29 @@ def verdict_on(paper: float, values: np.ndarray, *, rounding: bool = False) -> s
     if rounding and np.median(values) < 1e-13:
         return f"reproduced: rounding error, {where}"
     return f"reproduced: {where}" if 2.5 <= percentile <= 97.5 else f"not reproduced: {where}"
+
+
+def estimate_hits(
+    hits: list[np.ndarray], *, against: list[np.ndarray] | None = None
+) -> dict[str, Any]:
+    """In percent: over several splits a mean with its interval, over one with that over clips.
+
+    With ``against``, hits of another method on the same clips, it is the paired difference.
+    """
+    if against is not None:
+        hits = [h - a for h, a in zip(hits, against, strict=True)]
+    means = [100 * float(h.mean()) for h in hits]
+    if len(hits) > 1:
+        found = transfer.estimate_mean(means)
+    elif against is None:
+        found = transfer.estimate_share(int(hits[0].sum()), len(hits[0]))
+    else:
+        found = transfer.estimate_mean(100 * hits[0])
+    return {**dataclasses.asdict(found), "each": means}
+
+
+def describe(entry: dict[str, Any]) -> str:
+    return f"{entry['value']:.1f} [{entry['low']:.1f}, {entry['high']:.1f}]"
 
 
 def config_of(options: Options, **more: Any) -> dict[str, Any]:

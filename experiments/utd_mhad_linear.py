@@ -25,7 +25,7 @@ import numpy as np
 import rich.console
 import threadpoolctl
 import tyro
-from _shared import config_of, draw_figures, finish
+from _shared import config_of, describe, draw_figures, estimate_hits, finish
 from _transfer_data import (
     LIFTED,
     RANDOM,
@@ -116,11 +116,11 @@ def run_splits(material: Material) -> dict[str, Any]:
         for kind in material.splits:
             found = [out[0] for job, out in zip(jobs, done, strict=True) if job[0] == kind]
             mine = [hits[features_kind, source, method] for hits in found]
-            entry = {f"top-{top}": estimate([hits[top] for hits in mine]) for top in TOPS}
+            entry = {f"top-{top}": estimate_hits([hits[top] for hits in mine]) for top in TOPS}
             best = (features_kind, source, INFORMATIVE)
             if method != INFORMATIVE and best in found[0]:
-                entry["difference"] = estimate(
-                    [own[1] - hits[best][1] for own, hits in zip(mine, found, strict=True)]
+                entry["difference"] = estimate_hits(
+                    [own[1] for own in mine], against=[hits[best][1] for hits in found]
                 )
             accuracy.setdefault(label, {}).setdefault(method, {})[kind] = entry
     aligning, classifying = np.sum([out[2] for out in done], axis=0).tolist()
@@ -143,22 +143,6 @@ def vary_kernels(material: Material, options: TransferOptions) -> dict[str, Any]
         label: {**dataclasses.asdict(transfer.estimate_mean(each)), "each": each}
         for label, each in found.items()
     }
-
-
-def estimate(hits: list[np.ndarray]) -> dict[str, Any]:
-    """In percent: over several splits a mean with its interval, over one with that over clips."""
-    means = [100 * float(h.mean()) for h in hits]
-    if len(hits) > 1:
-        found = transfer.estimate_mean(means)
-    elif hits[0].min() >= 0:
-        found = transfer.estimate_share(int(hits[0].sum()), len(hits[0]))
-    else:
-        found = transfer.estimate_mean(100 * hits[0])
-    return {**dataclasses.asdict(found), "each": means}
-
-
-def describe(entry: dict[str, Any]) -> str:
-    return f"{entry['value']:.1f} [{entry['low']:.1f}, {entry['high']:.1f}]"
 
 
 def make_rows(material: Material, values: dict[str, Any]) -> list[Row]:

@@ -76,7 +76,7 @@ class Settings:
     batch_size: int = 32
     learning_rate: float = 1e-3
     warmup: float = 0.1
-    weight_decay: float = 1e-2
+    weight_decay: float = 0.1
     clip: float = 1.0
     temperature: float = 0.1
     ema: float | None = None

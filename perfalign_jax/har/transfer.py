@@ -2,7 +2,9 @@
 
 The alignment is fitted on unlabelled pairs (role ``align``), the classifier on the latents of the
 labelled source (role ``har``), and it is scored on the latents of target clips (``val`` and
-``test``): paper, Section 3.2. The classifier is a logistic regression on latents divided by **one**
+``test``): paper, Section 3.2. It is held by construction: a method gets a ``Task``, in which there
+are no labels of the pairs or of the target and no source of the clips to classify; an ``Exam``
+keeps those, and only scores. The classifier is a logistic regression on latents divided by **one**
 number. Scaling every coordinate by itself would blow up the directions that carry no energy, of
 which an aligned latent space has many.
 
@@ -12,25 +14,31 @@ there are pairs.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import sklearn.linear_model
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from scipy import stats
 
-from perfalign_jax import _checks
+from perfalign_jax import _checks, metrics
+from perfalign_jax.har.splits import Split
 
 __all__ = [
     "Estimate",
+    "Exam",
     "Parts",
+    "Task",
     "estimate_mean",
     "estimate_share",
+    "make_task",
     "rank_classes",
     "score_ranks",
     "split_by_span",
 ]
+
+Encode = Callable[[np.ndarray], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,3 +256,168 @@ def score_ranks(
         raise ValueError(f"labels must have shape ({ranks.shape[0]},), got {truth.shape}.")
     right = ranks == truth[:, None]
     return {top: right[:, :top].any(axis=1).astype(np.float64) for top in tops}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """All that a method may see, as recordings, features or latents.
+
+    Attributes:
+        pairs: both modalities of the clips of D_Align, row by row; without labels.
+        labelled: the source modality of D_HAR.
+        labels: class of each clip of ``labelled``.
+        unseen: the target modality of D_Val and D_Test.
+
+    Raises:
+        ValueError: if the numbers of rows do not fit together.
+
+    Source: paper, Section 3.2.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax.har.transfer import Task
+        >>> x = np.ones((4, 3))
+        >>> task = Task((x, x), labelled=x, labels=np.arange(4), unseen=x)
+        >>> task.encode(lambda source: source[:, :1], lambda target: target[:, :1]).unseen.shape
+        (4, 1)
+    """
+
+    pairs: tuple[Shaped[np.ndarray, "a ..."], Shaped[np.ndarray, "a ..."]]
+    labelled: Shaped[np.ndarray, "h ..."]
+    labels: Int[np.ndarray, " h"]
+    unseen: Shaped[np.ndarray, "e ..."]
+
+    def __post_init__(self) -> None:
+        _checks.paired(self.pairs[0], self.pairs[1], "pairs[0]", "pairs[1]")
+        _checks.paired(self.labelled, self.labels, "labelled", "labels")
+
+    def encode(self, source: Encode, target: Encode) -> "Task":
+        """Put every array through the encoder of its modality."""
+        first, second = (
+            np.asarray(f(x)) for f, x in zip((source, target), self.pairs, strict=True)
+        )
+        return Task(
+            (first, second),
+            labelled=np.asarray(source(self.labelled)),
+            labels=self.labels,
+            unseen=np.asarray(target(self.unseen)),
+        )
+
+    def beside(self, other: "Task") -> "Task":
+        """Join the features of two tasks about the same clips, side by side."""
+        mine, theirs = ((t.pairs[0], t.pairs[1], t.labelled, t.unseen) for t in (self, other))
+        a, b, c, d = (np.concatenate(both, axis=1) for both in zip(mine, theirs, strict=True))
+        return Task((a, b), labelled=c, labels=self.labels, unseen=d)
+
+
+@dataclasses.dataclass(frozen=True)
+class Exam:
+    """What no method may see.
+
+    Attributes:
+        labels: class of each clip of the task's ``unseen``.
+        partners: the source modality of those clips.
+        bound: the target modality of D_HAR, whose labels the supervised bound is allowed.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax.har.transfer import Exam
+        >>> exam = Exam(labels=np.array([4, 7]), partners=np.ones((2, 3)), bound=np.ones((2, 3)))
+        >>> exam.score(np.array([[4, 7], [4, 7]]))[1].tolist()
+        [1.0, 0.0]
+    """
+
+    labels: Int[np.ndarray, " e"]
+    partners: Shaped[np.ndarray, "e ..."]
+    bound: Shaped[np.ndarray, "h ..."]
+
+    def encode(self, source: Encode, target: Encode) -> "Exam":
+        """Put every array through the encoder of its modality."""
+        return Exam(
+            labels=self.labels,
+            partners=np.asarray(source(self.partners)),
+            bound=np.asarray(target(self.bound)),
+        )
+
+    def beside(self, other: "Exam") -> "Exam":
+        """Join the features of two exams about the same clips, side by side."""
+        return Exam(
+            labels=self.labels,
+            partners=np.concatenate([self.partners, other.partners], axis=1),
+            bound=np.concatenate([self.bound, other.bound], axis=1),
+        )
+
+    def score(self, ranks: Int[np.ndarray, "e classes"]) -> dict[int, Float[np.ndarray, " e"]]:
+        """Say for each clip whether its class is among the first 1, 3, 5 and 7."""
+        return score_ranks(ranks, self.labels)
+
+    def agreement(self, latents: Task) -> dict[str, float]:
+        """Measure how well the latents of held-out pairs coincide.
+
+        Args:
+            latents: the task in latent space; this exam must be encoded by the same maps.
+
+        Returns:
+            CMAE, NCMAE, relative CMAE of centred latents, and R@1 in percent, target asking.
+        """
+        z1, z2 = (np.asarray(z, np.float32) for z in (self.partners, latents.unseen))
+        middle = (z1.mean(axis=0) + z2.mean(axis=0)) / 2
+        centred = z1 - middle, z2 - middle
+        return {
+            "CMAE": float(metrics.cmae(z1, z2)),
+            "NCMAE": float(metrics.ncmae(z1, z2)),
+            "relative CMAE": float(metrics.relative_cmae(*centred)),
+            "R@1": 100 * float(metrics.retrieval(*centred, at=(1,)).recall_21[0]),
+        }
+
+
+def make_task(
+    recordings: Mapping[str, Shaped[np.ndarray, "n ..."]],
+    labels: Int[np.ndarray, " n"],
+    split: Split,
+    *,
+    source: str,
+    target: str,
+) -> tuple[Task, Exam]:
+    """Divide recordings into what methods may see and what they may not.
+
+    Args:
+        recordings: by modality, row ``i`` of everything being the same clip.
+        labels: class of each clip.
+        split: which clip has which role.
+        source: modality with labels.
+        target: modality without.
+
+    Returns:
+        The ``Task`` and its ``Exam``; every array is a copy, so nothing leads back to the rest.
+
+    Raises:
+        ValueError: if a modality is missing, or source and target are the same.
+
+    Source: paper, Section 3.2.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax.har.transfer import make_task
+        >>> from perfalign_jax.har.splits import Split
+        >>> rows = np.arange(6)
+        >>> split = Split("small", har=rows[:2], align=rows[2:4], val=rows[4:5], test=rows[5:])
+        >>> both = {"depth": np.arange(6.0)[:, None], "inertial": -np.arange(6.0)[:, None]}
+        >>> task, exam = make_task(both, rows, split, source="depth", target="inertial")
+        >>> task.unseen.ravel().tolist(), exam.partners.ravel().tolist()
+        ([-4.0, -5.0], [4.0, 5.0])
+    """
+    for name, modality in (("source", source), ("target", target)):
+        _checks.one_of(modality, name, tuple(recordings))
+    if source == target:
+        raise ValueError(f"source and target must be different modalities, both are {source!r}.")
+    x1, x2 = np.asarray(recordings[source]), np.asarray(recordings[target])
+    known = np.asarray(labels)
+    task = Task(
+        (x1[split.align], x2[split.align]),
+        labelled=x1[split.har],
+        labels=known[split.har],
+        unseen=x2[split.evaluated],
+    )
+    exam = Exam(labels=known[split.evaluated], partners=x1[split.evaluated], bound=x2[split.har])
+    return task, exam
