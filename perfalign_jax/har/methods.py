@@ -116,7 +116,7 @@ def align_latents(
             inside = _both(task, exam, lambda x, v=v1: x @ v, lambda x, v=v2: x @ v)
             alignment = solver.fit(inside[0].pairs, k=r)
             yield (f"inside {r} principal directions", *_apply(alignment, *inside))
-    k = min(128, size, len(task.pairs[0]) - 1)  # centring takes one direction
+    k = min(128, *(int(np.linalg.matrix_rank(x)) for x in task.pairs))
     yield ("ridge CCA", *_apply(baselines.ridge_cca(task.pairs, k=k, ridge=ridge), task, exam))
     regression = baselines.ridge_regression(task.pairs, ridge=ridge)
     yield ("ridge regression", *_apply(regression, task, exam))
