@@ -1,15 +1,34 @@
 """The recordings that the experiments with encoders start from: real ones, or simulated ones."""
 
 import dataclasses
+import hashlib
+import io
 import os
+import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import rich.console
 
-from perfalign_jax.har import dataset, features, simulate, splits
+from perfalign_jax.har import (
+    contrastive,
+    dataset,
+    encoders,
+    features,
+    methods,
+    simulate,
+    splits,
+    transfer,
+)
 from perfalign_jax.report import Options
+from perfalign_jax.serialization import write_whole
+
+TARGET = "inertial"
+LATENT = 256
 
 AUTHORS, RANDOM, HELD_OUT = "authors' split", "random splits", "subject held out"
 
@@ -122,3 +141,118 @@ def list_splits(
             )
             chosen.append((HELD_OUT, split))
     return chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One training: which source, on which pairs, how long, how often."""
+
+    source: str
+    kind: str
+    split: splits.Split
+    seeds: int
+    epochs: int
+
+    @property
+    def name(self) -> str:
+        """What the job is called on the screen and in the result."""
+        return f"{self.source}, {self.split.name}, {self.epochs} epochs, {self.seeds} seeds"
+
+    @property
+    def stem(self) -> str:
+        """What its files are called."""
+        digest = hashlib.sha256(repr(self).encode()).hexdigest()[:8]
+        return f"{self.source}-{self.split.name.replace(' ', '-')}-{self.epochs}-{digest}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """Latents of every clip from the encoders of one job, and the history of their training."""
+
+    source: np.ndarray  # (seeds, n, k)
+    target: np.ndarray  # (seeds, n, k)
+    losses: np.ndarray  # (epochs, seeds)
+    watched: np.ndarray  # (epochs, seeds), NaN between
+    seconds: float
+
+
+def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:
+    """Train the encoders of a job, or read what an earlier run left of them.
+
+    They are trained on the pairs of D_Align alone. What is watched, accuracy on D_Val, is shown and
+    changes nothing.
+    """
+    folder = options.out / "har"
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = contrastive.Settings(epochs=job.epochs)
+    setting = repr((settings, LATENT, options.seed, data.name, data.names))
+    stem = f"{job.stem}-{hashlib.sha256(setting.encode()).hexdigest()[:8]}"
+    kept = folder / f"{stem}.npz"
+    if kept.is_file():
+        with np.load(kept) as found:
+            return Encoded(**{name: found[name] for name in found.files})
+    start = time.perf_counter()
+    task, _ = transfer.make_task(
+        data.inputs, data.labels, job.split, source=job.source, target=TARGET
+    )
+    keys = jax.random.split(jax.random.key(options.seed), job.seeds)
+    branches = make_branches(job.source)
+    checked = job.split.val if len(job.split.val) else job.split.test
+
+    def watch(trained: contrastive.Trained) -> list[float]:
+        rows = np.concatenate([job.split.har, checked])
+        z1 = contrastive.encode(trained, data.inputs[job.source][job.split.har], view=0)
+        z2 = contrastive.encode(trained, data.inputs[TARGET][checked], view=1)
+        labels = data.labels[rows]
+        cut = len(job.split.har)
+        return [
+            100 * float(np.mean(transfer.rank_classes(a, labels[:cut], b)[:, 0] == labels[cut:]))
+            for a, b in zip(map(to_unit, z1), map(to_unit, z2), strict=True)
+        ]
+
+    trained = contrastive.train(
+        branches,
+        task.pairs,
+        keys=keys,
+        settings=settings,
+        folder=folder / stem,
+        resume=options.resume,
+        watch=watch,
+        watch_every=max(1, job.epochs // 5),
+        progress=True,
+    )
+    content: dict[str, Any] = {
+        "source": contrastive.encode(trained, data.inputs[job.source], view=0),
+        "target": contrastive.encode(trained, data.inputs[TARGET], view=1),
+        "losses": trained.losses,
+        "watched": trained.watched,
+        "seconds": np.float64(time.perf_counter() - start),
+    }
+    buffer = io.BytesIO()
+    np.savez(buffer, **content)
+    write_whole(kept, buffer.getvalue())
+    shutil.rmtree(folder / stem)  # the latents are what is needed from here on
+    return Encoded(**content)
+
+
+def make_branches(source: str) -> tuple[encoders.Branch, encoders.Branch]:
+    """Encoders of the source and of the target."""
+    return (
+        encoders.make_branch(source, latent=LATENT),
+        encoders.make_branch(TARGET, latent=LATENT),
+    )
+
+
+def to_unit(z: np.ndarray) -> np.ndarray:
+    return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
+
+
+def pose_latents(
+    job: Job, data: HarData, encoded: Encoded, *, backwards: bool = False
+) -> Iterator[methods.Posed]:
+    """Task and exam in the latent space of every seed; backwards, the target has the labels."""
+    ends = (TARGET, job.source) if backwards else (job.source, TARGET)
+    for z1, z2 in zip(encoded.source, encoded.target, strict=True):
+        yield transfer.make_task(
+            {job.source: z1, TARGET: z2}, data.labels, job.split, source=ends[0], target=ends[1]
+        )

@@ -6,14 +6,12 @@ Time:     TIME
 Expect:   EXPECT
 
 Labels on the source (skeleton, depth, or RGB where it is present) only; the classifier is used on
-the inertial sensor. Every training writes checkpoints to <out>/har, and every finished part its
-scores: an interrupted run goes on where it stopped. Without the dataset simulated recordings stand
+the inertial sensor. Every training writes checkpoints to <out>/har, and what is finished its
+latents: an interrupted run goes on where it stopped. Without the dataset simulated recordings stand
 in, and the report says so.
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 import shutil
 import time
@@ -26,20 +24,30 @@ import jax
 import numpy as np
 import rich.console
 import tyro
-from _har_data import AUTHORS, HELD_OUT, RANDOM, HarData, HarOptions, list_splits, load_har_data
+from _har_data import (
+    AUTHORS,
+    HELD_OUT,
+    LATENT,
+    RANDOM,
+    TARGET,
+    HarData,
+    HarOptions,
+    Job,
+    list_splits,
+    load_har_data,
+    make_branches,
+    pose_latents,
+    train_and_encode,
+)
 from _shared import config_of, describe, draw_figures, estimate_hits, finish
 from scipy import stats
 
 from perfalign_jax import plotting
-from perfalign_jax.har import contrastive, encoders, features, methods, transfer
-from perfalign_jax.har.splits import Split
+from perfalign_jax.har import contrastive, features, methods, transfer
 from perfalign_jax.report import Result, Row
-from perfalign_jax.serialization import write_whole
 from perfalign_jax.types import CollapseWarning
 
 NAME = "table1_har"
-TARGET = "inertial"
-LATENT = 256
 TOPS = (1, 3, 5, 7)
 PAPER = {
     "CA": ("38.6 ± 3.01", "56.1 ± 6.66", "66.3 ± 5.61", "73.9 ± 5.21"),
@@ -49,22 +57,6 @@ CA, PAPERS = "CA", f"CA + PA, trailing k = {LATENT} (the paper)"
 LIFTED, JOINED = "random convolutions + PA", "CA beside random convolutions + PA"
 BOUND, PSEUDO = "supervised bound, random convolutions", "pseudo-labels, random convolutions"
 RAW, MLP, REVERSE = "raw signals + PA", ", MLP decoder", "from IMU: "
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """One training and everything that is scored on it."""
-
-    source: str
-    kind: str
-    split: Split
-    seeds: int
-    epochs: int
-
-    @property
-    def name(self) -> str:
-        """What the job is called on the screen and in the result."""
-        return f"{self.source}, {self.split.name}, {self.epochs} epochs, {self.seeds} seeds"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,43 +95,8 @@ def list_jobs(data: HarData, scale: Scale, options: HarOptions) -> list[Job]:
 
 def run_job(job: Job, data: HarData, options: HarOptions) -> dict[str, Any]:
     """Train and score one job, or read what an earlier run found."""
-    setting = repr((job, LATENT, options.seed, data.name, len(data.names), options.scale))
-    digest = hashlib.sha256(setting.encode()).hexdigest()[:12]
-    folder = options.out / "har"
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = f"{job.source}-{job.split.name.replace(' ', '-')}-{job.epochs}-{digest}"
-    done = folder / f"{stem}.json"
-    if done.is_file():
-        return json.loads(done.read_text())
+    encoded = train_and_encode(job, data, options)
     start = time.perf_counter()
-    task, exam = transfer.make_task(
-        data.inputs, data.labels, job.split, source=job.source, target=TARGET
-    )
-    branches = (
-        encoders.make_branch(job.source, latent=LATENT),
-        encoders.make_branch(TARGET, latent=LATENT),
-    )
-    keys = jax.random.split(jax.random.key(options.seed), job.seeds)
-
-    def watch(trained: contrastive.Trained) -> list[float]:
-        found = [
-            exam.score(transfer.rank_classes(t.labelled, t.labels, t.unseen))[1]
-            for t, _ in (methods.to_directions(*own) for own in encode_all(trained, task, exam))
-        ]
-        return [100 * float(hits[: len(job.split.val) or None].mean()) for hits in found]
-
-    trained = contrastive.train(
-        branches,
-        task.pairs,
-        keys=keys,
-        settings=contrastive.Settings(epochs=job.epochs),
-        folder=folder / stem,
-        resume=options.resume,
-        watch=watch,
-        watch_every=max(1, job.epochs // 5),
-        progress=True,
-    )
-    training = time.perf_counter() - start
     lifted, raw, backwards = (
         standardize(*transfer.make_task(kind, data.labels, job.split, source=a, target=b))
         for kind, a, b in (
@@ -148,58 +105,44 @@ def run_job(job: Job, data: HarData, options: HarOptions) -> dict[str, Any]:
             (data.lifted, TARGET, job.source),
         )
     )
-    reverse = transfer.make_task(
-        data.inputs, data.labels, job.split, source=TARGET, target=job.source
-    )
-    untrained = contrastive.start(branches, keys[:1])
     runs = []
     both = zip(
-        encode_all(trained, task, exam), encode_all(trained, *reverse, views=(1, 0)), strict=True
+        pose_latents(job, data, encoded),
+        pose_latents(job, data, encoded, backwards=True),
+        strict=True,
     )
     for seed, (own, turned) in enumerate(both):
-        key = jax.random.fold_in(keys[seed], 1)
+        key = jax.random.fold_in(jax.random.key(options.seed), seed)
         found = dict(score_encoders(own, lifted, key))
         turned = methods.to_directions(*turned)
         found[f"{REVERSE}{CA}"] = score(*turned)
         joined = methods.join(turned, backwards, weight=0.5)
         found[f"{REVERSE}{JOINED}"] = score(*methods.align_lifted(*joined))
         if seed == 0:
-            first = methods.to_directions(*next(encode_all(untrained, task, exam)))
-            found |= dict(score_the_rest(raw, lifted, first))
+            found |= dict(score_the_rest(raw, lifted, pose_untrained(job, data, options)))
         runs.append(found)
-    result = {
-        "job": job.name,
-        "source": job.source,
-        "kind": job.kind,
-        "epochs": job.epochs,
+    return {
+        "job": job,
         "runs": runs,
-        "losses": trained.losses.tolist(),
-        "watched": [[None if np.isnan(v) else v for v in row] for row in trained.watched],
-        "seconds": {"training": training, "all": time.perf_counter() - start},
+        "losses": encoded.losses,
+        "watched": encoded.watched,
+        "seconds": {
+            "training": float(encoded.seconds),
+            "scoring": time.perf_counter() - start,
+        },
     }
-    write_whole(done, json.dumps(result).encode())
-    shutil.rmtree(folder / stem)  # the scores are what is needed from here on
-    return result
 
 
-def encode_all(
-    trained: contrastive.Trained,
-    task: transfer.Task,
-    exam: transfer.Exam,
-    *,
-    views: tuple[int, int] = (0, 1),
-) -> Iterator[tuple[transfer.Task, transfer.Exam]]:
-    """Task and exam in the latent space of every seed; ``views``: encoder of source and target."""
-    every: dict[int, np.ndarray] = {}
-
-    def latents(x: np.ndarray, view: int, seed: int) -> np.ndarray:
-        if id(x) not in every:
-            every[id(x)] = contrastive.encode(trained, x, view=view)
-        return every[id(x)][seed]
-
-    for seed in range(trained.seeds):
-        maps = [lambda x, v=view, s=seed: latents(x, v, s) for view in views]
-        yield task.encode(*maps), exam.encode(*maps)
+def pose_untrained(job: Job, data: HarData, options: HarOptions) -> methods.Posed:
+    """Task and exam in the latent space of encoders that have seen nothing."""
+    keys = jax.random.split(jax.random.key(options.seed), 1)
+    trained = contrastive.start(make_branches(job.source), keys)
+    latents = {
+        job.source: contrastive.encode(trained, data.inputs[job.source], view=0)[0],
+        TARGET: contrastive.encode(trained, data.inputs[TARGET], view=1)[0],
+    }
+    posed = transfer.make_task(latents, data.labels, job.split, source=job.source, target=TARGET)
+    return methods.to_directions(*posed)
 
 
 def standardize(task: transfer.Task, exam: transfer.Exam) -> tuple[transfer.Task, transfer.Exam]:
@@ -268,9 +211,9 @@ def gather(results: list[dict[str, Any]], scale: Scale) -> dict[str, Any]:
             runs = [
                 run
                 for result in results
-                if result["source"] == source
-                and result["kind"] == kind
-                and result["epochs"] == longest(results, source)
+                if result["job"].source == source
+                and result["job"].kind == kind
+                and result["job"].epochs == longest(results, source)
                 for run in result["runs"]
             ]
             for method in {name: None for run in runs for name in run}:
@@ -297,7 +240,7 @@ def hits_of(run: dict[str, Any], method: str, top: int) -> np.ndarray:
 
 
 def longest(results: list[dict[str, Any]], source: str) -> int:
-    return max(result["epochs"] for result in results if result["source"] == source)
+    return max(result["job"].epochs for result in results if result["job"].source == source)
 
 
 def make_rows(found: dict[str, Any], data: HarData, papers_interval: str) -> list[Row]:
@@ -378,14 +321,14 @@ def summarize(
             f"published {describe(gap)} points; no training at all ({LIFTED}) {top[LIFTED]:.1f} %; "
             f"best {best}, {top[best]:.1f} %; supervised bound {top[BOUND]:.1f} %."
         )
-    weak = [r for r in results if scale.study and r["kind"] == AUTHORS]
+    weak = [r for r in results if scale.study and r["job"].kind == AUTHORS]
     trend = []
-    for result in sorted(weak, key=lambda r: (r["source"], r["epochs"])):
+    for result in sorted(weak, key=lambda r: (r["job"].source, r["job"].epochs)):
         ca, pa = (
             100 * float(np.mean([hits_of(run, m, 1).mean() for run in result["runs"]]))
             for m in (CA, PAPERS)
         )
-        trend.append(f"{result['source']}, {result['epochs']} epochs {ca:.1f} to {pa:.1f}")
+        trend.append(f"{result['job'].source}, {result['job'].epochs} epochs {ca:.1f} to {pa:.1f}")
     if trend:
         parts.append("CA to CA+PA as encoders get stronger: " + "; ".join(trend) + ".")
     parts.append(
@@ -403,9 +346,9 @@ def draw_training(results: list[dict[str, Any]], scale: Scale) -> Any:
         result = next(
             r
             for r in results
-            if r["source"] == source
-            and r["kind"] == AUTHORS
-            and r["epochs"] == longest(results, source)
+            if r["job"].source == source
+            and r["job"].kind == AUTHORS
+            and r["job"].epochs == longest(results, source)
         )
         losses = np.asarray(result["losses"]).T
         epochs = list(range(1, losses.shape[1] + 1))
@@ -438,8 +381,8 @@ def draw_study(results: list[dict[str, Any]], scale: Scale) -> Any:
     panels = []
     for source in scale.sources:
         chosen = sorted(
-            (r for r in results if r["source"] == source and r["kind"] == AUTHORS),
-            key=lambda r: r["epochs"],
+            (r for r in results if r["job"].source == source and r["job"].kind == AUTHORS),
+            key=lambda r: r["job"].epochs,
         )
         most = max(len(r["runs"]) for r in chosen)
         curves = {}
@@ -452,7 +395,7 @@ def draw_study(results: list[dict[str, Any]], scale: Scale) -> Any:
         panels.append(
             plotting.Panel(
                 f"{source} to IMU",
-                [r["epochs"] for r in chosen],
+                [r["job"].epochs for r in chosen],
                 "epochs of contrastive training",
                 "top-1 (%)",
                 curves,
@@ -505,7 +448,7 @@ def main(options: HarOptions) -> Result:
             "Does perfect alignment help? Top-1 with and without it on encoders that were trained "
             "for more and more epochs; bands are the middle 80 % of the seeds.",
         )
-    seconds = {result["job"]: result["seconds"] for result in results}
+    seconds = {result["job"].name: result["seconds"] for result in results}
     result = Result(
         name=NAME,
         title=f"Table 1, video or skeleton to IMU with trained encoders{stand_in}",
