@@ -14,6 +14,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
@@ -28,10 +29,12 @@ from perfalign_jax.types import Diagnosis
 
 __all__ = [
     "Panel",
+    "measure_pairs",
     "plot_boundary",
     "plot_data_model",
     "plot_errors",
     "plot_latents",
+    "plot_pairs",
     "plot_panels",
     "plot_spectrum",
     "plot_sweep",
@@ -428,6 +431,100 @@ def plot_transfer(
     ]
     handles.append(Line2D([], [], color=GREY, lw=0.9, ls=":", label="chance"))
     _legend_below(figure, handles, columns=4)
+    return figure
+
+
+def measure_pairs(
+    first: Float[np.ndarray, "n 2"], second: Float[np.ndarray, "n 2"]
+) -> tuple[float, float]:
+    """Sum the distances of pairs in a plane, raw and relative to the spread of all points.
+
+    Args:
+        first: places of modality 1, shape ``(n, 2)``.
+        second: places of modality 2, row by row the same things.
+
+    Returns:
+        The sum in units of the plane, and the sum over the root mean square distance of all points
+        from their middle.
+
+    Source: paper Fig. 6, whose titles give the first of the two.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import plotting
+        >>> square = np.array([[1.0, 1.0], [-1.0, -1.0]])
+        >>> plotting.measure_pairs(square, -square)
+        (5.65..., 4.0)
+    """
+    total = float(np.linalg.norm(first - second, axis=1).sum())
+    points = np.concatenate([first, second])
+    spread = float(np.sqrt(np.mean(np.sum((points - points.mean(axis=0)) ** 2, axis=1))))
+    return total, total / spread
+
+
+def plot_pairs(
+    pictures: Mapping[str, tuple[Any, Any, Any]],
+    *,
+    names: tuple[str, str] = ("modality 1", "modality 2"),
+) -> Figure:
+    """Draw both modalities' places in a plane, the two of every pair joined by a thin line.
+
+    Args:
+        pictures: for each panel (its title) the places of modality 1 and of modality 2, shape
+            ``(n, 2)``, and the class of each pair, shape ``(n,)``. Panels fill two columns.
+        names: what the modalities are called.
+
+    Returns:
+        The figure: rings are modality 1, crosses modality 2, colours the classes; the titles give
+        ``measure_pairs``.
+
+    Raises:
+        ValueError: if there is nothing to draw or shapes do not fit.
+
+    Source: paper Fig. 6.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import plotting
+        >>> places = np.random.default_rng(0).normal(size=(6, 2))
+        >>> picture = (places, places + 0.1, np.arange(6) % 2)
+        >>> len(plotting.plot_pairs({"before": picture, "after": picture}).axes)
+        2
+    """
+    if not pictures:
+        raise ValueError("pictures must hold at least one panel, got none.")
+    columns = min(2, len(pictures))
+    rows = -(-len(pictures) // columns)
+    figure = _figure(3.5 * rows + 0.6)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    every = np.unique(np.concatenate([np.asarray(p[2]) for p in pictures.values()]))
+    palette = _palette(len(every))
+    for axes, (title, (first, second, labels)) in zip(panels, pictures.items(), strict=False):
+        a, b, classes = (np.asarray(part) for part in (first, second, labels))
+        if a.shape != b.shape or a.ndim != 2 or a.shape[1] != 2 or classes.shape != a.shape[:1]:
+            raise ValueError(
+                f"pictures[{title!r}] must hold shapes (n, 2), (n, 2) and (n,), got {a.shape}, "
+                f"{b.shape} and {classes.shape}."
+            )
+        for color, one in zip(palette, every, strict=True):
+            own = classes == one
+            for p, q in zip(a[own], b[own], strict=True):
+                axes.plot([p[0], q[0]], [p[1], q[1]], color=color, lw=0.5, alpha=0.6, zorder=1)
+            axes.plot(*a[own].T, "o", mfc="none", color=color, ms=5, zorder=2)
+            axes.plot(*b[own].T, "x", color=color, ms=5, zorder=2)
+        total, relative = measure_pairs(a, b)
+        heading = f"{title}\nsummed pair distance {total:.0f}, over the spread {relative:.1f}"
+        axes.set_title(heading, fontsize=9)
+        axes.set(xticks=[], yticks=[])
+        axes.set_aspect("equal", adjustable="datalim")
+    for axes in panels[len(pictures) :]:
+        axes.remove()
+    handles = [_dot(color, "s", f"class {one}") for color, one in zip(palette, every, strict=True)]
+    handles += [
+        Line2D([], [], color=GREY, marker=marker, mfc="none", ls="", ms=5, label=name)
+        for marker, name in zip("ox", names, strict=True)
+    ]
+    _legend_below(figure, handles, columns=5)
     return figure
 
 

@@ -28,6 +28,8 @@ EXPERIMENTS = {
     "v1_transfer": "First version: classes without labels, transfer with Gaussians",
     "remarks": "Remarks 2.6 and 2.7 as executable statements",
     "utd_mhad_linear": "Section 3.2 on real files: closed-form transfer to IMU",
+    "table1_har": "Section 3.2, Table 1: transfer to IMU with trained encoders",
+    "fig6_tsne": "Section 3.2, Fig. 6: latent space before and after perfect alignment",
 }
 """Every experiment of the report, in its order: name of the script to one line about it."""
 

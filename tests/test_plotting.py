@@ -286,3 +286,28 @@ def test_sweep_figures_refuse_what_they_cannot_draw(rng):
         plotting.plot_panels([])
     with pytest.raises(ValueError, match=r"curves\['a'\] must have shape \(draws, 2\)"):
         plotting.plot_panels([plotting.Panel("1", (1, 2), "n", "e", {"a": np.ones(2)})])
+
+
+def test_pairs_are_joined_and_measured(rng):
+    places = rng.normal(size=(20, 2))
+    shift = np.array([3.0, 4.0])
+    total, relative = plotting.measure_pairs(places, places + shift)
+    assert total == pytest.approx(20 * 5)
+    scaled = plotting.measure_pairs(7 * places, 7 * (places + shift))
+    assert scaled[0] == pytest.approx(7 * total)
+    assert scaled[1] == pytest.approx(relative)  # however wide the plane
+    labels = np.arange(20) % 3
+    figure = plotting.plot_pairs(
+        {"before": (places, places + shift, labels), "after": (places, places, labels)},
+        names=("video", "IMU"),
+    )
+    before, after = figure.axes
+    assert "summed pair distance 100" in before.get_title()
+    assert "summed pair distance 0" in after.get_title()
+    assert sum(len(line.get_xdata()) == 2 for line in before.lines) == 20
+    words = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    assert {"video", "IMU", "class 0"} <= set(words)
+    with pytest.raises(ValueError, match=r"pictures\['a'\] must hold shapes"):
+        plotting.plot_pairs({"a": (places, places[:5], labels)})
+    with pytest.raises(ValueError, match="at least one panel"):
+        plotting.plot_pairs({})
