@@ -5,7 +5,6 @@ import hashlib
 import io
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from perfalign_jax.serialization import write_whole
 
 TARGET = "inertial"
 LATENT = 256
+_VERSION = 1  # of the encoders and their augmentation: raise it when what they do changes
 
 AUTHORS, RANDOM, HELD_OUT = "authors' split", "random splits", "subject held out"
 
@@ -52,13 +52,12 @@ class HarData:
     """Recordings as encoders take them, and what random convolutions make of them."""
 
     name: str
-    root: Path
-    names: tuple[str, ...]
     labels: np.ndarray
     subjects: np.ndarray
     inputs: dict[str, np.ndarray]  # modality -> series (n, length, channels) or videos, uint8
     raw: dict[str, np.ndarray]  # modality -> some frames of the series (n, d)
     lifted: dict[str, np.ndarray]  # modality -> features (n, 2 * kernels)
+    authors: splits.Split
     problems: list[str]
 
     @property
@@ -75,7 +74,7 @@ def load_har_data(options: HarOptions, *, modalities: tuple[str, ...]) -> HarDat
         console.print("[bold]UTD_MHAD_ROOT is not set: simulated recordings stand in.")
         subjects, actions = (4, range(1, 28, 3)) if options.quick else (6, range(1, 28))
         count = len(actions)
-        root = options.out / f"simulated-{subjects}x{count}"
+        root = options.out / f"simulated-{subjects}x{count}-seed-{options.seed}"
         simulate.simulate(
             root,
             key=jax.random.key(options.seed),
@@ -90,17 +89,18 @@ def load_har_data(options: HarOptions, *, modalities: tuple[str, ...]) -> HarDat
         root, modalities=modalities, cache=options.out / "cache", progress=True
     )
     series = {m: dataset.to_series(x, modality=m) for m, x in recordings.signals.items()}
+    authors = splits.read_split(root / "splits" / "40_40_10_10", recordings.names)
     inputs = {m: recordings.signals[m] if m in ("depth", "rgb") else series[m] for m in series}
     return HarData(
         name=name,
-        root=root,
-        names=recordings.names,
         labels=recordings.actions,
         subjects=recordings.subjects,
         inputs=inputs,
+        authors=authors,
         raw={m: _thin(x, m) for m, x in series.items()},
         lifted={m: _lift(x, m, options) for m, x in series.items()},
-        problems=[str(problem) for problem in recordings.problems],
+        problems=[str(problem) for problem in recordings.problems]
+        + [f"{name}: in the authors' split, but not read" for name in authors.missing],
     )
 
 
@@ -125,8 +125,8 @@ def list_splits(
     data: HarData, options: HarOptions, *, random: int
 ) -> list[tuple[str, splits.Split]]:
     """The authors' split, random ones, and each subject held out; with the kind of each."""
-    chosen = [(AUTHORS, splits.read_split(data.root / "splits" / "40_40_10_10", data.names))]
-    n = len(data.names)
+    chosen = [(AUTHORS, data.authors)]
+    n = len(data.labels)
     for i in range(random):
         key = jax.random.fold_in(jax.random.key(options.seed), 1000 + i)
         chosen.append((RANDOM, splits.split_at_random(n, key=key, name=f"random {i}")))
@@ -161,7 +161,9 @@ class Job:
     @property
     def stem(self) -> str:
         """What its files are called."""
-        digest = hashlib.sha256(repr(self).encode()).hexdigest()[:8]
+        rows = b"".join(role.tobytes() for role in (self.split.har, self.split.align))
+        what = f"{self.seeds} {self.split.evaluated.tolist()} ".encode() + rows
+        digest = hashlib.sha256(what).hexdigest()[:8]
         return f"{self.source}-{self.split.name.replace(' ', '-')}-{self.epochs}-{digest}"
 
 
@@ -179,24 +181,35 @@ class Encoded:
 def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:
     """Train the encoders of a job, or read what an earlier run left of them.
 
-    They are trained on the pairs of D_Align alone. What is watched, accuracy on D_Val, is shown and
-    changes nothing.
+    They are trained on the pairs of D_Align alone. What is watched, accuracy on D_Val (on D_Test
+    where a split has no D_Val), is shown and changes nothing.
     """
     folder = options.out / "har"
     folder.mkdir(parents=True, exist_ok=True)
     settings = contrastive.Settings(epochs=job.epochs)
-    setting = repr((settings, LATENT, options.seed, data.name, data.names))
+    branches = make_branches(job.source)
+    setting = repr(
+        (
+            _VERSION,
+            settings,
+            [branch.name for branch in branches],
+            encoders.computing_dtype(),
+            options.seed,
+            [hashlib.sha256(data.inputs[m].data.cast("B")).digest() for m in (job.source, TARGET)],
+        )
+    )
     stem = f"{job.stem}-{hashlib.sha256(setting.encode()).hexdigest()[:8]}"
     kept = folder / f"{stem}.npz"
+    if not options.resume:
+        kept.unlink(missing_ok=True)
+        shutil.rmtree(folder / stem, ignore_errors=True)
     if kept.is_file():
         with np.load(kept) as found:
             return Encoded(**{name: found[name] for name in found.files})
-    start = time.perf_counter()
     task, _ = transfer.make_task(
         data.inputs, data.labels, job.split, source=job.source, target=TARGET
     )
     keys = jax.random.split(jax.random.key(options.seed), job.seeds)
-    branches = make_branches(job.source)
     checked = job.split.val if len(job.split.val) else job.split.test
 
     def watch(trained: contrastive.Trained) -> list[float]:
@@ -226,7 +239,7 @@ def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:
         "target": contrastive.encode(trained, data.inputs[TARGET], view=1),
         "losses": trained.losses,
         "watched": trained.watched,
-        "seconds": np.float64(time.perf_counter() - start),
+        "seconds": np.float64(trained.seconds),
     }
     buffer = io.BytesIO()
     np.savez(buffer, **content)

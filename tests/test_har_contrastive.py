@@ -284,6 +284,43 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(pairs, tmp
     assert os.path.isdir(kept)
 
 
+def test_weights_that_a_bad_gradient_spoils_are_never_kept(pairs, tmp_path):
+    """A finite loss whose gradient is NaN: in the last step of all, and before a checkpoint."""
+
+    class Spoils(nnx.Module):
+        def __init__(self, key):
+            self.steps = nnx.BatchStat(jnp.zeros(()))
+            self.head = nnx.Linear(48, 4, rngs=nnx.Rngs(key))
+
+        def __call__(self, x, *, train=False):
+            self.steps[...] += 1
+            z = self.head(x.reshape(len(x), -1))
+            # The square root of zero, at the eighth step: 0, with an infinite slope times zero.
+            zero = jnp.sum(jnp.square(0 * self.head.bias[...]))
+            return z + jnp.sqrt(zero + jnp.where(self.steps[...] == 8, 0.0, 1.0))
+
+    own = (branch(make=Spoils), branch())
+    with pytest.raises(
+        NonFiniteLossError, match=r"or its gradient is not finite at step 7"
+    ) as error:
+        train(own, pairs, keys=KEYS, settings=QUICK, folder=tmp_path / "run")
+    assert str(error.value).split("checkpoint is ")[1].rstrip(".") == str(tmp_path / "run" / "1")
+    with pytest.raises(NonFiniteLossError, match="at step 7"):
+        train(own, pairs, keys=KEYS, settings=Settings(epochs=2, batch_size=8))
+
+
+def test_no_batch_has_a_single_pair(pairs):
+    few = tuple(x[:7] for x in pairs)
+    found = train(BRANCHES, few, keys=KEYS, settings=Settings(epochs=1, batch_size=2))
+    assert (found.losses > 0).all()
+
+
+def test_the_temperature_stays_within_its_bound(pairs):
+    settings = Settings(epochs=10, batch_size=8, temperature=0.0101, learning_rate=0.1)
+    trained = train(BRANCHES, (pairs[0], pairs[0]), keys=KEYS, settings=settings)
+    assert np.isfinite(trained.losses).all()
+
+
 KILLED = """
     import sys
     import jax, numpy as np

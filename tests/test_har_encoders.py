@@ -179,3 +179,18 @@ def test_pixels_reach_the_trunk_on_the_scale_of_its_weights(monkeypatch):
     pixels = pixels.astype(np.uint8)
     encoder(pipeline.prepare_video(pixels))
     np.testing.assert_allclose(seen[0][None], resnet.normalize_image(pixels), atol=1e-5)
+
+
+def test_weights_and_latents_are_float32_in_64_bit_mode_too(x64):
+    branch = make_branch("depth", latent=8, size=16)
+    encoder = branch.make(KEY)
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(encoder))} == {jnp.dtype("float32")}
+    x = np.zeros((2, 4, 16, 16), np.uint8)
+    assert branch.augment(KEY, x).dtype == jnp.float32
+    assert encoder(branch.prepare(x)).dtype == jnp.float32
+
+
+def test_latents_can_have_the_rank_of_their_size():
+    for modality in ("inertial", "skeleton"):
+        encoder = make_branch(modality, latent=300).make(KEY)
+        assert encoder.head.hidden.kernel.shape[1] == 300

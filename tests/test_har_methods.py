@@ -234,3 +234,11 @@ def test_the_mlp_decoder_learns_from_few_and_from_many_dimensions(data, size):
     np.testing.assert_array_equal(
         ranks[:, 0], methods.rank_by_mlp(scaled, key=jax.random.key(0))[:, 0]
     )
+
+
+def test_a_teacher_that_gives_one_class_only_is_followed(data):
+    task, _ = flatten(*pose(data))
+    one = dataclasses.replace(task, pairs=tuple(np.repeat(x[:1], 5, axis=0) for x in task.pairs))
+    ranks = methods.rank_by_pseudo_labels(one)
+    assert len(np.unique(ranks[:, 0])) == 1
+    assert np.sort(ranks, axis=1).tolist() == [CLASSES.tolist()] * 12

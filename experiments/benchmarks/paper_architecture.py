@@ -3,7 +3,7 @@
 Command:  UTD_MHAD_ROOT=<folder> python experiments/benchmarks/paper_architecture.py
           [--epochs 3] [--frames 8] [--size 64] [--weights resnet18.safetensors] [--frozen]
 Time:     on 2 CPU cores about a minute an epoch of 366 clips of 8 frames of 64 x 64
-Writes:   experiments/benchmarks/results/paper_architecture_<device>.json
+Writes:   experiments/benchmarks/results/paper_architecture_<source>_<frames>x<size>_<device>.json
 
 Without a file of ImageNet weights the trunk starts from random numbers and is trained with
 everything else, and the result says so: with a few epochs that shows that it runs and how fast,
@@ -44,7 +44,7 @@ class Options:
         batch_size: pairs in a batch.
         weights: file of ResNet-18 weights under torchvision's names.
         frozen: keep the trunk as the file has it.
-        cache: folder for the small videos, and for checkpoints.
+        cache: folder for the small videos.
     """
 
     root: Path | None = None
@@ -124,7 +124,9 @@ def main(options: Options) -> None:
         console.print(f"{name}: top-1 {accuracy[name]:.1f} %", highlight=False)
     device = jax.devices()[0].device_kind
     result = {
-        "options": {k: str(v) for k, v in dataclasses.asdict(options).items() if k != "root"},
+        "options": {
+            k: str(v) for k, v in dataclasses.asdict(options).items() if k not in ("root", "cache")
+        },
         "trunk": trunk,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.variables[0])),
         "seconds": {"training": trained.seconds, "epoch": per_epoch, "encoding": encoding},
@@ -134,7 +136,8 @@ def main(options: Options) -> None:
         "provenance": provenance(),
     }
     name = re.sub(r"\W+", "_", device.lower())
-    path = Path(__file__).parent / "results" / f"paper_architecture_{name}.json"
+    what = f"{options.source}_{options.frames}x{options.size}"
+    path = Path(__file__).parent / "results" / f"paper_architecture_{what}_{name}.json"
     path.parent.mkdir(exist_ok=True)
     write_whole(path, json.dumps(result, indent=1).encode())
     console.print(

@@ -38,7 +38,9 @@ Pairs = tuple[Shaped[np.ndarray, "n ..."], Shaped[np.ndarray, "n ..."]]
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss became infinite or NaN; the message names the step and the last good checkpoint.
+    """The loss or its gradient became infinite or NaN.
+
+    The message names the step and the last good checkpoint.
 
     Example:
         >>> from perfalign_jax.har import contrastive
@@ -53,8 +55,9 @@ class Settings:
 
     Attributes:
         epochs: passes over the pairs.
-        batch_size: pairs in a batch; the nearest size that divides the pairs evenly is used. Pairs
-            of the same action push each other apart: the larger the batch, the more of them.
+        batch_size: pairs in a batch, about: an epoch has a whole number of equal batches, and
+            leaves out fewer pairs than it has batches. Pairs of the same action push each other
+            apart: the larger the batch, the more of them.
         learning_rate: highest learning rate of AdamW, after the warm-up and before the cosine.
         warmup: share of the steps in which the learning rate grows from zero.
         weight_decay: of AdamW, on kernels only.
@@ -104,7 +107,7 @@ class Trained:
         variables: their variables, trained or not, with the seeds along the first axis.
         losses: loss of each epoch and seed, the mean over its steps, shape ``(epochs, seeds)``.
         watched: what ``watch`` returned after each epoch, NaN where it was not asked.
-        seconds: time of training, without that of earlier, resumed parts.
+        seconds: time of training; after a resume that of its parts up to their last checkpoints.
 
     Example:
         >>> import jax
@@ -260,22 +263,24 @@ def train(
     _check_pairs(pairs)
     watch_every = _checks.integer(watch_every, "watch_every", low=1)
     n = pairs[0].shape[0]
-    steps = max(1, round(n / settings.batch_size))
+    steps = max(1, min(round(n / settings.batch_size), n // 2))  # one pair has nothing to tell
     batch_size = n // steps
     first = start(branches, keys)
     optimizer = _make_optimizer(settings, settings.epochs * steps)
     state = _first_state(first, optimizer, settings)
     store = _Store(folder, _identify(branches, pairs, keys, settings)) if folder else None
-    done, losses, watched = 0, np.zeros((0, first.seeds)), np.zeros((0, first.seeds))
+    done, spent = 0, 0.0
+    losses, watched = np.zeros((0, first.seeds)), np.zeros((0, first.seeds))
     if store is not None and store.last is not None:
         if not resume:
             raise FileExistsError(
                 f"{folder} holds checkpoints up to epoch {store.last}; resume from them, or give "
                 "an empty folder."
             )
-        done, state, losses, watched = store.read(state, first.seeds)
+        done, state, losses, watched, spent = store.read(state, first.seeds)
     step = _make_step(first, optimizer, settings)
-    began, seconds = time.perf_counter(), 0.0
+    began = time.perf_counter() - spent
+    seconds = spent
 
     def now() -> Trained:
         variables = _variables(state, settings)
@@ -298,7 +303,7 @@ def train(
                 where = epoch * steps + int(np.argmax(bad))
                 kept = store.path if store is not None else None
                 raise NonFiniteLossError(
-                    f"the loss is not finite at step {where} (epoch {epoch + 1} of "
+                    f"the loss or its gradient is not finite at step {where} (epoch {epoch + 1} of "
                     f"{settings.epochs}, seeds {np.flatnonzero(~np.isfinite(found[bad][0]))}); "
                     + (f"the last good checkpoint is {kept}." if kept else "no checkpoint is kept.")
                 )
@@ -312,7 +317,7 @@ def train(
                 bar.update(task, watched=f"{np.mean(watched[-1]):.1f}")
             bar.update(task, advance=1, loss=f"{losses[-1].mean():.3f}")
             if store is not None:
-                store.write(epoch + 1, state, losses, watched)
+                store.write(epoch + 1, state, losses, watched, seconds)
     return now()
 
 
@@ -385,8 +390,7 @@ def _make_step(first: Trained, optimizer: optax.GradientTransformation, settings
             seen = branches[m].augment(jax.random.fold_in(key, m), batch[m])
             latents.append(encoder(seen, train=True))
             kept.append(_split(nnx.state(encoder), branches[m])[1])
-        scale = jnp.exp(jnp.minimum(weights[2], LARGEST_LOG_SCALE))
-        return info_nce_of_scale(latents[0], latents[1], scale), tuple(kept)
+        return info_nce_of_scale(latents[0], latents[1], jnp.exp(weights[2])), tuple(kept)
 
     def step(state: Any, key: Array, number: Array, batch: Any) -> tuple[Any, Array]:
         weights, rest, memory, average = state
@@ -394,11 +398,14 @@ def _make_step(first: Trained, optimizer: optax.GradientTransformation, settings
         (loss, rest), gradient = jax.value_and_grad(loss_of, has_aux=True)(
             weights, rest, key, batch
         )
+        # A gradient that is no number spoils the weights, though the loss before it was one.
+        sound = jnp.isfinite(optax.global_norm(gradient))
         updates, memory = optimizer.update(gradient, memory, weights)
-        weights = optax.apply_updates(weights, updates)
+        encoders1, encoders2, scale = optax.apply_updates(weights, updates)
+        weights = (encoders1, encoders2, jnp.minimum(scale, LARGEST_LOG_SCALE))
         if settings.ema is not None:
             average = optax.incremental_update(weights[:2], average, 1 - settings.ema)
-        return (weights, rest, memory, average), loss
+        return (weights, rest, memory, average), jnp.where(sound, loss, jnp.nan)
 
     return jax.jit(jax.vmap(step, in_axes=(0, 0, None, 0)), donate_argnums=0)
 
@@ -408,20 +415,22 @@ def _run_epoch(
 ) -> tuple[Any, np.ndarray]:
     chosen = pipeline.draw_batches(keys, n=pairs[0].shape[0], batch_size=batch_size, epoch=epoch)
 
-    def load(rows: np.ndarray) -> Any:
-        return jax.device_put(tuple(x[rows] for x in pairs))
+    def gather(rows: np.ndarray) -> Any:
+        return tuple(x[rows] for x in pairs)
 
-    batches: Iterator[Any] = pipeline.prefetch(load, chosen[:steps])
+    batches: Iterator[Any] = pipeline.prefetch(gather, chosen[:steps])
     losses = []
     for i, batch in enumerate(batches):
-        state, loss = step(state, keys, np.int32(epoch * steps + i), batch)
+        # Put there by this thread: the 64-bit switch and the default device are those of a thread.
+        on_device = jax.device_put(batch)
+        state, loss = step(state, keys, np.int32(epoch * steps + i), on_device)
         losses.append(loss)
     return state, np.stack([np.asarray(loss, np.float64) for loss in losses])
 
 
 def _identify(branches: Sequence[Branch], pairs: Pairs, keys: Array, settings: Settings) -> str:
     """Everything that a training depends on, as text."""
-    content = [hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest() for x in pairs]
+    content = [hashlib.sha256(np.ascontiguousarray(x).data.cast("B")).hexdigest() for x in pairs]
     return json.dumps(
         {
             "encoders": [branch.name for branch in branches],
@@ -464,15 +473,28 @@ class _Store:
     def path(self) -> Path | None:
         return None if self.last is None else self.folder / str(self.last)
 
-    def write(self, epoch: int, state: Any, losses: np.ndarray, watched: np.ndarray) -> None:
-        content = {"state": jax.tree.leaves(state), "losses": losses, "watched": watched}
+    def write(
+        self, epoch: int, state: Any, losses: np.ndarray, watched: np.ndarray, seconds: float
+    ) -> None:
+        content = {
+            "state": jax.tree.leaves(state),
+            "losses": losses,
+            "watched": watched,
+            "seconds": np.array(seconds),
+        }
         self.manager.save(epoch, args=orbax.checkpoint.args.StandardSave(content))
 
-    def read(self, state: Any, seeds: int) -> tuple[int, Any, np.ndarray, np.ndarray]:
+    def read(self, state: Any, seeds: int) -> tuple[int, Any, np.ndarray, np.ndarray, float]:
         epoch = self.last
         leaves, tree = jax.tree.flatten(state)
         history = np.zeros((epoch or 0, seeds))
-        wanted = {"state": leaves, "losses": history, "watched": history}
+        wanted = {
+            "state": leaves,
+            "losses": history,
+            "watched": history,
+            "seconds": np.zeros(()),
+        }
         found = self.manager.restore(epoch, args=orbax.checkpoint.args.StandardRestore(wanted))
         losses, watched = (np.array(found[name]) for name in ("losses", "watched"))
-        return epoch or 0, jax.tree.unflatten(tree, found["state"]), losses, watched
+        seconds = float(found["seconds"])
+        return epoch or 0, jax.tree.unflatten(tree, found["state"]), losses, watched, seconds

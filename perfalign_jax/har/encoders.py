@@ -107,17 +107,24 @@ def make_branch(
     if weights is not None and (architecture != "paper" or modality not in ("depth", "rgb")):
         raise ValueError("weights are for a video encoder with architecture='paper' only.")
     dtype = computing_dtype()
+    hidden = max(256, latent)  # a narrower layer would be the rank of the latents
     if modality == "inertial":
 
         def make(key: Array) -> nnx.Module:
-            return SeriesEncoder(key, channels=6, latent=latent, dtype=dtype)
+            return SeriesEncoder(key, channels=6, latent=latent, hidden=hidden, dtype=dtype)
 
     elif modality == "skeleton":
 
         def make(key: Array) -> nnx.Module:
             widths = (128, 128, 192)
             return SeriesEncoder(
-                key, channels=60, latent=latent, widths=widths, velocity=True, dtype=dtype
+                key,
+                channels=60,
+                latent=latent,
+                widths=widths,
+                hidden=hidden,
+                velocity=True,
+                dtype=dtype,
             )
 
     elif architecture == "compact":
@@ -171,7 +178,9 @@ class _Convolution(nnx.Module):
         fan = inputs
         for count in taps:
             fan *= count
-        self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs.params(), (fan, outputs)))
+        self.kernel = nnx.Param(
+            nnx.initializers.he_normal()(rngs.params(), (fan, outputs), jnp.float32)
+        )
         self.norm = nnx.LayerNorm(outputs, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *space2 c2"]:
@@ -239,6 +248,7 @@ class SeriesEncoder(nnx.Module):
         latent: size of the latents.
         widths: channels after each convolution, every one of which halves the frames.
         taps: frames that a convolution sees.
+        hidden: width of the MLP's hidden layer; latents have at most this rank.
         velocity: also see the change from frame to frame.
         dtype: of the computation; weights and latents are float32.
 
@@ -337,6 +347,7 @@ class CompactVideoEncoder(nnx.Module):
             rngs.params(),
             channels=128,
             latent=latent,
+            hidden=max(256, latent),
             widths=(128, 192),
             taps=3,
             velocity=True,

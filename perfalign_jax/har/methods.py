@@ -203,7 +203,10 @@ def rank_by_pseudo_labels(task: Task) -> Int[np.ndarray, "e classes"]:
         [4, 5, 7]
     """
     given = rank_classes(task.labelled, task.labels, task.pairs[0])[:, 0]
-    ranks = rank_classes(task.pairs[1], given, task.unseen)
+    if len(np.unique(given)) == 1:  # nothing to train a student on
+        ranks = np.full((len(task.unseen), 1), given[0])
+    else:
+        ranks = rank_classes(task.pairs[1], given, task.unseen)
     never = np.setdiff1d(np.unique(task.labels), given)
     return np.concatenate([ranks, np.broadcast_to(never, (len(ranks), len(never)))], axis=1)
 

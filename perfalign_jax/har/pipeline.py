@@ -77,8 +77,8 @@ def augment_inertial(
         x: shape ``(b, length, 6)``, as from ``dataset.to_series``: acceleration, angular rate.
 
     Returns:
-        Shape of ``x``: cropped and warped in time, the sensor turned by about 9 degrees about a
-        random axis, scaled by about 10 %, with noise of 0.05 g and 5 degrees/s.
+        Shape of ``x``: cropped and warped in time, the sensor turned by about 14 degrees about
+        a random axis, scaled by about 10 %, with noise of 0.05 g and 5 degrees/s.
 
     Example:
         >>> import jax
@@ -106,7 +106,7 @@ def augment_skeleton(
         x: shape ``(b, length, 60)``, as from ``dataset.to_series``: 20 joints.
 
     Returns:
-        Shape of ``x``: cropped and warped in time, the body turned by about 6 degrees, scaled by
+        Shape of ``x``: cropped and warped in time, the body turned by about 9 degrees, scaled by
         about 10 %, with noise of 1 cm.
 
     Example:
@@ -154,7 +154,7 @@ def augment_video(
     columns = jnp.clip(jnp.arange(width)[None] + shift[1], 0, width - 1)
     clips = jnp.arange(b)[:, None, None, None]
     x = x[clips, when[:, :, None, None], rows[:, None, :, None], columns[:, None, None, :]]
-    scale = 1 + 0.15 * jax.random.normal(for_scale, (b, *(1,) * (x.ndim - 1)))
+    scale = 1 + 0.15 * jax.random.normal(for_scale, (b, *(1,) * (x.ndim - 1)), jnp.float32)
     return prepare_video(x) * scale
 
 
