@@ -492,7 +492,7 @@ def main(options: HarOptions) -> Result:
     chance = 100 / len(np.unique(data.labels))
     figures = {
         f"{NAME}.png": (
-            plotting.plot_transfer(panels, chance=chance),
+            plotting.plot_transfer(panels, chance=chance, quantity="top-1 (%)"),
             f"Top-1 accuracy on the target{stand_in} with labels on the source only (the bound: on "
             "the target). Lines are 95 % intervals: over splits, over training seeds, or over "
             "clips where there is one run.",
