@@ -152,11 +152,15 @@ class Job:
     split: splits.Split
     seeds: int
     epochs: int
+    latent: int = LATENT
 
     @property
     def name(self) -> str:
         """What the job is called on the screen and in the result."""
-        return f"{self.source}, {self.split.name}, {self.epochs} epochs, {self.seeds} seeds"
+        return (
+            f"{self.source}, {self.split.name}, {self.latent} dimensions, {self.epochs} epochs, "
+            f"{self.seeds} seeds"
+        )
 
     @property
     def stem(self) -> str:
@@ -164,7 +168,8 @@ class Job:
         rows = b"".join(role.tobytes() for role in (self.split.har, self.split.align))
         what = f"{self.seeds} {self.split.evaluated.tolist()} ".encode() + rows
         digest = hashlib.sha256(what).hexdigest()[:8]
-        return f"{self.source}-{self.split.name.replace(' ', '-')}-{self.epochs}-{digest}"
+        name = self.split.name.replace(" ", "-")
+        return f"{self.source}-{name}-{self.latent}-{self.epochs}-{digest}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +192,7 @@ def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:
     folder = options.out / "har"
     folder.mkdir(parents=True, exist_ok=True)
     settings = contrastive.Settings(epochs=job.epochs)
-    branches = make_branches(job.source)
+    branches = make_branches(job)
     setting = repr(
         (
             _VERSION,
@@ -248,11 +253,11 @@ def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:
     return Encoded(**content)
 
 
-def make_branches(source: str) -> tuple[encoders.Branch, encoders.Branch]:
+def make_branches(job: Job) -> tuple[encoders.Branch, encoders.Branch]:
     """Encoders of the source and of the target."""
     return (
-        encoders.make_branch(source, latent=LATENT),
-        encoders.make_branch(TARGET, latent=LATENT),
+        encoders.make_branch(job.source, latent=job.latent),
+        encoders.make_branch(TARGET, latent=job.latent),
     )
 
 

@@ -96,17 +96,23 @@ def verdict_on(paper: float, values: np.ndarray, *, rounding: bool = False) -> s
 
 
 def estimate_hits(
-    hits: list[np.ndarray], *, against: list[np.ndarray] | None = None
+    hits: list[np.ndarray], *, against: list[np.ndarray] | None = None, crossed: bool = False
 ) -> dict[str, Any]:
     """In percent: over several splits a mean with its interval, over one with that over clips.
 
-    With ``against``, hits of another method on the same clips, it is the paired difference.
+    With ``against``, hits of another method on the same clips, it is the paired difference. With
+    ``crossed`` the runs are training seeds that are scored on the same clips: the interval speaks
+    of other seeds and other clips.
     """
     if against is not None:
         hits = [h - a for h, a in zip(hits, against, strict=True)]
     means = [100 * float(h.mean()) for h in hits]
     if len(hits) > 1:
-        found = transfer.estimate_mean(means)
+        found = (
+            transfer.estimate_crossed(100 * np.stack(hits))
+            if crossed
+            else transfer.estimate_mean(means)
+        )
     elif against is None:
         found = transfer.estimate_share(int(hits[0].sum()), len(hits[0]))
     else:

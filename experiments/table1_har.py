@@ -14,13 +14,13 @@ in, and the report says so.
 
 import dataclasses
 import os
+import re
+import resource
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import rich.console
 import tyro
@@ -35,31 +35,36 @@ from _har_data import (
     Job,
     list_splits,
     load_har_data,
-    make_branches,
-    pose_latents,
-    train_and_encode,
+)
+from _har_scores import (
+    BOUND,
+    CA,
+    JOINED,
+    KEPT,
+    LIFTED,
+    MLP,
+    REVERSE,
+    TOPS,
+    name_of_papers,
+    run_job,
 )
 from _shared import config_of, describe, draw_figures, estimate_hits, finish
 from scipy import stats
 
 from perfalign_jax import plotting
-from perfalign_jax.har import contrastive, features, methods, transfer
+from perfalign_jax.har import transfer
 from perfalign_jax.report import Result, Row
 from perfalign_jax.types import CollapseWarning
 
 NAME = "table1_har"
-TOPS = (1, 3, 5, 7)
 PAPER = {
     "CA": ("38.6 ± 3.01", "56.1 ± 6.66", "66.3 ± 5.61", "73.9 ± 5.21"),
     "CA+PA": ("43.9 ± 4.28", "60.6 ± 5.67", "69.7 ± 2.83", "75.8 ± 1.07"),
 }
 PAPERS_CMAE = {"CA": "2210 ± 20.5", "CA+PA": "8.66 ± 0.306"}
 AGREEMENTS = ("CMAE", "NCMAE", "relative CMAE", "R@1")
-CA, PAPERS = "CA", f"CA + PA, trailing k = {LATENT} (the paper)"
-KEPT = ", lengths kept"
-LIFTED, JOINED = "random convolutions + PA", "CA beside random convolutions + PA"
-BOUND, PSEUDO = "supervised bound, random convolutions", "pseudo-labels, random convolutions"
-RAW, MLP, REVERSE = "raw signals + PA", ", MLP decoder", "from IMU: "
+PAPERS = name_of_papers(LATENT)
+WIDE = 2048  # the paper's latents: their null space holds far more directions than are taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,17 +75,30 @@ class Scale:
     seeds: int
     epochs: int
     random: int
-    study: tuple[int, ...]
-    study_seeds: int
+    study: tuple[int, ...] = ()
+    study_seeds: int = 0
+    dimensions: tuple[int, ...] = (27, 64, 128)
+    wide_seeds: int = 0
+    wide_dimensions: tuple[int, ...] = ()
 
 
 def choose_scale(options: HarOptions, *, has_rgb: bool) -> Scale:
     if options.quick:
-        return Scale(("skeleton",), 1, 2, 0, (), 1)
+        return Scale(("skeleton",), 1, 2, 0)
     if not options.full:
-        return Scale(("skeleton", "depth"), 1, 40, 0, (), 1)
+        return Scale(("skeleton", "depth"), 1, 40, 0)
     sources = ("skeleton", "depth", *(("rgb",) if has_rgb else ()))
-    return Scale(sources, 5, 100, 10, (5, 20, 60), 3)
+    return Scale(
+        sources,
+        seeds=5,
+        epochs=100,
+        random=10,
+        study=(5, 20, 60),
+        study_seeds=3,
+        dimensions=(8, 27, 64, 128, 192),
+        wide_seeds=3,
+        wide_dimensions=(8, 27, 64, 128, 256, 512, 1024),
+    )
 
 
 def list_jobs(data: HarData, scale: Scale, options: HarOptions) -> list[Job]:
@@ -93,120 +111,9 @@ def list_jobs(data: HarData, scale: Scale, options: HarOptions) -> list[Job]:
             jobs.append(Job(source, kind, split, scale.seeds if kind == AUTHORS else 1, epochs))
         study = (Job(source, AUTHORS, every[0][1], scale.study_seeds, e) for e in scale.study)
         jobs.extend(study)
+        if scale.wide_seeds:
+            jobs.append(Job(source, AUTHORS, every[0][1], scale.wide_seeds, epochs, latent=WIDE))
     return jobs
-
-
-def run_job(job: Job, data: HarData, options: HarOptions) -> dict[str, Any]:
-    """Train one job, or take the latents that an earlier run kept, and score every method."""
-    encoded = train_and_encode(job, data, options)
-    start = time.perf_counter()
-    lifted, raw, backwards = (
-        standardize(*transfer.make_task(kind, data.labels, job.split, source=a, target=b))
-        for kind, a, b in (
-            (data.lifted, job.source, TARGET),
-            (data.raw, job.source, TARGET),
-            (data.lifted, TARGET, job.source),
-        )
-    )
-    runs = []
-    both = zip(
-        pose_latents(job, data, encoded),
-        pose_latents(job, data, encoded, backwards=True),
-        strict=True,
-    )
-    for seed, (own, turned) in enumerate(both):
-        key = jax.random.fold_in(jax.random.key(options.seed), seed)
-        found = dict(score_encoders(own, lifted, key))
-        turned = methods.to_directions(*turned)
-        found[f"{REVERSE}{CA}"] = score(*turned)
-        joined = methods.join(turned, backwards, weight=0.5)
-        found[f"{REVERSE}{JOINED}"] = score(*methods.align_lifted(*joined))
-        if seed == 0:
-            found |= dict(score_the_rest(raw, lifted, pose_untrained(job, data, options)))
-        runs.append(found)
-    return {
-        "job": job,
-        "runs": runs,
-        "losses": encoded.losses,
-        "watched": encoded.watched,
-        "seconds": {
-            "training": float(encoded.seconds),
-            "scoring": time.perf_counter() - start,
-        },
-    }
-
-
-def pose_untrained(job: Job, data: HarData, options: HarOptions) -> methods.Posed:
-    """Task and exam in the latent space of encoders that have seen nothing."""
-    keys = jax.random.split(jax.random.key(options.seed), 1)
-    trained = contrastive.start(make_branches(job.source), keys)
-    latents = {
-        job.source: contrastive.encode(trained, data.inputs[job.source], view=0)[0],
-        TARGET: contrastive.encode(trained, data.inputs[TARGET], view=1)[0],
-    }
-    posed = transfer.make_task(latents, data.labels, job.split, source=job.source, target=TARGET)
-    return methods.to_directions(*posed)
-
-
-def standardize(task: transfer.Task, exam: transfer.Exam) -> tuple[transfer.Task, transfer.Exam]:
-    """Standardise features over the pairs, one number for each feature."""
-    maps = []
-    for x in task.pairs:
-        rows = np.arange(len(x))
-        maps.append(
-            lambda y, x=x, rows=rows: np.asarray(
-                features.standardize(np.concatenate([x, y]), rows=rows)
-            )[len(rows) :]
-        )
-    return task.encode(*maps), exam.encode(*maps)
-
-
-def score(task: transfer.Task, exam: transfer.Exam, ranks: np.ndarray | None = None) -> Any:
-    """Hits of each top, clip by clip; of latents also how well held-out pairs agree."""
-    if ranks is None:
-        ranks = transfer.rank_classes(task.labelled, task.labels, task.unseen)
-        agreement = exam.agreement(task)
-    else:
-        agreement = {}
-    hits = exam.score(ranks)
-    return {"hits": {str(top): hits[top].astype(int).tolist() for top in TOPS}, **agreement}
-
-
-def score_encoders(
-    own: tuple[transfer.Task, transfer.Exam],
-    lifted: tuple[transfer.Task, transfer.Exam],
-    key: jax.Array,
-) -> Iterator[tuple[str, Any]]:
-    """Every method that needs the trained encoders."""
-    yield CA + KEPT, score(*own)
-    _, task, exam = next(methods.align_latents(*own))
-    yield PAPERS + KEPT, score(task, exam)
-    own = methods.to_directions(*own)  # what the loss has trained
-    yield CA, score(*own)
-    yield CA + MLP, score(*own, methods.rank_by_mlp(own[0], key=key))
-    for name, task, exam in methods.align_latents(*own):
-        yield f"CA + {'PA, ' if 'ridge' not in name else ''}{name}", score(task, exam)
-        if f"CA + PA, {name}" == PAPERS:
-            yield PAPERS + MLP, score(task, exam, methods.rank_by_mlp(task, key=key))
-    yield JOINED, score(*methods.align_lifted(*methods.join(own, lifted, weight=0.5)))
-
-
-def score_the_rest(
-    raw: tuple[transfer.Task, transfer.Exam],
-    lifted: tuple[transfer.Task, transfer.Exam],
-    untrained: tuple[transfer.Task, transfer.Exam],
-) -> Iterator[tuple[str, Any]]:
-    """Every method that needs no training."""
-    yield RAW, score(*methods.align_lifted(*raw))
-    yield LIFTED, score(*methods.align_lifted(*lifted))
-    task, exam = lifted
-    yield PSEUDO, score(task, exam, methods.rank_by_pseudo_labels(task))
-    bound = transfer.rank_classes(exam.bound, task.labels, task.unseen)
-    yield BOUND, score(task, exam, bound)
-    yield "untrained encoders", score(*untrained)
-    for name, after, own in methods.align_latents(*untrained, dimensions=(128,), components=()):
-        if "ridge" not in name:
-            yield f"untrained encoders + PA, {name}", score(after, own)
 
 
 def gather(results: list[dict[str, Any]], scale: Scale) -> dict[str, Any]:
@@ -217,14 +124,19 @@ def gather(results: list[dict[str, Any]], scale: Scale) -> dict[str, Any]:
             runs = [
                 run
                 for result in results
-                if (result["job"].source, result["job"].kind) == (source, kind)
-                and result["job"].epochs == longest(results, source)
+                if result["job"].kind == kind and is_main(result, results, source)
                 for run in result["runs"]
             ]
             for method in {name: None for run in runs for name in run}:
-                entry = measure(runs, method)
+                entry = measure(runs, method, kind)
                 found.setdefault(source, {}).setdefault(method, {})[kind] = entry
     return found
+
+
+def is_main(result: dict[str, Any], results: list[dict[str, Any]], source: str) -> bool:
+    """Whether it is of the longest trainings of a source, with latents of the usual size."""
+    job = result["job"]
+    return (job.source, job.latent, job.epochs) == (source, LATENT, longest(results, source))
 
 
 def gather_epochs(results: list[dict[str, Any]], scale: Scale) -> dict[str, Any]:
@@ -232,30 +144,54 @@ def gather_epochs(results: list[dict[str, Any]], scale: Scale) -> dict[str, Any]
     return {
         source: {
             result["job"].epochs: {
-                method: measure(result["runs"], method) for method in result["runs"][-1]
+                method: measure(result["runs"], method, AUTHORS) for method in result["runs"][-1]
             }
-            for result in sorted(results, key=lambda result: result["job"].epochs)
-            if (result["job"].source, result["job"].kind) == (source, AUTHORS)
+            for result in of_study(results, source)
         }
         for source in scale.sources
     }
 
 
-def measure(runs: list[dict[str, Any]], method: str) -> dict[str, Any]:
-    """Accuracy, paired difference to CA and agreement of one method over its runs."""
-    mine = [run for run in runs if method in run]
-    entry: dict[str, Any] = {
-        f"top-{top}": estimate_hits([hits_of(run, method, top) for run in mine]) for top in TOPS
+def of_study(results: list[dict[str, Any]], source: str) -> list[dict[str, Any]]:
+    """Trainings of a source on the authors' split, from short to long."""
+    chosen = [
+        result
+        for result in results
+        if (result["job"].source, result["job"].kind, result["job"].latent)
+        == (source, AUTHORS, LATENT)
+    ]
+    return sorted(chosen, key=lambda result: result["job"].epochs)
+
+
+def gather_wide(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """The same on the authors' split with latents as wide as the paper's, by source."""
+    return {
+        result["job"].source: {
+            method: measure(result["runs"], method, AUTHORS) for method in result["runs"][0]
+        }
+        for result in results
+        if result["job"].latent == WIDE
     }
+
+
+def measure(runs: list[dict[str, Any]], method: str, kind: str) -> dict[str, Any]:
+    """Accuracy, paired differences to CA and to the bound, and agreement, over runs of a method."""
+    mine = [run for run in runs if method in run]
+    one_exam = kind == AUTHORS  # the same clips in every run
+    entry: dict[str, Any] = {
+        f"top-{top}": estimate_hits([hits_of(run, method, top) for run in mine], crossed=one_exam)
+        for top in TOPS
+    }
+    hits = [hits_of(run, method, 1) for run in mine]
     rival = CA + KEPT if method.endswith(KEPT) else CA
     if method != rival and not method.startswith(REVERSE):
         against = [hits_of(run, rival, 1) for run in mine]
-        if len(mine) < len(runs) and len({len(hits_of(run, rival, 1)) for run in runs}) == 1:
-            # Scored once, on the clips of all runs: set beside CA's mean over its seeds.
+        if len(mine) < len(runs) and one_exam:  # scored once: set beside the mean over CA's seeds
             against = [np.mean([hits_of(run, rival, 1) for run in runs], axis=0)] * len(mine)
-        entry["difference"] = estimate_hits(
-            [hits_of(run, method, 1) for run in mine], against=against
-        )
+        entry["difference"] = estimate_hits(hits, against=against, crossed=one_exam)
+    if method in (CA, LIFTED, JOINED):
+        bounds = [hits_of(run if BOUND in run else runs[0], BOUND, 1) for run in mine]
+        entry["against bound"] = estimate_hits(hits, against=bounds, crossed=one_exam)
     for name in AGREEMENTS:
         values = [run[method][name] for run in mine if name in run[method]]
         if values:
@@ -272,9 +208,13 @@ def longest(results: list[dict[str, Any]], source: str) -> int:
 
 
 def make_rows(
-    found: dict[str, Any], by_epochs: dict[str, Any], papers_interval: str, chance: float
+    found: dict[str, Any],
+    by_epochs: dict[str, Any],
+    wide: dict[str, Any],
+    papers_interval: str,
+    chance: float,
 ) -> list[Row]:
-    """The paper's table beside ours, then every method, then the epochs."""
+    """The paper's table beside ours, then every method, then the epochs, then wide latents."""
     rows = []
     for source, by_method in found.items():
         for ours, papers in ((CA + KEPT, "CA"), (PAPERS + KEPT, "CA+PA")):
@@ -293,14 +233,15 @@ def make_rows(
                     f"{source} to IMU, CA+PA minus CA, top-1 (points), paired, {kind}",
                     gap,
                     paper=f"+5.30; {papers_interval}" if kind == AUTHORS else "",
-                    verdict="PA as published costs accuracy"
-                    if gap["high"] < 0
-                    else "PA as published helps"
-                    if gap["low"] > 0
-                    else "not told apart",
+                    verdict=judge(gap, "CA"),
                     note=f"latents of {LATENT} dimensions",
                 )
             )
+        for kind in by_method[LIFTED]:
+            for method in (CA, LIFTED, JOINED):
+                gap = by_method[method][kind]["against bound"]
+                name = f"{source} to IMU, {method} minus supervised bound, top-1 (points), {kind}"
+                rows.append(make_row(name, gap, verdict=judge(gap, "the bound")))
     rows.append(Row("chance, top-1 (%)", ours=f"{chance:.1f}"))
     for source, by_method in found.items():
         for method, by_kind in by_method.items():
@@ -320,18 +261,27 @@ def make_rows(
                     ),
                 )
             )
-    for source, by_length in by_epochs.items():
-        for epochs, by_method in by_length.items() if len(by_length) > 1 else ():
-            for method, entry in by_method.items():
-                if method.startswith(f"{CA} + ") and not method.endswith((KEPT, MLP)):
-                    rows.append(
-                        make_row(
-                            f"{source}, {epochs} epochs: {method}",
-                            entry["top-1"],
-                            verdict=f"{describe(entry['difference'])} against CA",
-                        )
-                    )
+    tables = {
+        f"{source}, {epochs} epochs": by_method
+        for source, by_length in by_epochs.items()
+        for epochs, by_method in by_length.items()
+        if len(by_length) > 1
+    }
+    tables |= {f"{source}, latents of {WIDE}": by_method for source, by_method in wide.items()}
+    for what, by_method in tables.items():
+        for method, entry in by_method.items():
+            if method == CA or (method.startswith(f"{CA} ") and not method.endswith((KEPT, MLP))):
+                gap = entry.get("difference")
+                verdict = f"{describe(gap)} against CA" if gap else ""
+                rows.append(make_row(f"{what}: {method}", entry["top-1"], verdict=verdict))
     return rows
+
+
+def judge(gap: dict[str, Any], rival: str) -> str:
+    """Say what a paired difference shows."""
+    if gap["high"] < 0:
+        return f"below {rival}"
+    return f"above {rival}" if gap["low"] > 0 else f"not told apart from {rival}"
 
 
 def make_row(
@@ -381,14 +331,14 @@ def summarize(
             f"highest on these clips {best}, {top[best]:.1f} %; "
             f"supervised bound {top[BOUND]:.1f} %."
         )
-    weak = [r for r in results if scale.study and r["job"].kind == AUTHORS]
     trend = []
-    for result in sorted(weak, key=lambda r: (r["job"].source, r["job"].epochs)):
-        ca, pa = (
-            100 * float(np.mean([hits_of(run, m, 1).mean() for run in result["runs"]]))
-            for m in (CA + KEPT, PAPERS + KEPT)
-        )
-        trend.append(f"{result['job'].source}, {result['job'].epochs} epochs {ca:.1f} to {pa:.1f}")
+    for source in scale.sources if scale.study else ():
+        for result in of_study(results, source):
+            ca, pa = (
+                100 * float(np.mean([hits_of(run, m, 1).mean() for run in result["runs"]]))
+                for m in (CA, PAPERS)
+            )
+            trend.append(f"{source}, {result['job'].epochs} epochs {ca:.1f} to {pa:.1f}")
     if trend:
         parts.append("CA to CA+PA as encoders get stronger: " + "; ".join(trend) + ".")
     parts.append(
@@ -403,13 +353,7 @@ def draw_training(results: list[dict[str, Any]], scale: Scale) -> Any:
     """Loss and watched accuracy of the longest training of each source."""
     panels = []
     for source in scale.sources:
-        result = next(
-            r
-            for r in results
-            if r["job"].source == source
-            and r["job"].kind == AUTHORS
-            and r["job"].epochs == longest(results, source)
-        )
+        result = of_study(results, source)[-1]
         losses = np.asarray(result["losses"]).T
         epochs = list(range(1, losses.shape[1] + 1))
         watched = np.asarray(result["watched"], np.float64)
@@ -440,17 +384,15 @@ def draw_study(results: list[dict[str, Any]], scale: Scale) -> Any:
     }
     panels = []
     for source in scale.sources:
-        chosen = sorted(
-            (r for r in results if r["job"].source == source and r["job"].kind == AUTHORS),
-            key=lambda r: r["job"].epochs,
-        )
+        chosen = of_study(results, source)
         most = max(len(r["runs"]) for r in chosen)
         curves = {}
         for label, method in lines.items():
             values = np.full((most, len(chosen)), np.nan)
             for column, result in enumerate(chosen):
                 for row, run in enumerate(result["runs"]):
-                    values[row, column] = 100 * hits_of(run, method, 1).mean()
+                    if method in run:
+                        values[row, column] = 100 * hits_of(run, method, 1).mean()
             curves[label] = values
         panels.append(
             plotting.Panel(
@@ -462,6 +404,50 @@ def draw_study(results: list[dict[str, Any]], scale: Scale) -> Any:
                 log_x=True,
             )
         )
+    return plotting.plot_panels(panels, columns=2)
+
+
+def draw_dimensions(results: list[dict[str, Any]], scale: Scale) -> Any:
+    """Accuracy against the number of directions that are aligned, on the longest trainings."""
+    panels = []
+    for source in scale.sources:
+        chosen = [of_study(results, source)[-1]]
+        chosen += [r for r in results if (r["job"].source, r["job"].latent) == (source, WIDE)]
+        for result in chosen:
+            latent, runs = result["job"].latent, result["runs"]
+            sizes = sorted(
+                {
+                    int(found[1])
+                    for found in (re.search(r"trailing k = (\d+)", name) for name in runs[0])
+                    if found
+                }
+            )
+            curves = {}
+            for label, name in (
+                ("CA", CA),
+                ("CA + PA, trailing k", "CA + PA, trailing k = {}"),
+                ("CA + PA, energy k", "CA + PA, energy k = {}"),
+                ("CA + PA inside k directions", "CA + PA, inside {} principal directions"),
+            ):
+                values = np.full((len(runs), len(sizes)), np.nan)
+                for column, k in enumerate(sizes):
+                    method = name.format(k)
+                    if k == latent and "trailing" in name:
+                        method = name_of_papers(latent)
+                    for row, run in enumerate(runs):
+                        if method in run:
+                            values[row, column] = 100 * hits_of(run, method, 1).mean()
+                curves[label] = values
+            panels.append(
+                plotting.Panel(
+                    f"{source} to IMU, latents of {latent}",
+                    sizes,
+                    "k, directions aligned",
+                    "top-1 (%)",
+                    curves,
+                    log_x=True,
+                )
+            )
     return plotting.plot_panels(panels, columns=2)
 
 
@@ -478,12 +464,17 @@ def main(options: HarOptions) -> Result:
         warnings.simplefilter("ignore", CollapseWarning)  # collapse is what is measured here
         for i, job in enumerate(jobs):
             console.print(f"[{i + 1}/{len(jobs)}] {job.name}", markup=False, highlight=False)
-            results.append(run_job(job, data, options))
+            usual = job.latent == LATENT
+            dimensions = scale.dimensions if usual else scale.wide_dimensions
+            results.append(run_job(job, data, options, dimensions=dimensions))
     found = gather(results, scale)
-    by_epochs = gather_epochs(results, scale)
+    by_epochs, wide = gather_epochs(results, scale), gather_wide(results)
     panels: dict[str, Any] = {}
     for source, by_method in found.items():
         for method, by_kind in by_method.items():
+            size = re.search(r"(?:k =|inside) (\d+)", method)
+            if size and int(size[1]) not in (128, LATENT):  # the figure over k has the others
+                continue
             title = f"IMU to {source}" if method.startswith(REVERSE) else f"{source} to IMU"
             panels.setdefault(title, {})[method.removeprefix(REVERSE)] = {
                 kind: tuple(entry["top-1"].values())[:3] for kind, entry in by_kind.items()
@@ -503,21 +494,31 @@ def main(options: HarOptions) -> Result:
         ),
     }
     if scale.study:
+        figures[f"{NAME}_k.png"] = (
+            draw_dimensions(results, scale),
+            "Perfect alignment of more and more directions, on encoders trained for "
+            f"{scale.epochs} epochs, authors' split; bands are the middle 80 % of the seeds.",
+        )
         figures[f"{NAME}_epochs.png"] = (
             draw_study(results, scale),
             "Does perfect alignment help? Top-1 with and without it on encoders that were trained "
             "for more and more epochs; bands are the middle 80 % of the seeds.",
         )
     seconds = {result["job"].name: result["seconds"] for result in results}
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
     result = Result(
         name=NAME,
         title=f"Table 1, video or skeleton to IMU with trained encoders{stand_in}",
         summary=summarize(found, data, results, scale),
-        rows=make_rows(found, by_epochs, judge_the_paper()[0], chance),
+        rows=[
+            *make_rows(found, by_epochs, wide, judge_the_paper()[0], chance),
+            Row("peak memory (GiB)", ours=f"{memory:.1f}"),
+        ],
         figures=draw_figures(options.out, figures),
         values={
             "accuracy": found,
             "by epochs": by_epochs,
+            "wide": wide,
             "seconds": seconds,
             "problems": data.problems,
         },

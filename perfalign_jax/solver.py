@@ -98,13 +98,18 @@ def _signs_of_collapse(data: Any, alignment: Alignment, rtol: Any) -> Float[Arra
     """How many latent axes are empty, the energy kept against chance, how many axes disagree."""
     rows, means, samples = _prepare(data, center=alignment.center)
     z1, z2 = (matmul(b, p.T) for b, p in zip(rows, alignment.projections, strict=True))
+    count = rows[0].shape[0]
+    empty = max(alignment.k - 2 * count, 0)
+    if empty:  # many more axes than rows: in coordinates of the rows' span, without the rest
+        upper = jnp.linalg.qr(jnp.concatenate([z1, z2]).T, mode="r")
+        z1, z2 = upper[:, :count].T, upper[:, count:].T
     # Counted in the latents' principal axes: a basis of trivial and informative directions mixed
     # has no single row without energy.
     eps = jnp.finfo(z1.dtype).eps
     spread = jnp.linalg.eigvalsh(matmul(z1.T, z1) + matmul(z2.T, z2))
     whole = sum(jnp.sum(block**2) for block in rows)
     floor = _cutoff_scale(data, rows, means, samples, rtol, center=alignment.center) ** 2 * whole
-    trivial = jnp.sum(spread <= jnp.maximum(4 * alignment.k * eps * spread[-1], floor))
+    trivial = empty + jnp.sum(spread <= jnp.maximum(4 * alignment.k * eps * spread[-1], floor))
     # A mean that all samples share is no information: it would pass for energy and agreement.
     if not alignment.center:
         statistic = isinstance(data, Factor | Gram)

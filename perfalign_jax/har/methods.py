@@ -70,7 +70,8 @@ def align_latents(
     Args:
         task: latents of trained (or untrained) encoders.
         exam: the same encoders' latents of what no method sees.
-        dimensions: numbers of directions below the size of the latents.
+        dimensions: numbers of directions below the size of the latents; for those of most energy
+            below the number of pairs as well.
         components: numbers of principal directions, each aligned with as many directions.
         ridge: ridge of CCA and of the regression, relative to the mean eigenvalue.
 
@@ -105,11 +106,12 @@ def align_latents(
     )
     means = [x.mean(axis=0) for x in task.pairs]
     task, exam = _both(task, exam, lambda x: x - means[0], lambda x: x - means[1])
-    for k in dimensions:
-        if k < size:
-            for select in ("trailing", "energy"):
-                alignment = solver.fit(task.pairs, k=k, select=select)
-                yield (f"{select} k = {k}", *_apply(alignment, task, exam))
+    for select in ("trailing", "energy"):
+        # No more directions carry energy than there are pairs.
+        limit = size if select == "trailing" else min(size, len(task.pairs[0]))
+        for k in (k for k in dimensions if k < limit):
+            alignment = solver.fit(task.pairs, k=k, select=select)
+            yield (f"{select} k = {k}", *_apply(alignment, task, exam))
     for r in components:
         if r < min(size, len(task.pairs[0])):
             v1, v2 = (np.linalg.svd(x, full_matrices=False)[2][:r].T for x in task.pairs)

@@ -30,6 +30,7 @@ __all__ = [
     "Exam",
     "Parts",
     "Task",
+    "estimate_crossed",
     "estimate_mean",
     "estimate_share",
     "make_task",
@@ -86,6 +87,49 @@ def estimate_mean(values: Sequence[float] | Float[np.ndarray, " s"]) -> Estimate
     if found.size == 1:
         return Estimate(mean, -np.inf, np.inf)
     half = float(stats.t.ppf(0.975, found.size - 1) * stats.sem(found))
+    return Estimate(mean, mean - half, mean + half)
+
+
+def estimate_crossed(values: Float[np.ndarray, "s n"]) -> Estimate:
+    """Mean over training seeds that are scored on the same clips, with its 95 % interval.
+
+    Seeds and clips are both samples, crossed: the variance of the mean is that of the seeds' means
+    over ``s``, plus that of the clips' means over ``n``, less what both of them count, the
+    interaction over ``s n``. The degrees of freedom are Satterthwaite's. Differences of two methods
+    make it the paired comparison.
+
+    Args:
+        values: one number for each seed and clip, shape ``(s, n)``, at least two of both.
+
+    Returns:
+        An ``Estimate`` that speaks of other seeds and other clips of this dataset.
+
+    Raises:
+        ValueError: if there are fewer than two seeds or clips.
+
+    Source: Searle, Casella and McCulloch, "Variance Components", two-way crossed random effects.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax.har.transfer import estimate_crossed
+        >>> print(estimate_crossed(np.array([[8.0, 9.0, 10.0], [9.0, 10.0, 12.0]])))
+        9.7 [4.0, 15.3]
+    """
+    found = np.asarray(values, np.float64)
+    if found.ndim != 2 or min(found.shape) < 2:
+        raise ValueError(
+            f"values must have shape (seeds, clips), at least 2 of both, got {found.shape}."
+        )
+    s, n = found.shape
+    mean, seeds, clips = float(found.mean()), found.mean(axis=1), found.mean(axis=0)
+    rest = found - seeds[:, None] - clips + mean
+    parts = np.array([seeds.var(ddof=1) / s, clips.var(ddof=1) / n])
+    both = np.sum(rest**2) / ((s - 1) * (n - 1)) / (s * n)
+    variance = max(float(parts.sum() - both), float(parts.max()))
+    if variance == 0:
+        return Estimate(mean, mean, mean)
+    freedom = float(parts.sum() ** 2 / np.sum(parts**2 / np.array([s - 1, n - 1])))
+    half = float(stats.t.ppf(0.975, freedom)) * variance**0.5
     return Estimate(mean, mean - half, mean + half)
 
 
