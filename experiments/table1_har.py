@@ -101,10 +101,20 @@ def choose_scale(options: HarOptions, *, has_rgb: bool) -> Scale:
     )
 
 
-def list_jobs(data: HarData, scale: Scale, options: HarOptions) -> list[Job]:
-    every = list_splits(data, options, random=scale.random)
+def load_by_source(options: HarOptions, scale: Scale) -> dict[str, HarData]:
+    """Recordings for each source; RGB by itself, as clips without it serve the others."""
+    groups = [[s for s in scale.sources if s != "rgb"], [s for s in scale.sources if s == "rgb"]]
+    loaded: dict[str, HarData] = {}
+    for group in filter(None, groups):
+        found = load_har_data(options, modalities=(TARGET, *group))
+        loaded |= dict.fromkeys(group, found)
+    return loaded
+
+
+def list_jobs(data: dict[str, HarData], scale: Scale, options: HarOptions) -> list[Job]:
     jobs = []
     for source in scale.sources:
+        every = list_splits(data[source], options, random=scale.random)
         short = source != "skeleton" and not options.full
         epochs = scale.epochs // 4 if short else scale.epochs
         for kind, split in every:
@@ -455,10 +465,12 @@ def main(options: HarOptions) -> Result:
     start, console = time.perf_counter(), rich.console.Console()
     root = options.root or os.environ.get("UTD_MHAD_ROOT")
     scale = choose_scale(options, has_rgb=root is not None and (Path(root) / "RGB").is_dir())
-    data = load_har_data(options, modalities=(TARGET, *scale.sources))
-    for problem in data.problems:
+    loaded = load_by_source(options, scale)
+    data = loaded[scale.sources[0]]
+    problems = list(dict.fromkeys(p for found in loaded.values() for p in found.problems))
+    for problem in problems:
         console.print(f"left out: {problem}")
-    jobs = list_jobs(data, scale, options)
+    jobs = list_jobs(loaded, scale, options)
     results = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # collapse is what is measured here
@@ -466,7 +478,7 @@ def main(options: HarOptions) -> Result:
             console.print(f"[{i + 1}/{len(jobs)}] {job.name}", markup=False, highlight=False)
             usual = job.latent == LATENT
             dimensions = scale.dimensions if usual else scale.wide_dimensions
-            results.append(run_job(job, data, options, dimensions=dimensions))
+            results.append(run_job(job, loaded[job.source], options, dimensions=dimensions))
     found = gather(results, scale)
     by_epochs, wide = gather_epochs(results, scale), gather_wide(results)
     panels: dict[str, Any] = {}
@@ -520,7 +532,7 @@ def main(options: HarOptions) -> Result:
             "by epochs": by_epochs,
             "wide": wide,
             "seconds": seconds,
-            "problems": data.problems,
+            "problems": problems,
         },
         config=config_of(options, data=data.name, latent=LATENT),
         seconds=time.perf_counter() - start,

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -192,6 +192,8 @@ def provenance() -> dict[str, str]:
 def save_result(result: Result, out: Path) -> Path:
     """Write a result to ``out/<name>.json``, with the versions, device and dtype behind it.
 
+    Numbers that are infinite or not a number become null: JSON has none.
+
     Args:
         result: what the experiment found. Every figure it names must lie in ``out/figures``.
         out: folder of results; made if missing.
@@ -216,15 +218,23 @@ def save_result(result: Result, out: Path) -> Path:
             raise FileNotFoundError(f"result {result.name!r} names a missing figure: {figure}.")
     content = {**dataclasses.asdict(result), "provenance": provenance()}
     path = out / f"{result.name}.json"
-    text = json.dumps(content, indent=1, default=_plain)
-    write_whole(path, text.encode())
+    write_whole(path, json.dumps(_plain(content), indent=1, allow_nan=False).encode())
     return path
 
 
 def _plain(value: Any) -> Any:
+    """The same of nothing but what JSON knows."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
     if isinstance(value, Path):
         return str(value)
-    return np.asarray(value).tolist()
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return _plain(np.asarray(value).tolist())
 
 
 def load_result(path: Path) -> dict[str, Any]:

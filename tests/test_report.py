@@ -72,10 +72,12 @@ def make(out, name, **fields):
 
 
 def test_result_file_says_where_its_numbers_come_from(tmp_path):
-    values = {"array": np.arange(3), "path": tmp_path}
+    values = {"array": np.arange(3), "path": tmp_path, 7: [np.float32("nan"), -np.inf, np.True_]}
     path = make(tmp_path, "first", values=values, config={"scale": "quick", "seed": 0})
     content = load_result(path)
     assert content["values"]["array"] == [0, 1, 2]
+    assert content["values"]["7"] == [None, None, True]
+    assert "NaN" not in path.read_text()  # which is no JSON
     assert content["config"]["seed"] == 0
     assert {"jax", "jaxlib", "numpy", "python", "device", "dtype"} <= set(content["provenance"])
 

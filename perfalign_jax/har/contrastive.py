@@ -5,6 +5,7 @@ per training. Order of the clips and augmentations depend on the seed's key and 
 so a training that was killed and resumed ends where an unbroken one does.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -216,6 +217,7 @@ def train(
     settings: Settings | None = None,
     folder: Path | None = None,
     resume: bool = True,
+    mesh: jax.sharding.Mesh | None = None,
     watch: Callable[[Trained], Sequence[float] | Float[np.ndarray, " seeds"]] | None = None,
     watch_every: int = 10,
     progress: bool = False,
@@ -230,6 +232,8 @@ def train(
         folder: where a checkpoint is written after every epoch; None writes none.
         resume: go on from the last checkpoint in ``folder`` if there is one; otherwise the folder
             must be empty.
+        mesh: devices that share every batch, along the mesh's first axis. The loss is that of the
+            whole batch, wherever its parts lie. Batches are cut to a multiple of their number.
         watch: asked every ``watch_every`` epochs, and after the last, for one number of each seed
             (such as validation accuracy) that is shown and kept; it never changes the training.
         watch_every: see ``watch``.
@@ -264,11 +268,12 @@ def train(
     watch_every = _checks.integer(watch_every, "watch_every", low=1)
     n = pairs[0].shape[0]
     steps = max(1, min(round(n / settings.batch_size), n // 2))  # one pair has nothing to tell
-    batch_size = n // steps
+    place = _Place(mesh, n // steps)
     first = start(branches, keys)
     optimizer = _make_optimizer(settings, settings.epochs * steps)
     state = _first_state(first, optimizer, settings)
-    store = _Store(folder, _identify(branches, pairs, keys, settings)) if folder else None
+    identity = _identify(branches, pairs, keys, settings, place.batch_size)
+    store = _Store(folder, identity) if folder else None
     done, spent = 0, 0.0
     losses, watched = np.zeros((0, first.seeds)), np.zeros((0, first.seeds))
     if store is not None and store.last is not None:
@@ -278,6 +283,7 @@ def train(
                 "an empty folder."
             )
         done, state, losses, watched, spent = store.read(state, first.seeds)
+    state, keys = place.everywhere((state, keys))
     step = _make_step(first, optimizer, settings)
     began = time.perf_counter() - spent
     seconds = spent
@@ -294,10 +300,10 @@ def train(
         disable=not progress,
         transient=True,
     )
-    with bar:
+    with bar, contextlib.closing(store) if store is not None else contextlib.nullcontext():
         task = bar.add_task("", total=settings.epochs, completed=done, loss="-", watched="-")
         for epoch in range(done, settings.epochs):
-            state, found = _run_epoch(step, state, pairs, keys, epoch, steps, batch_size)
+            state, found = _run_epoch(step, state, pairs, keys, epoch, steps, place)
             bad = ~np.isfinite(found).all(axis=1)
             if bad.any():
                 where = epoch * steps + int(np.argmax(bad))
@@ -399,7 +405,7 @@ def _make_step(first: Trained, optimizer: optax.GradientTransformation, settings
             weights, rest, key, batch
         )
         # A gradient that is no number spoils the weights, though the loss before it was one.
-        sound = jnp.isfinite(optax.global_norm(gradient))
+        sound = jnp.isfinite(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(gradient)))
         updates, memory = optimizer.update(gradient, memory, weights)
         encoders1, encoders2, scale = optax.apply_updates(weights, updates)
         weights = (encoders1, encoders2, jnp.minimum(scale, LARGEST_LOG_SCALE))
@@ -410,10 +416,43 @@ def _make_step(first: Trained, optimizer: optax.GradientTransformation, settings
     return jax.jit(jax.vmap(step, in_axes=(0, 0, None, 0)), donate_argnums=0)
 
 
+class _Place:
+    """Where a training runs: on one device, or every batch divided among those of a mesh."""
+
+    def __init__(self, mesh: jax.sharding.Mesh | None, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self._whole: Any = None
+        self._parts: Any = None
+        if mesh is not None:
+            axis = mesh.axis_names[0]
+            devices = mesh.shape[axis]
+            if batch_size < devices:
+                raise ValueError(
+                    f"mesh must have at most as many devices along {axis!r} as a batch has pairs, "
+                    f"{batch_size}, got {devices}."
+                )
+            self.batch_size -= batch_size % devices
+            # Axes whose shardings XLA finds by itself, of whatever kind those of the mesh are.
+            mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names)
+            spec = jax.sharding.PartitionSpec
+            self._whole = jax.sharding.NamedSharding(mesh, spec())
+            self._parts = jax.sharding.NamedSharding(mesh, spec(None, axis))
+
+    def everywhere(self, tree: Any) -> Any:
+        """A copy of the whole on every device."""
+        return tree if self._whole is None else jax.device_put(tree, self._whole)
+
+    def batch(self, tree: Any) -> Any:
+        """Batches of all seeds, shape ``(seeds, batch, ...)``."""
+        return jax.device_put(tree, self._parts)
+
+
 def _run_epoch(
-    step: Any, state: Any, pairs: Pairs, keys: Array, epoch: int, steps: int, batch_size: int
+    step: Any, state: Any, pairs: Pairs, keys: Array, epoch: int, steps: int, place: _Place
 ) -> tuple[Any, np.ndarray]:
-    chosen = pipeline.draw_batches(keys, n=pairs[0].shape[0], batch_size=batch_size, epoch=epoch)
+    chosen = pipeline.draw_batches(
+        keys, n=pairs[0].shape[0], batch_size=place.batch_size, epoch=epoch
+    )
 
     def gather(rows: np.ndarray) -> Any:
         return tuple(x[rows] for x in pairs)
@@ -422,19 +461,22 @@ def _run_epoch(
     losses = []
     for i, batch in enumerate(batches):
         # Put there by this thread: the 64-bit switch and the default device are those of a thread.
-        on_device = jax.device_put(batch)
+        on_device = place.batch(batch)
         state, loss = step(state, keys, np.int32(epoch * steps + i), on_device)
         losses.append(loss)
     return state, np.stack([np.asarray(loss, np.float64) for loss in losses])
 
 
-def _identify(branches: Sequence[Branch], pairs: Pairs, keys: Array, settings: Settings) -> str:
+def _identify(
+    branches: Sequence[Branch], pairs: Pairs, keys: Array, settings: Settings, batch_size: int
+) -> str:
     """Everything that a training depends on, as text."""
     content = [hashlib.sha256(np.ascontiguousarray(x).data.cast("B")).hexdigest() for x in pairs]
     return json.dumps(
         {
             "encoders": [branch.name for branch in branches],
             "settings": dataclasses.asdict(settings),
+            "batch size": batch_size,
             "pairs": [f"{x.shape} {x.dtype} {c}" for x, c in zip(pairs, content, strict=True)],
             "keys": np.asarray(jax.random.key_data(keys)).tolist(),
         },
@@ -443,7 +485,10 @@ def _identify(branches: Sequence[Branch], pairs: Pairs, keys: Array, settings: S
 
 
 class _Store:
-    """Checkpoints of one training in a folder, by Orbax; each appears whole or not at all."""
+    """Checkpoints of one training in a folder, by Orbax; each appears whole or not at all.
+
+    They are written by a thread while the training goes on.
+    """
 
     def __init__(self, folder: Path, identity: str) -> None:
         absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax tells every file it touches
@@ -461,7 +506,7 @@ class _Store:
         else:
             write_whole(record, identity.encode())
         options = orbax.checkpoint.CheckpointManagerOptions(
-            max_to_keep=2, cleanup_tmp_directories=True, enable_async_checkpointing=False
+            max_to_keep=2, cleanup_tmp_directories=True
         )
         self.manager = orbax.checkpoint.CheckpointManager(self.folder, options=options)
 
@@ -471,18 +516,25 @@ class _Store:
 
     @property
     def path(self) -> Path | None:
+        """The last checkpoint that is whole."""
+        self.manager.wait_until_finished()
         return None if self.last is None else self.folder / str(self.last)
 
     def write(
         self, epoch: int, state: Any, losses: np.ndarray, watched: np.ndarray, seconds: float
     ) -> None:
         content = {
-            "state": jax.tree.leaves(state),
+            # A copy: it is written while the next step already gives these buffers away.
+            "state": [np.array(leaf) for leaf in jax.tree.leaves(state)],
             "losses": losses,
             "watched": watched,
             "seconds": np.array(seconds),
         }
         self.manager.save(epoch, args=orbax.checkpoint.args.StandardSave(content))
+
+    def close(self) -> None:
+        """Wait until the last checkpoint is whole."""
+        self.manager.close()
 
     def read(self, state: Any, seeds: int) -> tuple[int, Any, np.ndarray, np.ndarray, float]:
         epoch = self.last
