@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from perfalign_jax.har import simulate as module
+from perfalign_jax.har._drawing import FOCAL
 from perfalign_jax.har.dataset import read_recordings
 from perfalign_jax.har.simulate import draw_subject, perform, simulate
 from perfalign_jax.har.splits import read_split
@@ -233,8 +234,8 @@ def test_joints_land_on_the_person_at_the_right_depth(root):
     joints = read_clip(root / "Skeleton" / f"{name}_skeleton.mat", modality="skeleton")
     video = read_clip(root / "Depth" / f"{name}_depth.mat", modality="depth")
     x, y, z = np.moveaxis(joints, 2, 0)
-    column = np.round(160 + module._FOCAL * x / z).astype(int)
-    row = np.round(120 - module._FOCAL * y / z).astype(int)
+    column = np.round(160 + FOCAL * x / z).astype(int)
+    row = np.round(120 - FOCAL * y / z).astype(int)
     frame = np.arange(len(joints))[:, None]
     found = video[frame, row, column] / 1000
     assert (found > 0).mean() > 0.9

@@ -25,10 +25,7 @@ How it differs from the real data (eight or six people, medians over clips unles
 
 import concurrent.futures
 import dataclasses
-import io
 import math
-import struct
-import zlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -38,169 +35,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import rich.progress
-import scipy.io
 from jaxtyping import Array, Float, Key
 
 from perfalign_jax import _checks
+from perfalign_jax.har._drawing import FRAME_RATE, film, pack_colour, pack_depth, pack_mat
+from perfalign_jax.har._programmes import CHANNELS, SCALE, TABLE
 from perfalign_jax.serialization import write_whole
 
 __all__ = ["Performance", "Subject", "draw_subject", "perform", "simulate"]
 
 _VERSION = 1  # part of the mark of a folder: raise it when the files change
-_RATE, _FRAME_RATE = 50, 30  # samples of the inertial sensor and frames, per second
+_RATE = 50  # samples of the inertial sensor per second
 _SAMPLES, _FRAMES = 336, 202  # room for the longest performance, 6.7 s
 _GRAVITY = 9.81
 _FLOOR = -1.08  # height of the floor below the camera, in metres
-_FOCAL = 275.0  # focal length of the depth camera, in pixels of a 320 x 240 image
-_BATCH = 24  # frames drawn by one call, so that one compilation serves clips of every length
-_COLUMNS = 96  # columns, at half resolution, of the window in which the body is drawn
-
-# Channels of the joint-angle programmes, in degrees and metres, added to the pose at rest:
-# p pelvis (right, up, back, turn left), t trunk (lean, bend right, turn left), R and L arm
-# (shoulder flexion, abduction, inward rotation, elbow, pronation), r and l leg (flexion,
-# abduction, knee). "t 10 0 5" sets these three and leaves the others as they were.
-_GROUPS = {"p": 0, "t": 4, "R": 7, "L": 12, "r": 17, "l": 20}
-_CHANNELS = 23
-_SCALE = np.where(np.arange(_CHANNELS) < 3, 1.0, np.pi / 180)
-
-
-def _cycle(start: float, step: float, times: int, *poses: str) -> str:
-    count = range(times * len(poses))
-    return " | ".join(f"{start + step * i:.2f} {poses[i % len(poses)]}" for i in count)
-
-
-_SWING = ("R -20 2 8 {0} 0 L 22 2 8 {0} 0", "R 22 2 8 {0} 0 L -20 2 8 {0} 0")
-_SEATED = "r 66 8 76 l 66 8 76 R 28 4 16 42 30 L 28 4 16 42 30"
-
-
-def _circle(turn: int) -> str:
-    keys = []
-    for i in range(9):
-        up, right = math.cos(math.pi * i / 4), turn * math.sin(math.pi * i / 4)
-        arm = f"{72 + 26 * up:.0f} {12 + 26 * right:.0f} {14 - 24 * right:.0f} {48 + 12 * up:.0f}"
-        keys.append(f"{0.7 + 0.2 * i:.2f} R {arm} 60 ~")
-    return " | ".join(keys)
-
-
-# One line of words per action: seconds in all, moments of impact after "hit", then key poses
-# "<second> <group> <values> ...", each reached smoothly from the one before; "~" flows through it.
-_PROGRAMMES: dict[int, str] = {
-    1: "3.2 | 0.1 | 0.7 R 50 55 15 40 50 | 1.3 R 82 -28 45 60 70 | 2.1 rest",
-    2: "3.0 | 0.1 | 0.7 R 80 -28 45 70 70 | 1.3 R 58 60 10 15 50 | 2.1 rest",
-    3: "3.5 | 0.1 | 0.65 R 58 40 -30 88 40 | "
-    + _cycle(0.88, 0.22, 3, "R 58 42 -4 88 45", "R 58 42 -48 82 35")
-    + " | 2.8 rest",
-    4: "3.3 hit .98 1.42 1.86 | 0.1 | 0.6 R 42 14 -5 72 10 L 42 14 -5 72 10 | "
-    + _cycle(0.98, 0.22, 3, "R 44 4 32 78 10 L 44 4 32 78 10", "R 42 14 2 72 10 L 42 14 2 72 10")
-    + " | 2.7 rest",
-    5: "3.2 | 0.1 | 0.8 R 30 70 -75 100 -10 t -4 0 -12 | 1.12 R 82 32 15 18 75 t 6 0 10 |"
-    " 1.45 R 55 0 25 25 60 | 2.3 rest",
-    6: "3.4 | 0.1 | 0.8 R 50 -6 62 80 40 L 36 -4 60 85 40 | 1.4 | 2.2 rest",
-    7: "3.3 | 0.1 | 0.8 R 55 10 25 118 20 L 55 6 30 112 30 t 4 0 0 r 18 0 34 l 18 0 34 |"
-    " 1.12 R 135 5 10 20 85 L 130 5 20 35 70 t -3 0 0 r 0 0 0 l 0 0 0 | 1.5 R 125 5 15 25 80 |"
-    " 2.3 rest",
-    8: "3.4 | 0.1 | 0.7 R 95 38 0 48 60 | 1.1 R 50 -20 35 28 60 | 1.45 R 103 -18 45 62 60 |"
-    " 1.85 R 47 36 5 22 60 | 2.6 rest",
-    9: f"3.9 | 0.1 | {_circle(1)} | 3.1 rest",
-    10: f"3.7 | 0.1 | {_circle(-1)} | 3.1 rest",
-    11: "3.9 | 0.1 | 0.7 R 104 12 15 60 60 | 1.2 R 52 42 0 25 60 | 1.75 R 52 -24 45 40 60 |"
-    " 2.25 R 104 12 15 60 60 | 3.1 rest",
-    12: "4.3 | 0.1 p 0 0 .3 0 | 0.9 R 30 5 10 45 20 t 10 0 0 l 18 0 20 p 0 0 .2 0 |"
-    " 1.5 R -45 12 0 5 20 t 28 0 -10 l 40 0 45 r -8 0 20 p 0 0 -.05 0 |"
-    " 1.95 R 72 -5 15 15 60 t 38 0 12 l 58 0 70 r -12 0 55 p 0 0 -.2 0 |"
-    " 2.4 t 20 0 5 | 3.4 rest p 0 0 .3 0",
-    13: "3.4 | 0.1 | 0.6 R 35 8 30 118 60 L 35 8 30 118 60 | 0.95 R 84 -10 30 15 90 t 4 0 18 |"
-    " 1.25 R 35 8 30 118 60 L 84 -10 30 15 90 t 4 0 -18 |"
-    " 1.6 R 35 8 30 110 60 L 35 8 30 118 60 t 0 0 0 | 2.4 rest",
-    14: "4.0 | 0.1 | 1.0 R 48 40 10 115 -10 L 72 -35 40 70 30 t 4 0 -32 p 0 0 0 -10 | 1.4 |"
-    " 1.78 R 68 -18 45 15 85 L 58 45 5 35 0 t 6 0 28 p 0 0 0 12 |"
-    " 2.2 R 85 -28 55 70 70 L 60 50 -20 80 0 t 0 0 40 | 3.1 rest",
-    15: "3.5 | 0.1 | 0.8 R -12 58 -25 25 -20 t 0 0 -26 | 1.25 R 88 -20 30 35 85 t 6 0 24 |"
-    " 1.65 R 105 -30 45 75 80 t 4 0 28 | 2.5 rest",
-    16: "3.1 | 0.1 | 0.75 R 24 4 12 125 0 L 24 4 12 125 0 | 1.1 R 24 4 12 128 0 | 1.9 rest",
-    17: "3.7 | 0.1 | 0.8 L 140 10 0 15 0 R -15 45 0 50 20 t -6 0 -15 |"
-    " 1.3 R 70 80 -70 118 0 L 95 10 0 25 0 t -8 0 -20 | 1.58 R 130 30 10 18 85 t 8 0 12 |"
-    " 1.9 R 55 -12 25 20 70 L 20 10 10 50 0 t 14 0 18 | 2.7 rest",
-    18: "3.2 | 0.1 | 0.75 R 38 14 30 112 70 L 38 14 30 112 70 |"
-    " 1.25 R 84 -2 25 16 80 L 84 -2 25 16 80 t 5 0 0 | 1.4 | 2.2 rest",
-    19: "3.4 hit .95 1.31 1.67 | 0.1 | 0.65 R 62 16 5 92 60 | "
-    + _cycle(0.95, 0.18, 3, "R 72 10 5 58 80", "R 60 14 5 95 60")
-    + " | 2.7 rest",
-    20: "3.2 hit 1.08 | 0.1 | 0.7 R 88 30 -25 45 60 | 1.0 R 92 28 -15 30 50 |"
-    " 1.24 R 60 12 10 95 -20 | 2.0 rest",
-    21: "4.5 | 0.1 | 1.0 t 48 0 0 r 72 6 88 l 58 6 80 R 62 6 0 12 10 L 30 12 0 25 0 | 1.35 |"
-    " 2.2 t -4 0 -12 r 0 0 0 l 0 0 0 R 30 70 -75 100 -10 L 10 5 0 20 0 |"
-    " 2.52 R 82 32 15 18 75 t 6 0 10 | 2.85 R 55 0 25 25 60 | 3.7 rest",
-    22: "3.6 hit .72 1.02 1.32 1.62 1.92 2.22 2.52 | 0.1 |"
-    " 0.4 R 0 6 20 80 0 L 0 6 20 80 0 t 5 0 0 | "
-    + _cycle(
-        0.6,
-        0.3,
-        4,
-        f"r 38 0 76 l -4 0 8 {_SWING[0].format(80)}",
-        f"l 38 0 76 r -4 0 8 {_SWING[1].format(80)}",
-    )
-    + " | 3.1 rest",
-    23: "3.8 hit 1.05 1.48 1.91 2.34 | 0.1 | "
-    + _cycle(
-        0.7,
-        0.43,
-        2,
-        f"r 30 0 26 l -18 0 12 {_SWING[0].format(8)}",
-        f"l 30 0 26 r -18 0 12 {_SWING[1].format(8)}",
-    )
-    + " | 2.9 rest",
-    24: f"3.1 | 0.0 {_SEATED} t 4 0 0 | 0.7 t 34 0 0 |"
-    " 1.5 r 20 2 22 l 20 2 22 t 20 0 0 R 12 2 0 12 0 L 12 2 0 12 0 | 2.1 rest",
-    25: "3.1 | 0.1 | 0.7 r 20 2 22 l 20 2 22 t 24 0 0 R 12 2 0 12 0 L 12 2 0 12 0 |"
-    f" 1.6 {_SEATED} t 30 0 0 | 2.2 t 4 0 0",
-    26: "4.4 hit 1.1 3.3 | 0.1 p 0 0 .4 0 | 0.9 l 40 0 30 r -20 0 8 p 0 0 0 0 |"
-    " 1.6 l 66 0 72 r 0 0 74 t 4 0 0 p 0 0 -.15 0 | 2.1 | 2.9 l 40 0 30 r -20 0 8 p 0 0 0 0 |"
-    " 3.6 rest p 0 0 .4 0",
-    27: "4.6 | 0.1 | 1.4 r 64 10 82 l 64 10 82 t 32 0 0 R 76 -4 10 25 60 L 76 -4 10 25 60 |"
-    " 1.9 | 3.2 rest",
-}
-_MOVING = (12, 21, 24, 25, 26, 27)  # actions in which the hips move between feet that stay
-
-
-def _read_programmes() -> dict[str, np.ndarray]:
-    """Turn the words into arrays: key poses, when each is reached, and impacts."""
-    keys = 20
-    times = np.zeros((27, keys))
-    poses = np.zeros((27, keys, _CHANNELS))
-    impacts = np.full((27, 8), -10.0)  # far before the start: none
-    seconds, flow = np.zeros(27), np.zeros((27, keys))
-    for row, words in enumerate(_PROGRAMMES.values()):
-        head, *parts = (part.split() for part in words.split("|"))
-        seconds[row] = float(head[0])
-        impacts[row, : len(head[2:])] = [float(word) for word in head[2:]]
-        pose, when, column = np.zeros(_CHANNELS), 0.0, 0
-        for i in range(keys):
-            when = float(parts[i][0]) if i < len(parts) else when + 0.5  # then nothing changes
-            for word in parts[i][1:] if i < len(parts) else ():
-                if word == "rest":
-                    pose = np.zeros(_CHANNELS)
-                elif word in _GROUPS:
-                    column, pose = _GROUPS[word], pose.copy()
-                elif word == "~":
-                    flow[row, i] = 1.0
-                else:
-                    pose[column] = float(word) * _SCALE[column]
-                    column += 1
-            times[row, i], poses[row, i] = when, pose
-    moving = np.isin(np.arange(1, 28), _MOVING).astype(np.float64)
-    return {
-        "centres": (times[:, 1:] + times[:, :-1]) / 2,
-        "widths": np.diff(times) * np.where(flow[:, 1:], 0.5, 0.22),
-        "poses": poses,
-        "impacts": impacts,
-        "seconds": seconds,
-        "moving": moving,
-        "thigh": (np.arange(1, 28) >= 22).astype(np.float64),
-    }
-
-
-_TABLE = _read_programmes()
 
 
 @partial(
@@ -303,15 +151,15 @@ def draw_subject(*, key: Key[Array, ""]) -> Subject:
     )
     hanging = jnp.array([0.0] * 7 + [0.0, 6.0, 0.0, 14.0, 0.0] * 2 + [0.0, 0.0, 4.0] * 2)
     spread = jnp.array([0.0] * 4 + [1.5] * 3 + [3.0, 2.0, 6.0, 5.0, 8.0] * 2 + [1.0] * 6)
-    loose = jnp.where(jnp.arange(_CHANNELS) < 17, 0.3, 0.1)  # arms differ more than legs
+    loose = jnp.where(jnp.arange(CHANNELS) < 17, 0.3, 0.1)  # arms differ more than legs
     clothes = 0.08 + 0.77 * jax.nn.sigmoid(1.5 * own[9:18].reshape(3, 3))
     tan = jnp.array([[0.85, 0.65, 0.52]]) * (0.5 + 0.6 * jax.nn.sigmoid(skin))
     return Subject(
         lengths=usual * (1 + 0.05 * size) * (1 + 0.04 * draws[0, :13]),
         girth=jnp.exp(0.08 * girth),
-        rest=(hanging + spread * draws[1, :_CHANNELS]) * jnp.asarray(_SCALE, spread.dtype),
+        rest=(hanging + spread * draws[1, :CHANNELS]) * jnp.asarray(SCALE, spread.dtype),
         tempo=jnp.exp(0.1 * pace + 0.08 * draws[2]),
-        style=1 + 0.06 * energy + loose[None] * draws[4:31, :_CHANNELS],
+        style=1 + 0.06 * energy + loose[None] * draws[4:31, :CHANNELS],
         habit=jnp.deg2rad(12.0) * draws[31:, :5],
         place=jnp.array([0.02, 0.01, 0.04]) * own[:3],
         mount=jnp.deg2rad(jnp.array([[18.0, 7.0, 7.0]])) * own[3:9].reshape(2, 3),
@@ -322,13 +170,13 @@ def draw_subject(*, key: Key[Array, ""]) -> Subject:
 @jax.jit
 def _plan(subject: Subject, action: Array, key: Array) -> dict[str, Array]:
     """Everything that a performance is a function of, time apart: subject, action and trial."""
-    draws = jax.random.normal(key, (29, _CHANNELS))
+    draws = jax.random.normal(key, (29, CHANNELS))
     own, row = draws[28], action - 1
-    table = {name: jnp.asarray(value)[row] for name, value in _TABLE.items()}
+    table = {name: jnp.asarray(value)[row] for name, value in TABLE.items()}
     poses = table["poses"] * subject.style[row][None] * (1 + 0.06 * draws[:20])
     raised = (table["poses"][:, 7:12] != 0).any(axis=1, keepdims=True)
     poses = poses.at[:, 7:12].add(raised * subject.habit[row][None])
-    sway = jnp.zeros(_CHANNELS).at[jnp.array([4, 5, 6, 7, 8, 9, 10, 12, 13, 14])].set(1.0)
+    sway = jnp.zeros(CHANNELS).at[jnp.array([4, 5, 6, 7, 8, 9, 10, 12, 13, 14])].set(1.0)
     kept = ("centres", "widths", "impacts", "seconds", "moving", "thigh")
     return {name: table[name] for name in kept} | {
         "deltas": jnp.diff(poses, axis=0),
@@ -463,7 +311,7 @@ def _measure(t: Array, plan: dict[str, Array]) -> dict[str, Array]:
 @jax.jit
 def _move(plan: dict[str, Array]) -> dict[str, Array]:
     """A performance at full length; what lies beyond its duration is cut off afterwards."""
-    clocks = (jnp.arange(_SAMPLES) / _RATE, jnp.arange(_FRAMES) / _FRAME_RATE)
+    clocks = (jnp.arange(_SAMPLES) / _RATE, jnp.arange(_FRAMES) / FRAME_RATE)
     full = jax.vmap(_measure, (0, None))(jnp.concatenate(clocks), plan)
     parts = {name: value[:_SAMPLES] for name, value in full.items()}
     return parts | {"joints": full["joints"][_SAMPLES:]}
@@ -523,7 +371,7 @@ def perform(
     full = jax.device_get(_move(plan))
     sensor, tracker = jax.device_get(_err(errors))
     seconds = np.clip(float(plan["duration"]), 2.1, (_SAMPLES - 1) / _RATE)
-    samples, frames = int(seconds * _RATE), int(seconds * _FRAME_RATE)
+    samples, frames = int(seconds * _RATE), int(seconds * FRAME_RATE)
     return Performance(
         inertial=(full["inertial"] + noise * sensor)[:samples],
         skeleton=(full["joints"] + noise * tracker)[:frames],
@@ -531,123 +379,6 @@ def perform(
         position=full["position"][:samples],
         rotation=full["rotation"][:samples],
     )
-
-
-# Pairs of joints, thickness at both ends in metres, and colour (skin, shirt, trousers, hair).
-_CAPSULES = (
-    *((0, 0, 0.1, 0.1, 0), (0, 1, 0.07, 0.07, 0)),
-    *((1, 3, 0.11, 0.13, 1), (4, 12, 0.1, 0.12, 1), (8, 16, 0.1, 0.12, 1), (4, 8, 0.085, 0.085, 1)),
-    *((4, 5, 0.08, 0.068, 1), (5, 6, 0.062, 0.048, 1), (6, 7, 0.045, 0.045, 0)),
-    *((8, 9, 0.08, 0.068, 1), (9, 10, 0.062, 0.048, 1), (10, 11, 0.045, 0.045, 0)),
-    *((12, 13, 0.11, 0.08, 2), (13, 14, 0.075, 0.06, 2), (14, 15, 0.055, 0.05, 3)),
-    *((16, 17, 0.11, 0.08, 2), (17, 18, 0.075, 0.06, 2), (18, 19, 0.055, 0.05, 3)),
-)
-
-
-@partial(jax.jit, static_argnames="colour")
-def _draw(
-    joints: Array, girth: Array, first: Array, key: Array, *, colour: bool
-) -> tuple[Array, Array]:
-    """Depth in mm and, if asked for, shaded parts: ``(frames, columns, rows)``, half resolution.
-
-    Every limb is the picture of a capsule: a tapered strip, nearer along its middle.
-    """
-    scale = _FOCAL / 2
-    column = (first + jnp.arange(_COLUMNS, dtype=jnp.float32))[None, :, None] + 0.5
-    row = jnp.arange(120, dtype=jnp.float32)[None, None, :] + 0.5
-    shape = (joints.shape[0], _COLUMNS, 120)
-    bits = jax.random.bits(key, shape, jnp.uint8)
-    fringe = 0.22 / 15 * (bits & 15).astype(jnp.float32)  # edges that crumble
-    u = 80 + scale * joints[..., 0] / joints[..., 2]
-    v = 60 - scale * joints[..., 1] / joints[..., 2]
-    near = jnp.full(shape, 1e6, jnp.float32)
-    look = jnp.full(shape, 255.0, jnp.float32)
-    for a, b, thick_a, thick_b, part in _CAPSULES:
-        u0, v0, z0, u1, v1, z1 = (
-            x[:, i, None, None] for i in (a, b) for x in (u, v, joints[..., 2])
-        )
-        du, dv = u1 - u0, v1 - v0
-        inverse = 1 / (du * du + dv * dv + 1e-6)
-        across, along = column - u0, row - v0
-        share = jnp.clip(across * (du * inverse) + along * (dv * inverse), 0.0, 1.0)
-        away = jnp.square(across - share * du) + jnp.square(along - share * dv)
-        wide0, wide1 = scale * girth * thick_a / z0, scale * girth * thick_b / z1
-        inside = 1 - away / jnp.square(wide0 + share * (wide1 - wide0))
-        bulge = jnp.sqrt(jnp.maximum(inside, 0.0))
-        thick = girth * (thick_a + share * (thick_b - thick_a))
-        surface = jnp.where(inside > fringe, z0 + share * (z1 - z0) - thick * bulge, 1e6)
-        if colour:
-            look = jnp.where(surface < near, part * 64 + 63 * bulge, look)
-        near = jnp.minimum(near, surface)
-    # The camera measures disparity in whole steps: 16 mm apart at 2.4 m, 28 mm at 3.1 m.
-    dither = (bits >> 4).astype(jnp.float32) / 15 - 0.5
-    depth = jnp.where(near < 1e5, 345000.0 / jnp.round(345.0 / near + 0.7 * dither), 0.0)
-    return depth.astype(jnp.uint16), look.astype(jnp.uint8)
-
-
-def _film(
-    subject: Subject, clip: Performance, *, key: Array, colour: bool
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Draw all frames of a performance in batches of one size."""
-    frames = len(clip.joints)
-    middle = 80 + _FOCAL / 2 * np.median(clip.joints[:, 3, 0] / clip.joints[:, 3, 2])
-    first = int(np.clip(round(middle) - _COLUMNS // 2, 0, 160 - _COLUMNS))
-    padded = np.pad(clip.joints, ((0, -frames % _BATCH), (0, 0), (0, 0)), mode="edge")
-    parts = [
-        jax.device_get(
-            _draw(
-                padded[i : i + _BATCH],
-                subject.girth,
-                first,
-                jax.random.fold_in(key, i),
-                colour=colour,
-            )
-        )
-        for i in range(0, frames, _BATCH)
-    ]
-    depth, look = (np.concatenate(p)[:frames] for p in zip(*parts, strict=True))
-    return depth, look, first
-
-
-def _mat(variable: str, value: np.ndarray) -> bytes:
-    """A MATLAB 5 file with one compressed variable."""
-    buffer = io.BytesIO()
-    scipy.io.savemat(buffer, {variable: value})
-    content = buffer.getvalue()
-    packed = zlib.compress(content[128:], 1)  # SciPy's own level takes three times as long
-    return content[:128] + struct.pack("<II", 15, len(packed)) + packed  # 15: compressed element
-
-
-def _depth_file(depth: np.ndarray, first: int) -> bytes:
-    video = np.zeros((len(depth), 320, 240), np.uint16)
-    window = video[:, 2 * first : 2 * (first + _COLUMNS)]
-    window[:] = depth.repeat(2, axis=1).repeat(2, axis=2)
-    return _mat("d_depth", video.transpose(2, 1, 0))
-
-
-def _colour_file(look: np.ndarray, first: int, colours: np.ndarray, backdrop: int) -> bytes:
-    """Paint parts and shading, and code 640 x 480 frames as MPEG-4 in an AVI."""
-    import av  # only videos need it
-
-    shade = 0.45 + 0.55 * np.arange(64) / 63
-    palette = np.clip(255 * colours[:, None, :] * shade[:, None], 0, 255).reshape(256, 3)
-    room = np.empty((120, 160, 3), np.uint8)
-    rng = np.random.default_rng(backdrop)
-    for rows, base in ((slice(0, 95), rng.integers(140, 210, 3)), (slice(95, 120), (110, 95, 80))):
-        room[rows] = np.asarray(base) + np.linspace(-20, 10, 160)[:, None]
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="avi") as container:
-        stream = container.add_stream("mpeg4", rate=_FRAME_RATE)
-        stream.width, stream.height, stream.pix_fmt = 640, 480, "yuv420p"
-        stream.bit_rate = 2_000_000
-        for picture in look.transpose(0, 2, 1):
-            frame = room.copy()
-            window = frame[:, first : first + _COLUMNS]
-            window[picture < 255] = palette[picture[picture < 255]]
-            image = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            container.mux(stream.encode(image.reformat(640, 480, "yuv420p")))
-        container.mux(stream.encode())
-    return buffer.getvalue()
 
 
 _FILES = {
@@ -737,16 +468,18 @@ def simulate(
         person = people[subject - 1]
         done = perform(person, action=action, key=moves)
         if {"depth", "rgb"} & set(missing):
-            depth, look, first = _film(person, done, key=pixels, colour="rgb" in missing)
+            depth, look, first = film(
+                done.joints, person.girth, key=pixels, colour="rgb" in missing
+            )
         for modality, path in missing.items():
             if modality == "inertial":
-                content = _mat("d_iner", done.inertial.astype(np.float64))
+                content = pack_mat("d_iner", done.inertial.astype(np.float64))
             elif modality == "skeleton":
-                content = _mat("d_skel", done.skeleton.astype(np.float64).transpose(1, 2, 0))
+                content = pack_mat("d_skel", done.skeleton.astype(np.float64).transpose(1, 2, 0))
             elif modality == "depth":
-                content = _depth_file(depth, first)
+                content = pack_depth(depth, first)
             else:
-                content = _colour_file(look, first, np.asarray(person.colours), subject)
+                content = pack_colour(look, first, np.asarray(person.colours), subject)
             write_whole(path, content)
 
     bar = rich.progress.Progress(disable=not progress, transient=True)
