@@ -3,38 +3,34 @@
 import dataclasses
 import hashlib
 import io
-import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-import rich.console
-
-from perfalign_jax.har import (
-    contrastive,
-    dataset,
-    encoders,
-    features,
-    methods,
-    simulate,
-    splits,
-    transfer,
+from _transfer_data import (
+    AUTHORS,
+    HELD_OUT,
+    RANDOM,
+    REAL,
+    TARGET,
+    TransferOptions,
+    find_recordings,
+    hold_out_subjects,
+    lift,
+    thin,
 )
-from perfalign_jax.report import Options
+
+from perfalign_jax.har import contrastive, dataset, encoders, methods, splits, transfer
 from perfalign_jax.serialization import write_whole
 
-TARGET = "inertial"
 LATENT = 256
 _VERSION = 1  # of the encoders and their augmentation: raise it when what they do changes
 
-AUTHORS, RANDOM, HELD_OUT = "authors' split", "random splits", "subject held out"
-
 
 @dataclasses.dataclass(frozen=True)
-class HarOptions(Options):
+class HarOptions(TransferOptions):
     """Options of the experiments with encoders.
 
     Attributes:
@@ -43,7 +39,6 @@ class HarOptions(Options):
         resume: go on from what an interrupted run left in ``<out>/har``; otherwise start afresh.
     """
 
-    root: Path | None = None
     resume: bool = True
 
 
@@ -62,29 +57,12 @@ class HarData:
 
     @property
     def simulated(self) -> bool:
-        return self.name != "UTD-MHAD"
+        return self.name != REAL
 
 
 def load_har_data(options: HarOptions, *, modalities: tuple[str, ...]) -> HarData:
     """Read UTD-MHAD, or simulate recordings in its layout and read those."""
-    console = rich.console.Console()
-    root = options.root or os.environ.get("UTD_MHAD_ROOT")
-    name = "UTD-MHAD" if root else "simulated recordings"
-    if not root:
-        console.print("[bold]UTD_MHAD_ROOT is not set: simulated recordings stand in.")
-        subjects, actions = (4, range(1, 28, 3)) if options.quick else (6, range(1, 28))
-        count = len(actions)
-        root = options.out / f"simulated-{subjects}x{count}-seed-{options.seed}"
-        simulate.simulate(
-            root,
-            key=jax.random.key(options.seed),
-            subjects=subjects,
-            trials=2,
-            actions=actions,
-            modalities=modalities,
-            progress=True,
-        )
-    root = Path(root)
+    root, name = find_recordings(options, modalities=modalities)
     recordings = dataset.read_recordings(
         root, modalities=modalities, cache=options.out / "cache", progress=True
     )
@@ -97,28 +75,11 @@ def load_har_data(options: HarOptions, *, modalities: tuple[str, ...]) -> HarDat
         subjects=recordings.subjects,
         inputs=inputs,
         authors=authors,
-        raw={m: _thin(x, m) for m, x in series.items()},
-        lifted={m: _lift(x, m, options) for m, x in series.items()},
+        raw=thin(series),
+        lifted=lift(series, options, seed=options.seed),
         problems=[str(problem) for problem in recordings.problems]
         + [f"{name}: in the authors' split, but not read" for name in authors.missing],
     )
-
-
-def _thin(series: np.ndarray, modality: str) -> np.ndarray:
-    """As raw signals fewer frames will do: 96 of the sensor, 32 of the skeleton, 8 of a video."""
-    stride = {"inertial": 1, "skeleton": 3}.get(modality, 4)
-    return series[:, stride // 2 :: stride].reshape(len(series), -1)
-
-
-def _lift(series: np.ndarray, modality: str, options: HarOptions) -> np.ndarray:
-    key = jax.random.fold_in(jax.random.key(options.seed), sum(modality.encode()))
-    kernels = features.draw_kernels(
-        key,
-        channels=series.shape[2],
-        length=series.shape[1],
-        count=300 if options.quick else 1000,
-    )
-    return np.asarray(features.convolve(series, kernels))
 
 
 def list_splits(
@@ -131,15 +92,8 @@ def list_splits(
         key = jax.random.fold_in(jax.random.key(options.seed), 1000 + i)
         chosen.append((RANDOM, splits.split_at_random(n, key=key, name=f"random {i}")))
     if options.full:
-        present, counts = np.unique(data.subjects, return_counts=True)
-        for subject in present.tolist():
-            split = splits.hold_out_subject(
-                data.subjects,
-                subject=subject,
-                key=jax.random.fold_in(jax.random.key(options.seed), subject),
-                pairs=(n - int(counts.max())) // 2,
-            )
-            chosen.append((HELD_OUT, split))
+        held_out = hold_out_subjects(data.subjects, options)
+        chosen.extend((HELD_OUT, split) for split in held_out)
     return chosen
 
 

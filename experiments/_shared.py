@@ -117,7 +117,10 @@ def estimate_hits(
         found = transfer.estimate_share(int(hits[0].sum()), len(hits[0]))
     else:
         found = transfer.estimate_mean(100 * hits[0])
-    return {**dataclasses.asdict(found), "each": means}
+    entry = {**dataclasses.asdict(found), "each": means}
+    if against is None:  # a share
+        entry |= {"low": max(0.0, found.low), "high": min(100.0, found.high)}
+    return entry
 
 
 def describe(entry: dict[str, Any]) -> str:

@@ -9,22 +9,24 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import sklearn.datasets
+import rich.console
 
-from perfalign_jax.har import dataset, features, splits
+from perfalign_jax.har import dataset, features, simulate, splits
 from perfalign_jax.report import Options
 
 RAW, LIFTED = "raw signals", "random convolutions"
 AUTHORS, RANDOM, HELD_OUT = "authors' split", "random splits", "subject held out"
+TARGET, REAL = "inertial", "UTD-MHAD"
 WORKERS = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class TransferOptions(Options):
-    """Options of this experiment.
+    """Options of the experiments on recordings.
 
     Attributes:
-        root: folder of UTD-MHAD; by default that in the environment variable UTD_MHAD_ROOT.
+        root: folder of UTD-MHAD; by default that in the environment variable UTD_MHAD_ROOT. Without
+            either, recordings are simulated.
     """
 
     root: Path | None = None
@@ -36,9 +38,7 @@ class Material:
 
     data: str
     sources: tuple[str, ...]
-    target: str
     series: dict[str, np.ndarray]  # modality -> (n, length, channels)
-    taps: int  # frames that a random kernel sees
     arrays: dict[str, dict[str, np.ndarray]]  # kind of features -> modality -> (n, d)
     labels: np.ndarray
     splits: dict[str, list[splits.Split]]  # kind of split -> splits
@@ -46,27 +46,25 @@ class Material:
 
 
 def lift(
-    series: Mapping[str, np.ndarray], options: TransferOptions, *, taps: int, seed: int
+    series: Mapping[str, np.ndarray], options: TransferOptions, *, seed: int
 ) -> dict[str, np.ndarray]:
     """Random-convolution features of every modality, from the cache where they are there."""
     count = 300 if options.quick else 1000
-    keys = jax.random.split(jax.random.key(seed), len(series))
 
-    def one(modality: str, x: np.ndarray, key: jax.Array) -> np.ndarray:
+    def one(modality: str, x: np.ndarray) -> np.ndarray:
+        key = jax.random.fold_in(jax.random.key(seed), sum(modality.encode()))
+
         def compute() -> np.ndarray:
             _, length, channels = x.shape
-            kernels = features.draw_kernels(
-                key, channels=channels, length=length, count=count, taps=taps
-            )
+            kernels = features.draw_kernels(key, channels=channels, length=length, count=count)
             return np.asarray(features.convolve(x, kernels))
 
         content = hashlib.sha256(x.tobytes()).hexdigest()
-        made_from = (content, x.shape, count, taps, jax.random.key_data(key).tolist())
-        stem = f"features-{modality.replace(' ', '-')}"
-        return dataset.keep_array(options.out / "cache", stem, made_from, compute)
+        made_from = (content, x.shape, count, jax.random.key_data(key).tolist())
+        return dataset.keep_array(options.out / "cache", f"features-{modality}", made_from, compute)
 
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
-        return dict(zip(series, pool.map(one, series, series.values(), keys), strict=True))
+        return dict(zip(series, pool.map(one, series, series.values()), strict=True))
 
 
 def random_splits(n: int, options: TransferOptions) -> list[splits.Split]:
@@ -75,67 +73,66 @@ def random_splits(n: int, options: TransferOptions) -> list[splits.Split]:
     return [splits.split_at_random(n, key=key, name=f"random {i}") for i, key in enumerate(keys)]
 
 
-def load_recordings(root: Path, options: TransferOptions) -> Material:
-    """UTD-MHAD: skeleton and depth as sources, the inertial sensor as target."""
-    sources = ("skeleton",) if options.quick else ("skeleton", "depth")
-    recordings = dataset.read_recordings(
-        root, modalities=("inertial", *sources), cache=options.out / "cache", progress=True
+def find_recordings(options: TransferOptions, *, modalities: tuple[str, ...]) -> tuple[Path, str]:
+    """Folder and name of UTD-MHAD, or of recordings simulated in its layout where it is not."""
+    root = options.root or os.environ.get("UTD_MHAD_ROOT")
+    if root:
+        return Path(root), REAL
+    rich.console.Console().print("[bold]UTD_MHAD_ROOT is not set: simulated recordings stand in.")
+    subjects, actions = (4, range(1, 28, 3)) if options.quick else (6, range(1, 28))
+    folder = options.out / f"simulated-{subjects}x{len(actions)}-seed-{options.seed}"
+    simulate.simulate(
+        folder,
+        key=jax.random.key(options.seed),
+        subjects=subjects,
+        trials=2,
+        actions=actions,
+        modalities=modalities,
+        progress=True,
     )
-    series = {
-        modality: dataset.to_series(signal, modality=modality)
-        for modality, signal in recordings.signals.items()
-    }
-    n = len(recordings.names)
-    # As raw signals fewer frames will do: 32 of the skeleton, 8 of the video.
-    strides = {"inertial": 1, "skeleton": 3, "depth": 4}
-    raw = {m: x[:, strides[m] // 2 :: strides[m]].reshape(n, -1) for m, x in series.items()}
-    authors = splits.read_split(root / "splits" / "40_40_10_10", recordings.names)
-    subjects, counts = np.unique(recordings.subjects, return_counts=True)
-    held_out = [
+    return folder, "simulated recordings"
+
+
+def thin(series: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """As raw signals fewer frames will do: 96 of the sensor, 32 of the skeleton, 8 of a video."""
+    strides = {"inertial": 1, "skeleton": 3}
+    chosen = {m: x[:, strides.get(m, 4) // 2 :: strides.get(m, 4)] for m, x in series.items()}
+    return {m: x.reshape(len(x), -1) for m, x in chosen.items()}
+
+
+def hold_out_subjects(subjects: np.ndarray, options: TransferOptions) -> list[splits.Split]:
+    """Each subject held out, with half of what the largest one leaves as pairs."""
+    present, counts = np.unique(subjects, return_counts=True)
+    return [
         splits.hold_out_subject(
-            recordings.subjects,
-            subject=int(subject),
-            key=jax.random.fold_in(jax.random.key(options.seed), int(subject)),
-            pairs=(n - int(counts.max())) // 2,  # half of what the largest subject leaves
+            subjects,
+            subject=subject,
+            key=jax.random.fold_in(jax.random.key(options.seed), subject),
+            pairs=(len(subjects) - int(counts.max())) // 2,
         )
-        for subject in subjects[: 1 if options.quick else None]
+        for subject in present.tolist()
     ]
-    missing = [f"{name}: in the authors' split, but not read" for name in authors.missing]
-    return Material(
-        data="UTD-MHAD",
-        sources=sources,
-        target="inertial",
-        series=series,
-        taps=9,
-        arrays={RAW: raw, LIFTED: lift(series, options, taps=9, seed=options.seed)},
-        labels=recordings.actions,
-        splits={AUTHORS: [authors], RANDOM: random_splits(n, options), HELD_OUT: held_out},
-        problems=[str(problem) for problem in recordings.problems] + missing,
-    )
-
-
-def load_digits(options: TransferOptions) -> Material:
-    """Stand-in: left half of an image of a digit as source, right half as target."""
-    digits = sklearn.datasets.load_digits()
-    n = 861  # as many as UTD-MHAD has clips
-    images = (digits.images[:n] / 8 - 1).astype(np.float32)
-    series = {"left half": images[:, :, :4], "right half": images[:, :, 4:]}
-    raw = {half: x.reshape(n, -1) for half, x in series.items()}
-    raw = {half: x[:, x.std(axis=0) > 0.1] for half, x in raw.items()}  # pixels that change
-    return Material(
-        data="digits stand-in",
-        sources=("left half",),
-        target="right half",
-        series=series,
-        taps=3,
-        arrays={RAW: raw, LIFTED: lift(series, options, taps=3, seed=options.seed)},
-        labels=digits.target[:n],
-        splits={RANDOM: random_splits(n, options)},
-        problems=[],
-    )
 
 
 def load_material(options: TransferOptions) -> Material:
-    """UTD-MHAD from ``--root`` or ``UTD_MHAD_ROOT``; without either the digits."""
-    root = options.root or os.environ.get("UTD_MHAD_ROOT")
-    return load_recordings(Path(root), options) if root else load_digits(options)
+    """Skeleton and depth as sources, the inertial sensor as target."""
+    sources = ("skeleton",) if options.quick else ("skeleton", "depth")
+    modalities = (TARGET, *sources)
+    root, name = find_recordings(options, modalities=modalities)
+    recordings = dataset.read_recordings(
+        root, modalities=modalities, cache=options.out / "cache", progress=True
+    )
+    series = {m: dataset.to_series(x, modality=m) for m, x in recordings.signals.items()}
+    authors = splits.read_split(root / "splits" / "40_40_10_10", recordings.names)
+    held_out = hold_out_subjects(recordings.subjects, options)[: 1 if options.quick else None]
+    random = random_splits(len(recordings.names), options)
+    missing = [f"{name}: in the authors' split, but not read" for name in authors.missing]
+    return Material(
+        data=name,
+        sources=sources,
+        series=series,
+        arrays={RAW: thin(series), LIFTED: lift(series, options, seed=options.seed)},
+        labels=recordings.actions,
+        splits={AUTHORS: [authors], RANDOM: random, HELD_OUT: held_out},
+        problems=[str(problem) for problem in recordings.problems] + missing,
+    )

@@ -147,6 +147,11 @@ def har_folder(tmp_path_factory):
     return tmp_path_factory.mktemp("har")
 
 
+def trainings(folder):
+    found = (folder / "har").iterdir() if (folder / "har").is_dir() else ()
+    return {path.name: path.stat().st_mtime_ns for path in found}
+
+
 def test_table1(har_folder, monkeypatch):
     monkeypatch.delenv("UTD_MHAD_ROOT", raising=False)
     result = run("table1_har", har_folder, dtype="float32")
@@ -165,16 +170,15 @@ def test_table1(har_folder, monkeypatch):
     for entry in accuracy.values():
         tops = [entry["authors' split"][f"top-{top}"]["value"] for top in (1, 3, 5, 7)]
         assert tops == sorted(tops)
-    before = set((har_folder / "har").iterdir())
-    assert len(before) == 1  # latents; the checkpoints behind them are gone
-    again = run("table1_har", har_folder, dtype="float32")
-    assert again["values"]["accuracy"] == result["values"]["accuracy"]
-    assert set((har_folder / "har").iterdir()) == before
+    assert len(trainings(har_folder)) == 1  # latents; the checkpoints behind them are gone
 
 
 def test_fig6(har_folder, monkeypatch):
     monkeypatch.delenv("UTD_MHAD_ROOT", raising=False)
+    before = trainings(har_folder)
     result = run("fig6_tsne", har_folder, dtype="float32")
+    if before:  # the other test's training was taken, not done again
+        assert trainings(har_folder) == before
     assert "SIMULATED" in result["summary"]
     rows = rows_of(result)
     fitted = rows["fitted pairs: distance relative to the spread, CA+PA over CA"]
