@@ -1,6 +1,7 @@
 """The recordings that the experiments with encoders start from: real ones, or simulated ones."""
 
 import dataclasses
+import functools
 import hashlib
 import io
 import shutil
@@ -146,7 +147,7 @@ def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:
     folder = options.out / "har"
     folder.mkdir(parents=True, exist_ok=True)
     settings = contrastive.Settings(epochs=job.epochs)
-    branches = make_branches(job)
+    branches = make_branches(job.source, job.latent)
     setting = repr(
         (
             _VERSION,
@@ -207,11 +208,12 @@ def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:
     return Encoded(**content)
 
 
-def make_branches(job: Job) -> tuple[encoders.Branch, encoders.Branch]:
+@functools.cache  # the same objects, so that their programs are compiled once for all jobs
+def make_branches(source: str, latent: int) -> tuple[encoders.Branch, encoders.Branch]:
     """Encoders of the source and of the target."""
     return (
-        encoders.make_branch(job.source, latent=job.latent),
-        encoders.make_branch(TARGET, latent=job.latent),
+        encoders.make_branch(source, latent=latent),
+        encoders.make_branch(TARGET, latent=latent),
     )
 
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import jax
 import numpy as np
+import threadpoolctl
 from _har_data import (
     TARGET,
+    Encoded,
     HarData,
     HarOptions,
     Job,
@@ -36,6 +38,14 @@ def run_job(
 ) -> dict[str, Any]:
     """Train one job, or take the latents that an earlier run kept, and score every method."""
     encoded = train_and_encode(job, data, options)
+    with threadpoolctl.threadpool_limits(1):  # small products: threads only wait for each other
+        return score_job(job, data, options, encoded, dimensions)
+
+
+def score_job(
+    job: Job, data: HarData, options: HarOptions, encoded: Encoded, dimensions: Sequence[int]
+) -> dict[str, Any]:
+    """Score every method on the latents of one training."""
     start = time.perf_counter()
     lifted, raw, backwards = (
         standardize(*transfer.make_task(kind, data.labels, job.split, source=a, target=b))
@@ -76,7 +86,7 @@ def run_job(
 def pose_untrained(job: Job, data: HarData, options: HarOptions) -> methods.Posed:
     """Task and exam in the latent space of encoders that have seen nothing."""
     keys = jax.random.split(jax.random.key(options.seed), 1)
-    trained = contrastive.start(make_branches(job), keys)
+    trained = contrastive.start(make_branches(job.source, job.latent), keys)
     latents = {
         job.source: contrastive.encode(trained, data.inputs[job.source], view=0)[0],
         TARGET: contrastive.encode(trained, data.inputs[TARGET], view=1)[0],

@@ -159,6 +159,7 @@ def start(branches: tuple[Branch, Branch], keys: Key[Array, " seeds"]) -> Traine
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[nnx.state(e) for e in own])
         variables.append(stacked)
     nothing = np.zeros((0, len(keys)))
+    branches = (branches[0], branches[1])
     return Trained(branches, (graphs[0], graphs[1]), (variables[0], variables[1]), nothing, nothing)
 
 
@@ -270,7 +271,7 @@ def train(
     steps = max(1, min(round(n / settings.batch_size), n // 2))  # one pair has nothing to tell
     place = _Place(mesh, n // steps)
     first = start(branches, keys)
-    optimizer = _make_optimizer(settings, settings.epochs * steps)
+    step, optimizer = _make_step(first.graphs, first.branches, settings, settings.epochs * steps)
     state = _first_state(first, optimizer, settings)
     identity = _identify(branches, pairs, keys, settings, place.batch_size)
     store = _Store(folder, identity) if folder else None
@@ -284,7 +285,6 @@ def train(
             )
         done, state, losses, watched, spent = store.read(state, first.seeds)
     state, keys = place.everywhere((state, keys))
-    step = _make_step(first, optimizer, settings)
     began = time.perf_counter() - spent
     seconds = spent
 
@@ -384,9 +384,12 @@ def _variables(state: Any, settings: Settings) -> tuple[Any, Any]:
     return jax.tree.map(jnp.copy, merged[0]), jax.tree.map(jnp.copy, merged[1])
 
 
-def _make_step(first: Trained, optimizer: optax.GradientTransformation, settings: Settings) -> Any:
-    """The training step of all seeds, compiled: a pure function of split state."""
-    graphs, branches = first.graphs, first.branches
+@functools.lru_cache(maxsize=4)  # trainings of the same encoders on other pairs share one program
+def _make_step(
+    graphs: tuple[Any, Any], branches: tuple[Branch, Branch], settings: Settings, steps: int
+) -> tuple[Any, optax.GradientTransformation]:
+    """The training step of all seeds, compiled: a pure function of split state; its optimiser."""
+    optimizer = _make_optimizer(settings, steps)
 
     def loss_of(weights: Any, rest: Any, key: Array, batch: Any) -> tuple[Array, Any]:
         latents, kept = [], []
@@ -413,7 +416,7 @@ def _make_step(first: Trained, optimizer: optax.GradientTransformation, settings
             average = optax.incremental_update(weights[:2], average, 1 - settings.ema)
         return (weights, rest, memory, average), jnp.where(sound, loss, jnp.nan)
 
-    return jax.jit(jax.vmap(step, in_axes=(0, 0, None, 0)), donate_argnums=0)
+    return jax.jit(jax.vmap(step, in_axes=(0, 0, None, 0)), donate_argnums=0), optimizer
 
 
 class _Place:

@@ -346,6 +346,7 @@ def read_recordings(
             f"no clip of {catalog.root} could be read; the first problem is {problems[0]}."
         )
     signals = {m: np.stack([read_ones[m][i] for i in keep]) for m in modalities}
+    signals = {m: np.ascontiguousarray(x) for m, x in signals.items()}  # whatever files hold
     ordered = tuple(sorted(problems, key=lambda p: str(p.path)))
     return Recordings(tuple(catalog.names[i] for i in keep), signals, ordered)
 
