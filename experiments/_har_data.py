@@ -5,6 +5,7 @@ import functools
 import hashlib
 import io
 import shutil
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from _transfer_data import (
     HELD_OUT,
     RANDOM,
     REAL,
+    SPLIT,
     TARGET,
     TransferOptions,
     find_recordings,
@@ -68,7 +70,7 @@ def load_har_data(options: HarOptions, *, modalities: tuple[str, ...]) -> HarDat
         root, modalities=modalities, cache=options.out / "cache", progress=True
     )
     series = {m: dataset.to_series(x, modality=m) for m, x in recordings.signals.items()}
-    authors = splits.read_split(root / "splits" / "40_40_10_10", recordings.names)
+    authors = splits.read_split(root / SPLIT, recordings.names)
     inputs = {m: recordings.signals[m] if m in ("depth", "rgb") else series[m] for m in series}
     return HarData(
         name=name,
@@ -164,8 +166,11 @@ def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:
         kept.unlink(missing_ok=True)
         shutil.rmtree(folder / stem, ignore_errors=True)
     if kept.is_file():
-        with np.load(kept) as found:
-            return Encoded(**{name: found[name] for name in found.files})
+        try:
+            with np.load(kept) as found:
+                return Encoded(**{name: found[name] for name in found.files})
+        except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
+            kept.unlink()  # damaged by someone else: train again
     task, _ = transfer.make_task(
         data.inputs, data.labels, job.split, source=job.source, target=TARGET
     )

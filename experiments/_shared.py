@@ -108,11 +108,12 @@ def estimate_hits(
         hits = [h - a for h, a in zip(hits, against, strict=True)]
     means = [100 * float(h.mean()) for h in hits]
     if len(hits) > 1:
-        found = (
-            transfer.estimate_crossed(100 * np.stack(hits))
-            if crossed
-            else transfer.estimate_mean(means)
-        )
+        if crossed and against is None and np.ptp(hits) == 0:  # all or none: no spread to see
+            found = transfer.estimate_share(int(hits[0].sum()), len(hits[0]))
+        elif crossed:
+            found = transfer.estimate_crossed(100 * np.stack(hits))
+        else:
+            found = transfer.estimate_mean(means)
     elif against is None:
         found = transfer.estimate_share(int(hits[0].sum()), len(hits[0]))
     else:

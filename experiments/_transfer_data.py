@@ -16,6 +16,7 @@ from perfalign_jax.report import Options
 
 RAW, LIFTED = "raw signals", "random convolutions"
 AUTHORS, RANDOM, HELD_OUT = "authors' split", "random splits", "subject held out"
+SPLIT = Path("splits") / "40_40_10_10"
 TARGET, REAL = "inertial", "UTD-MHAD"
 WORKERS = 2
 
@@ -75,8 +76,13 @@ def random_splits(n: int, options: TransferOptions) -> list[splits.Split]:
 
 def find_recordings(options: TransferOptions, *, modalities: tuple[str, ...]) -> tuple[Path, str]:
     """Folder and name of UTD-MHAD, or of recordings simulated in its layout where it is not."""
+    options.out.mkdir(parents=True, exist_ok=True)  # fails now, not when there is work to lose
     root = options.root or os.environ.get("UTD_MHAD_ROOT")
     if root:
+        if not (Path(root) / SPLIT).is_dir():
+            raise SystemExit(
+                f"{root} (--root, or UTD_MHAD_ROOT) has no folder {SPLIT} with the authors' split."
+            )
         return Path(root), REAL
     rich.console.Console().print("[bold]UTD_MHAD_ROOT is not set: simulated recordings stand in.")
     subjects, actions = (4, range(1, 28, 3)) if options.quick else (6, range(1, 28))
@@ -123,7 +129,7 @@ def load_material(options: TransferOptions) -> Material:
         root, modalities=modalities, cache=options.out / "cache", progress=True
     )
     series = {m: dataset.to_series(x, modality=m) for m, x in recordings.signals.items()}
-    authors = splits.read_split(root / "splits" / "40_40_10_10", recordings.names)
+    authors = splits.read_split(root / SPLIT, recordings.names)
     held_out = hold_out_subjects(recordings.subjects, options)[: 1 if options.quick else None]
     random = random_splits(len(recordings.names), options)
     missing = [f"{name}: in the authors' split, but not read" for name in authors.missing]

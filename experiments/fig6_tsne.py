@@ -12,6 +12,7 @@ pairs of encoders), for the pairs that the alignment was fitted to and for pairs
 seen.
 """
 
+import dataclasses
 import time
 import warnings
 from collections.abc import Iterator
@@ -110,7 +111,9 @@ def main(options: HarOptions) -> Result:
         before, after = values[f"{CA}, {name}"], values[f"{PA}, {name}"]
         for column, what in ((0, "summed distance"), (1, "distance relative to the spread")):
             ratios = after[:, :, column] / before[:, :, column]
-            ratio = transfer.estimate_mean(ratios.mean(axis=1) if job.seeds > 1 else ratios[0])
+            logs = np.log(ratios)  # of ratios the logarithms are added
+            over_log = transfer.estimate_mean(logs.mean(axis=1) if job.seeds > 1 else logs[0])
+            ratio = transfer.Estimate(*np.exp(dataclasses.astuple(over_log)).tolist())
             rows.append(
                 Row(
                     f"{name}: {what}, CA+PA over CA",

@@ -490,8 +490,9 @@ def main(options: HarOptions) -> Result:
             size = re.search(r"(?:k =|inside) (\d+)", method)
             if size and int(size[1]) not in (128, LATENT):  # the figure over k has the others
                 continue
-            title = f"IMU to {source}" if method.startswith(REVERSE) else f"{source} to IMU"
-            panels.setdefault(title, {})[method.removeprefix(REVERSE)] = {
+            if method.startswith(REVERSE):  # two lines of the table
+                continue
+            panels.setdefault(f"{source} to IMU", {})[method] = {
                 kind: tuple(entry["top-1"].values())[:3] for kind, entry in by_kind.items()
             }
     stand_in = " (simulated)" if data.simulated else ""

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -260,7 +261,7 @@ def test_a_resumed_training_ends_where_an_unbroken_one_does(pairs, tmp_path):
 
 def test_a_folder_of_another_training_is_refused_and_says_what_differs(pairs, tmp_path):
     train(BRANCHES, pairs, keys=KEYS, settings=Settings(epochs=1), folder=tmp_path)
-    with pytest.raises(ValueError, match=r"another training \(other settings\)"):
+    with pytest.raises(ValueError, match=r"another training \(other epochs: 1 there, 2 now\)"):
         train(BRANCHES, pairs, keys=KEYS, settings=Settings(epochs=2), folder=tmp_path)
     with pytest.raises(ValueError, match=r"\(other pairs\)"):
         train(BRANCHES, pairs[::-1], keys=KEYS, settings=Settings(epochs=1), folder=tmp_path)
@@ -386,3 +387,44 @@ def test_a_killed_training_resumes_to_the_same_end(tmp_path):
     with np.load(tmp_path / "a.npz") as a, np.load(tmp_path / "b.npz") as b:
         np.testing.assert_array_equal(a["z"], b["z"])
         np.testing.assert_array_equal(a["losses"], b["losses"])
+
+
+def test_a_folder_without_a_checkpoint_takes_any_training(pairs, tmp_path):
+    (tmp_path / "training.json").write_text("{")  # killed before the first epoch was over
+    train(BRANCHES, pairs, keys=KEYS, settings=QUICK, folder=tmp_path)
+    other = dataclasses.replace(QUICK, epochs=4)
+    with pytest.raises(ValueError, match=r"epochs: 3 there, 4 now"):
+        train(BRANCHES, pairs, keys=KEYS, settings=other, folder=tmp_path)
+    (tmp_path / "training.json").unlink()
+    with pytest.raises(ValueError, match="missing or damaged"):
+        train(BRANCHES, pairs, keys=KEYS, settings=QUICK, folder=tmp_path)
+
+
+def test_a_damaged_checkpoint_is_named(pairs, tmp_path):
+    train(BRANCHES, pairs, keys=KEYS, settings=QUICK, folder=tmp_path)
+    for path in (tmp_path / "3").rglob("*"):
+        if path.parent.name == "d":
+            path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"checkpoint .*/3 cannot be read.*delete that folder"):
+        train(BRANCHES, pairs, keys=KEYS, settings=QUICK, folder=tmp_path)
+    shutil.rmtree(tmp_path / "3")
+    again = train(BRANCHES, pairs, keys=KEYS, settings=QUICK, folder=tmp_path)
+    assert again.losses.shape == (3, 2)
+
+
+def test_bad_input_is_refused_before_the_work(pairs):
+    def wide(key):
+        return encoders.SeriesEncoder(key, channels=3, latent=5, widths=(8,), hidden=8)
+
+    with pytest.raises(ValueError, match="latents of one size, got 4 and 5"):
+        train((branch(), branch(make=wide)), pairs, keys=KEYS)
+    with pytest.raises(TypeError, match=r"jax\.random\.key"):
+        train(BRANCHES, pairs, keys=jax.random.PRNGKey(0))
+    with pytest.raises(ValueError, match="1/100"):
+        Settings(temperature=0.001)
+    with pytest.raises(ValueError, match="watch must return 2 numbers"):
+        train(
+            BRANCHES, pairs, keys=KEYS, settings=QUICK, watch=lambda trained: [1.0], watch_every=1
+        )
+    with pytest.raises(ValueError, match="batch_size"):
+        encode(start(BRANCHES, KEYS), pairs[0], view=0, batch_size=0)

@@ -169,10 +169,31 @@ def test_colour_videos_are_recordings_like_all_others(root, tmp_path):
         read_recordings(root, **options, damaged="raise")
 
 
+def test_a_colour_video_that_was_cut_short_is_damaged(tmp_path):
+    path = tmp_path / "a1_s1_t1_color.avi"
+    write_color_video(path, make_color_video(40))
+    whole = path.read_bytes()
+    for share in (0.8, 0.3):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(DamagedFileError, match="expected 40 frames, got"):
+            read_clip(path, modality="rgb")
+
+
+def test_videos_are_shrunk_to_sizes_that_they_have():
+    video = np.full((5, 8, 10, 3), 9, np.uint8)
+    for size, frames in ((9, 2), (0, 2), (4, 0)):
+        with pytest.raises(ValueError, match="must be"):
+            dataset.shrink_video(video, frames=frames, size=size)
+    with pytest.raises(TypeError, match="uint8"):
+        dataset.shrink_video(video.astype(float), frames=2, size=4)
+    with pytest.raises(ValueError, match="frames must be"):
+        dataset.crop_person(video[..., 0].astype(np.uint16), frames=0, size=4)
+
+
 def test_a_file_that_is_no_colour_video_is_damaged(tmp_path):
     path = tmp_path / "a1_s1_t1_color.avi"
     write_color_video(path, make_color_video(1), "mjpeg")
-    with pytest.raises(DamagedFileError, match="at least 2 frames"):
+    with pytest.raises(DamagedFileError, match=r"expected .* frames, got 1"):
         read_clip(path, modality="rgb")
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(DamagedFileError, match=r"no readable video|at least 2 frames"):

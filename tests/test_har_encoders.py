@@ -194,3 +194,12 @@ def test_latents_can_have_the_rank_of_their_size():
     for modality in ("inertial", "skeleton"):
         encoder = make_branch(modality, latent=300).make(KEY)
         assert encoder.head.hidden.kernel.shape[1] == 300
+
+
+def test_the_papers_encoder_says_what_its_trunk_starts_from(tmp_path):
+    with pytest.warns(UserWarning, match="random numbers"):
+        make_branch("depth", architecture="paper")
+    with pytest.raises(ValueError, match="for depth and rgb"):
+        make_branch("skeleton", architecture="paper")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        make_branch("depth", architecture="paper", weights=tmp_path / "none.safetensors")

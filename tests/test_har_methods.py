@@ -242,3 +242,23 @@ def test_a_teacher_that_gives_one_class_only_is_followed(data):
     ranks = methods.rank_by_pseudo_labels(one)
     assert len(np.unique(ranks[:, 0])) == 1
     assert np.sort(ranks, axis=1).tolist() == [CLASSES.tolist()] * 12
+
+
+def test_the_mlp_refuses_what_it_cannot_learn_from():
+    z = np.eye(3, dtype=np.float32)
+    task = Task((z, z), labelled=z, labels=np.arange(3), unseen=z)
+    key = jax.random.key(0)
+    for change, match in (
+        ({"labelled": z * np.nan}, "labelled"),
+        ({"unseen": z * np.nan}, "unseen"),
+        ({"labelled": 0 * z}, "without any energy"),
+        ({"unseen": z[:, :2]}, "latents of one size"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            methods.rank_by_mlp(dataclasses.replace(task, **change), key=key)
+    with pytest.raises(ValueError, match="steps"):
+        methods.rank_by_mlp(task, key=key, steps=0)
+    one = Task((z[:1], z[:1]), labelled=z, labels=np.arange(3), unseen=z)
+    exam = Exam(labels=np.arange(3), partners=z, bound=z)
+    with pytest.raises(ValueError, match="at least 2 pairs"):
+        methods.join((one, exam), (one, exam))

@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+import scipy.optimize
+import scipy.special
 import sklearn.linear_model
 from scipy import stats
 
 from perfalign_jax import baselines, solver
+from perfalign_jax.har import transfer
 from perfalign_jax.har.closed_form import INFORMATIVE, align_by_all
+from perfalign_jax.har.splits import Split
 from perfalign_jax.har.transfer import (
     estimate_mean,
     estimate_share,
@@ -319,3 +323,64 @@ def test_dimensions_that_do_not_fit_are_refused(rng):
     views = (rng.normal(size=(9, 2)), rng.normal(size=(9, 3)))
     with pytest.raises(ValueError, match=r"k of at most d1 \+ d2 = 5, got \[6, 7\]"):
         next(align(views, np.arange(6), (6, 7)))
+
+
+def test_what_is_ranked_and_scored_is_checked():
+    z = np.eye(3)
+    with pytest.raises(ValueError, match=r"ranks must have shape \(clips, classes\)"):
+        transfer.score_ranks(np.arange(3), np.arange(3))
+    with pytest.raises(ValueError, match="tops must be at least 1"):
+        transfer.score_ranks(z.astype(int), np.arange(3), tops=(0,))
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        transfer.rank_classes(z, np.ones(3), z)
+    for source, target, name in ((z * np.nan, z, "source"), (z, z * np.nan, "target")):
+        with pytest.raises(ValueError, match=f"{name} .*finite|{name} must"):
+            transfer.rank_classes(source, np.arange(3), target)
+    with pytest.raises(ValueError, match="at least one row"):
+        transfer.split_by_span(z, rows=np.arange(0))
+    with pytest.raises(ValueError, match="values"):
+        transfer.estimate_mean([1.0, np.nan])
+
+
+def test_recordings_labels_and_split_are_about_the_same_clips():
+    rows = np.arange(6)
+    split = Split("s", har=rows[:2], align=rows[2:4], val=rows[4:5], test=rows[5:])
+    x = np.ones((6, 2))
+    with pytest.raises(ValueError, match=r"recordings\['b'\] and labels .* 9 and 6"):
+        transfer.make_task({"a": x, "b": np.ones((9, 2))}, rows, split, source="a", target="b")
+    few = {"a": x[:4], "b": x[:4]}
+    with pytest.raises(ValueError, match="uses clip 5, got 4 clips"):
+        transfer.make_task(few, rows[:4], split, source="a", target="b")
+    with pytest.raises(ValueError, match="har must be a row of integers"):
+        Split("s", har=np.array([True, False]), align=rows[2:4], val=rows[4:5], test=rows[5:])
+
+
+def test_the_decoder_is_trained_to_convergence(rng):
+    """Beside what a general optimiser finds for the same objective."""
+    z, labels = rng.normal(size=(40, 5)), rng.integers(0, 3, 40)
+    target = rng.normal(size=(300, 5))
+    unit = z / np.sqrt(np.mean(np.sum(z * z, axis=1)))
+    onehot = np.eye(3)[labels]
+
+    def objective(flat):
+        w, b = flat[:15].reshape(5, 3), flat[15:]
+        logp = scipy.special.log_softmax(unit @ w + b, axis=1)
+        return -30.0 * np.sum(onehot * logp) + 0.5 * np.sum(w * w)
+
+    best = scipy.optimize.minimize(objective, np.zeros(18), method="BFGS", options={"gtol": 1e-6})
+    scores = target / np.sqrt(np.mean(np.sum(z * z, axis=1))) @ best.x[:15].reshape(5, 3)
+    expected = np.argsort(-(scores + best.x[15:]), axis=1)
+    found = transfer.rank_classes(z, labels, target)
+    assert np.mean(found == expected) > 0.99  # ties to within the tolerance may turn
+
+
+def test_crossed_intervals_hold_what_they_promise(rng):
+    """Seeds and clips are both drawn anew; 95 % of the intervals hold the true mean."""
+    hit = []
+    for _ in range(600):
+        values = rng.normal(size=(5, 1)) + 3 * rng.normal(size=60) + rng.normal(size=(5, 60))
+        found = transfer.estimate_crossed(values)
+        hit.append(found.low <= 0 <= found.high)
+    assert 0.92 < np.mean(hit) < 0.98  # three standard errors
+    with pytest.raises(ValueError, match="at least 2 of both"):
+        transfer.estimate_crossed(values[:1])

@@ -92,6 +92,8 @@ class Settings:
             _checks.positive(getattr(self, name), name)
         for name in ("weight_decay", "warmup"):
             _checks.positive(getattr(self, name), name, zero=True)
+        if self.temperature < math.exp(-LARGEST_LOG_SCALE):
+            raise ValueError(f"temperature must be at least 1/100, got {self.temperature}.")
         if self.warmup > 1:
             raise ValueError(f"warmup must be a share of at most 1, got {self.warmup}.")
         if self.ema is not None and not 0 < self.ema < 1:
@@ -149,6 +151,10 @@ def start(branches: tuple[Branch, Branch], keys: Key[Array, " seeds"]) -> Traine
         >>> contrastive.start((branch, branch), jax.random.split(jax.random.key(0), 3)).seeds
         3
     """
+    if not jnp.issubdtype(jnp.asarray(keys).dtype, jax.dtypes.prng_key):
+        raise TypeError(
+            f"keys must be made by jax.random.key, got dtype {jnp.asarray(keys).dtype}."
+        )
     if jnp.ndim(keys) != 1 or len(keys) == 0:
         raise ValueError(f"keys must have shape (seeds,), got shape {jnp.shape(keys)}.")
     graphs: list[Any] = []
@@ -189,6 +195,7 @@ def encode(
         (2, 5, 4)
     """
     view = _checks.integer(view, "view", low=0, high=1)
+    batch_size = _checks.integer(batch_size, "batch_size", low=1)
     n = x.shape[0]
     if n == 0:
         raise ValueError(f"x must hold at least one recording, got shape {x.shape}.")
@@ -271,6 +278,7 @@ def train(
     steps = max(1, min(round(n / settings.batch_size), n // 2))  # one pair has nothing to tell
     place = _Place(mesh, n // steps)
     first = start(branches, keys)
+    _check_latents(first, pairs)
     step, optimizer = _make_step(first.graphs, first.branches, settings, settings.epochs * steps)
     state = _first_state(first, optimizer, settings)
     identity = _identify(branches, pairs, keys, settings, place.batch_size)
@@ -319,7 +327,7 @@ def train(
             if watch is not None and (
                 (epoch + 1) % watch_every == 0 or epoch + 1 == settings.epochs
             ):
-                watched[-1] = np.asarray(watch(now()), np.float64)
+                watched[-1] = _as_numbers(watch(now()), first.seeds)
                 bar.update(task, watched=f"{np.mean(watched[-1]):.1f}")
             bar.update(task, advance=1, loss=f"{losses[-1].mean():.3f}")
             if store is not None:
@@ -338,6 +346,25 @@ def _check_pairs(pairs: Pairs) -> None:
     for x, name in zip(pairs, ("pairs[0]", "pairs[1]"), strict=True):
         if x.dtype.kind == "f":
             _checks.finite(x, name)
+
+
+def _check_latents(first: Trained, pairs: Pairs) -> None:
+    """Try both encoders on the shapes alone."""
+    sizes = [
+        jax.eval_shape(functools.partial(_encode, g, b.prepare), v, x[:1]).shape[-1]
+        for g, b, v, x in zip(first.graphs, first.branches, first.variables, pairs, strict=True)
+    ]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"branches must give latents of one size, got {sizes[0]} and {sizes[1]} dimensions."
+        )
+
+
+def _as_numbers(told: Any, seeds: int) -> np.ndarray:
+    numbers = np.asarray(told, np.float64)
+    if numbers.shape != (seeds,):
+        raise ValueError(f"watch must return {seeds} numbers, got shape {numbers.shape}.")
+    return numbers
 
 
 def _make_optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:
@@ -497,21 +524,36 @@ class _Store:
         absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax tells every file it touches
         self.folder = Path(folder).resolve()
         self.folder.mkdir(parents=True, exist_ok=True)
-        record = self.folder / _IDENTITY
-        if record.is_file():
-            if record.read_text() != identity:
-                was, wanted = json.loads(record.read_text()), json.loads(identity)
-                differing = [name for name in wanted if was.get(name) != wanted[name]]
-                raise ValueError(
-                    f"{self.folder} holds checkpoints of another training (other "
-                    f"{', '.join(differing)}); give another folder."
-                )
-        else:
-            write_whole(record, identity.encode())
         options = orbax.checkpoint.CheckpointManagerOptions(
             max_to_keep=2, cleanup_tmp_directories=True
         )
         self.manager = orbax.checkpoint.CheckpointManager(self.folder, options=options)
+        record = self.folder / _IDENTITY
+        if self.last is not None:
+            self._compare(record, identity)
+        write_whole(record, identity.encode())
+
+    def _compare(self, record: Path, identity: str) -> None:
+        """Refuse checkpoints of another training."""
+        wanted = json.loads(identity)
+        try:
+            was = json.loads(record.read_text())
+        except (OSError, ValueError):
+            raise ValueError(
+                f"{record} is missing or damaged, so nobody knows whose checkpoints these are; "
+                "give another folder."
+            ) from None
+        differing = [name for name in wanted if was.get(name) != wanted[name]]
+        if not differing:
+            return
+        told = ", ".join(differing)
+        if differing == ["settings"]:
+            changed = {k: (was["settings"].get(k), v) for k, v in wanted["settings"].items()}
+            told = ", ".join(f"{k}: {a} there, {b} now" for k, (a, b) in changed.items() if a != b)
+        raise ValueError(
+            f"{self.folder} holds checkpoints of another training (other {told}); give another "
+            "folder."
+        )
 
     @property
     def last(self) -> int | None:
@@ -549,7 +591,14 @@ class _Store:
             "watched": history,
             "seconds": np.zeros(()),
         }
-        found = self.manager.restore(epoch, args=orbax.checkpoint.args.StandardRestore(wanted))
+        try:
+            found = self.manager.restore(epoch, args=orbax.checkpoint.args.StandardRestore(wanted))
+        except Exception as error:  # whatever the broken bytes lead the libraries into
+            reason = str(error).strip().split("\n")[0][:200]
+            raise ValueError(
+                f"the checkpoint {self.path} cannot be read ({reason}); delete that folder to go "
+                "on from the one before."
+            ) from None
         losses, watched = (np.array(found[name]) for name in ("losses", "watched"))
         seconds = float(found["seconds"])
         return epoch or 0, jax.tree.unflatten(tree, found["state"]), losses, watched, seconds

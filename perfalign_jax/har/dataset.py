@@ -133,6 +133,8 @@ def crop_person(
     """
     if video.ndim != 3 or 0 in video.shape:
         raise ValueError(f"video must have shape (T, H, W), got {video.shape}.")
+    _checks.integer(frames, "frames", low=1)
+    _checks.integer(size, "size", low=1)
     seen = video > 0
     if not seen.any():
         raise ValueError("video sees nothing: every pixel is 0.")
@@ -184,7 +186,8 @@ def shrink_video(
         Shape ``(frames, size, size, 3)``, uint8.
 
     Raises:
-        ValueError: if the video has another shape.
+        TypeError: if the video is not uint8.
+        ValueError: if the video has another shape, or smaller frames than ``size``.
 
     Example:
         >>> import numpy as np
@@ -194,7 +197,11 @@ def shrink_video(
     """
     if video.ndim != 4 or video.shape[3] != 3 or 0 in video.shape:
         raise ValueError(f"video must have shape (T, H, W, 3), got {video.shape}.")
+    if video.dtype != np.uint8:
+        raise TypeError(f"video must be uint8, got {video.dtype}.")
     side = min(video.shape[1:3])
+    _checks.integer(frames, "frames", low=1)
+    _checks.integer(size, "size", low=1, high=side, why=" (the shorter side of a frame)")
     top, left = (video.shape[1] - side) // 2, (video.shape[2] - side) // 2
     chosen = video[_spread(len(video), frames), top : top + side, left : left + side]
     edges = np.linspace(0, side, size + 1)
@@ -298,6 +305,7 @@ def read_recordings(
     length = _checks.integer(length, "length", low=2)
     frames = _checks.integer(frames, "frames", low=2)
     size = _checks.integer(size, "size", low=1)
+    workers = _checks.integer(workers, "workers", low=1)
     catalog = discover(root, modalities=modalities)
     missing = [problem for problem in catalog.problems if problem.reason == "missing"]
     if missing and damaged == "raise":

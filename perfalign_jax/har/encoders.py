@@ -9,6 +9,7 @@ vmapped program (whose kernels differ) a fifth.
 import dataclasses
 import itertools
 import os
+import warnings
 from collections.abc import Callable, Sequence
 
 import jax
@@ -85,13 +86,14 @@ def make_branch(
         architecture: of the video encoder: "compact", or "paper" for ``PaperVideoEncoder``.
         size: height and width of the video, for the compact encoder.
         weights: file of ResNet-18 weights for the paper's encoder, see ``load_resnet18``; without
-            one its trunk starts from random weights.
+            one its trunk starts from random weights, with a warning.
         frozen: keep the trunk of the paper's encoder as it is loaded.
 
     Returns:
         A ``Branch``.
 
     Raises:
+        FileNotFoundError: if there is no file ``weights``.
         ValueError: if a word is unknown, or the options do not fit together.
 
     Example:
@@ -106,6 +108,16 @@ def make_branch(
         raise ValueError("frozen=True keeps a random trunk for ever: give weights as well.")
     if weights is not None and (architecture != "paper" or modality not in ("depth", "rgb")):
         raise ValueError("weights are for a video encoder with architecture='paper' only.")
+    if architecture == "paper" and modality not in ("depth", "rgb"):
+        raise ValueError(f"architecture='paper' is for depth and rgb, got modality {modality!r}.")
+    if weights is not None and not os.path.isfile(weights):
+        raise FileNotFoundError(f"weights: {os.fspath(weights)} does not exist.")
+    if architecture == "paper" and weights is None:
+        warnings.warn(
+            "without a file of ImageNet weights the ResNet-18 trunk starts from random numbers and "
+            "is trained with the rest of the encoder.",
+            stacklevel=2,
+        )
     dtype = computing_dtype()
     hidden = max(256, latent)  # a narrower layer would be the rank of the latents
     if modality == "inertial":
@@ -277,6 +289,7 @@ class SeriesEncoder(nnx.Module):
         rngs = nnx.Rngs(key)
         _checks.integer(channels, "channels", low=1)
         _checks.integer(latent, "latent", low=1)
+        _checks.integer(taps, "taps", low=1)
         self.channels, self.velocity = channels, velocity
         inputs = [channels * (1 + velocity), *widths]
         self.convolutions = nnx.List(
@@ -463,6 +476,8 @@ class Decoder(nnx.Module):
     def __init__(
         self, key: Key[Array, ""], *, inputs: int, classes: int, hidden: int = 256
     ) -> None:
+        for value, name in ((inputs, "inputs"), (classes, "classes"), (hidden, "hidden")):
+            _checks.integer(value, name, low=1)
         self.head = _Head(inputs, hidden, classes, rngs=nnx.Rngs(key), dtype=jnp.float32)
 
     def __call__(self, z: Float[Array, "n inputs"]) -> Float[Array, "n classes"]:

@@ -163,6 +163,9 @@ def join(first: Posed, second: Posed, *, weight: float = 1.0) -> Posed:
         second: task and exam about the same clips.
         weight: size of the first beside that of the second.
 
+    Raises:
+        ValueError: if there are fewer than two pairs.
+
     Example:
         >>> import numpy as np
         >>> from perfalign_jax.har import methods, transfer
@@ -173,6 +176,8 @@ def join(first: Posed, second: Posed, *, weight: float = 1.0) -> Posed:
         (5, 8)
     """
     _checks.positive(weight, "weight")
+    if len(first[0].pairs[0]) < 2:
+        raise ValueError("first must have at least 2 pairs: one has no spread to divide by.")
 
     def scaled(posed: Posed, by: float) -> Posed:
         maps = []
@@ -230,6 +235,10 @@ def rank_by_mlp(
     Returns:
         Classes of each unseen target clip, most probable first.
 
+    Raises:
+        ValueError: if latents are no numbers, all zero or of different sizes, or an option is out
+            of range.
+
     Source: paper, Section 3.2 (HAR task decoder).
 
     Example:
@@ -240,6 +249,17 @@ def rank_by_mlp(
         >>> methods.rank_by_mlp(task, key=jax.random.key(0), steps=100)[:, 0].tolist()
         [4, 5, 7]
     """
+    for x, name in ((task.labelled, "labelled"), (task.unseen, "unseen")):
+        _checks.finite(x, name)
+    if task.labelled.shape[1:] != task.unseen.shape[1:]:
+        raise ValueError(
+            "labelled and unseen must have latents of one size, got shapes "
+            f"{task.labelled.shape} and {task.unseen.shape}."
+        )
+    if not np.any(task.labelled):
+        raise ValueError("labelled has latents without any energy: there is nothing to train on.")
+    _checks.integer(steps, "steps", low=1)
+    _checks.positive(learning_rate, "learning_rate")
     classes, numbers = np.unique(task.labels, return_inverse=True)
     z, wanted = np.asarray(task.labelled, np.float32), np.asarray(task.unseen, np.float32)
     count, size = z.shape

@@ -186,6 +186,9 @@ def flip_video(
     Returns:
         Shape of ``x``.
 
+    Raises:
+        ValueError: if ``allowed`` is not one truth value for each clip.
+
     Example:
         >>> import jax, jax.numpy as jnp
         >>> from perfalign_jax.har import pipeline
@@ -194,7 +197,13 @@ def flip_video(
         >>> bool((pipeline.flip_video(jax.random.key(0), x, allowed=no) == x).all())
         True
     """
-    mirrored = jax.random.bernoulli(key, 0.5, (x.shape[0],)) & jnp.asarray(allowed)
+    may = jnp.asarray(allowed)
+    if may.shape != x.shape[:1] or may.dtype != bool:
+        raise ValueError(
+            f"allowed must be True or False for each of {x.shape[0]} clips, got shape {may.shape} "
+            f"and dtype {may.dtype}."
+        )
+    mirrored = jax.random.bernoulli(key, 0.5, (x.shape[0],)) & may
     return jnp.where(mirrored.reshape(-1, *(1,) * (x.ndim - 1)), x[:, :, :, ::-1], x)
 
 

@@ -31,7 +31,8 @@ class Split:
         missing: clips that the split names but the data does not have.
 
     Raises:
-        ValueError: if a role that is needed is empty, a row is negative, or a row is used twice.
+        ValueError: if a role is no row of integers, one that is needed is empty, or a clip is
+            negative or used twice.
 
     Example:
         >>> import numpy as np
@@ -50,6 +51,12 @@ class Split:
 
     def __post_init__(self) -> None:
         roles = {role: getattr(self, role) for role in ("har", "align", "val", "test")}
+        for role, rows in roles.items():
+            if np.ndim(rows) != 1 or np.asarray(rows).dtype.kind not in "iu":
+                raise ValueError(
+                    f"{role} must be a row of integers, the indices of clips, got shape "
+                    f"{np.shape(rows)} and dtype {np.asarray(rows).dtype}."
+                )
         for role in ("har", "align", "test"):
             if len(roles[role]) == 0:
                 raise ValueError(f"split {self.name!r} has no clip in role {role!r}.")
@@ -82,7 +89,7 @@ def read_split(folder: str | Path, names: Sequence[str]) -> Split:
 
     Raises:
         FileNotFoundError: if a file is missing.
-        ValueError: if the roles share a clip, or one has none of the clips.
+        ValueError: if a file is no text, the roles share a clip, or one has none of the clips.
 
     Example:
         >>> import pathlib, tempfile
@@ -104,7 +111,10 @@ def read_split(folder: str | Path, names: Sequence[str]) -> Split:
                 f"the split {folder} has no file {role}.txt; expected har.txt, align.txt, val.txt "
                 "and test.txt with one clip's name a line."
             )
-        listed = path.read_text().split()
+        try:
+            listed = path.read_text(encoding="utf-8").split()
+        except UnicodeDecodeError:
+            raise ValueError(f"{path} is no text file; expected one clip's name a line.") from None
         missing += [name for name in listed if name not in rows]
         roles[role] = np.array([rows[name] for name in listed if name in rows], np.int64)
     return Split(folder.name, **roles, missing=tuple(missing))

@@ -73,7 +73,7 @@ def estimate_mean(values: Sequence[float] | Float[np.ndarray, " s"]) -> Estimate
         An ``Estimate``; with a single split the interval is infinite.
 
     Raises:
-        ValueError: if there is no value.
+        ValueError: if there is no value, or one that is no number.
 
     Example:
         >>> from perfalign_jax.har.transfer import estimate_mean
@@ -83,6 +83,7 @@ def estimate_mean(values: Sequence[float] | Float[np.ndarray, " s"]) -> Estimate
     found = np.asarray(values, np.float64)
     if found.size == 0:
         raise ValueError("values must hold one number for each split, got none.")
+    _checks.finite(found, "values")
     mean = float(found.mean())
     if found.size == 1:
         return Estimate(mean, -np.inf, np.inf)
@@ -120,6 +121,7 @@ def estimate_crossed(values: Float[np.ndarray, "s n"]) -> Estimate:
         raise ValueError(
             f"values must have shape (seeds, clips), at least 2 of both, got {found.shape}."
         )
+    _checks.finite(found, "values")
     s, n = found.shape
     mean, seeds, clips = float(found.mean()), found.mean(axis=1), found.mean(axis=0)
     rest = found - seeds[:, None] - clips + mean
@@ -205,7 +207,10 @@ def split_by_span(x: Float[np.ndarray, "n d"], *, rows: Int[np.ndarray, " m"]) -
     x = np.asarray(x)
     if x.ndim != 2:
         raise ValueError(f"x must have shape (n, d), got shape {x.shape}.")
+    _checks.finite(x, "x")
     chosen = x[rows]
+    if len(chosen) == 0:
+        raise ValueError("rows must choose at least one row, got none.")
     q, upper = np.linalg.qr(chosen.T)
     u, s, _ = np.linalg.svd(upper, full_matrices=False)
     rank = int(np.sum(s > np.finfo(s.dtype).eps * sum(chosen.shape) * s[0]))
@@ -235,7 +240,8 @@ def rank_classes(
         Classes of each target clip, most probable first, shape ``(e, classes)``.
 
     Raises:
-        ValueError: if the shapes do not fit together, or the source's latents are all zero.
+        ValueError: if the shapes do not fit together, something is no number, there are fewer than
+            two classes, or the source's latents are all zero.
 
     Example:
         >>> import numpy as np
@@ -252,6 +258,10 @@ def rank_classes(
         )
     if known.shape != z.shape[:1]:
         raise ValueError(f"labels must have shape ({z.shape[0]},), got {known.shape}.")
+    _checks.finite(z, "source")
+    _checks.finite(wanted, "target")
+    if len(np.unique(known)) < 2:
+        raise ValueError(f"labels must name at least 2 classes, got {np.unique(known).tolist()}.")
     size = np.sqrt(np.mean(np.sum(z * z, axis=1)))
     if not size > 0:
         raise ValueError("source has latents without any energy: there is nothing to train on.")
@@ -339,6 +349,10 @@ class Task:
     def __post_init__(self) -> None:
         _checks.paired(self.pairs[0], self.pairs[1], "pairs[0]", "pairs[1]")
         _checks.paired(self.labelled, self.labels, "labelled", "labels")
+        if np.ndim(self.labels) != 1:
+            raise ValueError(f"labels must have shape (h,), got {np.shape(self.labels)}.")
+        if len(self.pairs[0]) == 0:
+            raise ValueError("pairs must hold at least one pair, got none.")
 
     def encode(self, source: Encode, target: Encode) -> "Task":
         """Put every array through the encoder of its modality."""
@@ -441,7 +455,8 @@ def make_task(
         The ``Task`` and its ``Exam``; every array is a copy, so nothing leads back to the rest.
 
     Raises:
-        ValueError: if a modality is missing, or source and target are the same.
+        ValueError: if a modality is missing, source and target are the same, or the recordings,
+            labels and split are not about the same clips.
 
     Source: paper, Section 3.2.
 
@@ -462,6 +477,11 @@ def make_task(
         raise ValueError(f"source and target must be different modalities, both are {source!r}.")
     x1, x2 = np.asarray(recordings[source]), np.asarray(recordings[target])
     known = np.asarray(labels)
+    for name, x in ((source, x1), (target, x2)):
+        _checks.paired(x, known, f"recordings[{name!r}]", "labels")
+    last = max(int(rows.max(initial=0)) for rows in (split.har, split.align, split.evaluated))
+    if last >= len(known):
+        raise ValueError(f"split {split.name!r} uses clip {last}, got {len(known)} clips.")
     task = Task(
         (x1[split.align], x2[split.align]),
         labelled=x1[split.har],
