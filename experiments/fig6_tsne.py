@@ -2,7 +2,7 @@
 
 Command:  UTD_MHAD_ROOT=<folder> python experiments/fig6_tsne.py [--quick | --full] [--out results]
           [--root <folder>] [--no-resume]
-Time:     about a minute on 2 cores (--full, 3 minutes) without the trainings, which table1_har shares
+Time:     a minute on 2 cores (--full, 3 minutes) without the trainings, which table1_har shares
 Expect:   on pairs that were fitted the distance relative to the spread falls by more than half
 
 The paper's titles give the summed distance of the pairs in the plane of t-SNE, almost halved by
