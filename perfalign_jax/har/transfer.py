@@ -106,7 +106,7 @@ def estimate_crossed(values: Float[np.ndarray, "s n"]) -> Estimate:
         An ``Estimate`` that speaks of other seeds and other clips of this dataset.
 
     Raises:
-        ValueError: if there are fewer than two seeds or clips.
+        ValueError: if there are fewer than two seeds or clips, or something is no number.
 
     Source: Searle, Casella and McCulloch, "Variance Components", two-way crossed random effects.
 
@@ -114,7 +114,7 @@ def estimate_crossed(values: Float[np.ndarray, "s n"]) -> Estimate:
         >>> import numpy as np
         >>> from perfalign_jax.har.transfer import estimate_crossed
         >>> print(estimate_crossed(np.array([[8.0, 9.0, 10.0], [9.0, 10.0, 12.0]])))
-        9.7 [4.0, 15.3]
+        9.7 [6.4, 12.9]
     """
     found = np.asarray(values, np.float64)
     if found.ndim != 2 or min(found.shape) < 2:
