@@ -69,7 +69,7 @@ def lift(
 
 
 def random_splits(n: int, options: TransferOptions) -> list[splits.Split]:
-    count = 2 if options.quick else 100 if options.full else 20
+    count = 2 if options.quick else 100 if options.full else 10
     keys = jax.random.split(jax.random.key(options.seed), count)
     return [splits.split_at_random(n, key=key, name=f"random {i}") for i, key in enumerate(keys)]
 

@@ -2,14 +2,14 @@
 
 Command:  UTD_MHAD_ROOT=<folder> python experiments/utd_mhad_linear.py [--quick | --full]
           [--out results] [--root <folder>]
-Time:     about 100 s on 2 cores, 20 s less once <out>/cache has the small depth videos (--quick,
+Time:     2 to 4 minutes on 2 cores, 20 s less once <out>/cache has the small depth videos (--quick,
           skeleton only, 25 s)
 Expect:   top-1 on the authors' split, informative part of perfect alignment: 74 % (skeleton, raw
           signals), 98 % (skeleton, random convolutions), 92 % (depth, random convolutions); over
           eight draws of the kernels 96.7 +- 0.8 and 91.4 +- 1.9 (standard deviation)
 
 Labels on the source (skeleton or depth video) only; the classifier is used on the inertial sensor
-(IMU). Authors' split, 20 random 40/40/10/10 splits, and each of the 8 subjects held out.
+(IMU). Authors' split, 10 random 40/40/10/10 splits (100 with --full), each of 8 subjects held out.
 Table 1 of the paper has 43.9 +- 4.3 % for RGB to IMU with trained encoders, and 38.6 +- 3.0 %
 without perfect alignment.
 Without the dataset the same protocol runs on simulated recordings, and the report says so.
