@@ -27,6 +27,7 @@ __all__ = [
     "interval_of_mean",
     "load_result",
     "percentile_of",
+    "provenance",
     "save_result",
     "write_report",
 ]
@@ -178,15 +179,36 @@ def format_number(value: float) -> str:
 
 
 def provenance() -> dict[str, str]:
-    """Say what a number was computed with."""
+    """Say what numbers are computed with: versions, device and precision.
+
+    Returns:
+        Versions of the packages and of Python; ``device``, an accelerator's name or the number and
+        name of the processor's cores; ``dtype``, what JAX computes in by default.
+
+    Example:
+        >>> from perfalign_jax.report import provenance
+        >>> sorted(provenance())[-3:]
+        ['python', 'scikit-learn', 'scipy']
+    """
     names = ("perfalign-jax", "jax", "jaxlib", "numpy", "scipy", "scikit-learn", "optax")
+    device = jax.devices()[0]
     return {
         **{name: version(name) for name in names},
         "python": platform.python_version(),
-        "device": str(jax.devices()[0].device_kind),
-        "processor": f"{platform.machine()}, {os.cpu_count()} cores",
+        "device": _processor() if device.platform == "cpu" else str(device.device_kind),
         "dtype": "float64" if jax.config.read("jax_enable_x64") else "float32",
     }
+
+
+def _processor() -> str:
+    """Name of the processor, as far as the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{len(names) or os.cpu_count()} x {name}"
 
 
 def save_result(result: Result, out: Path) -> Path:

@@ -122,7 +122,6 @@ def main(options: Options) -> None:
         hits = e.score(transfer.rank_classes(t.labelled, t.labels, t.unseen))[1]
         accuracy[name] = 100 * float(hits.mean())
         console.print(f"{name}: top-1 {accuracy[name]:.1f} %", highlight=False)
-    device = jax.devices()[0].device_kind
     result = {
         "options": {
             k: str(v) for k, v in dataclasses.asdict(options).items() if k not in ("root", "cache")
@@ -135,7 +134,7 @@ def main(options: Options) -> None:
         "top-1": accuracy,
         "provenance": provenance(),
     }
-    name = re.sub(r"\W+", "_", device.lower())
+    name = re.sub(r"[^a-z0-9]", "_", result["provenance"]["device"].lower()).strip("_")
     what = f"{options.source}_{options.frames}x{options.size}"
     path = Path(__file__).parent / "results" / f"paper_architecture_{what}_{name}.json"
     path.parent.mkdir(exist_ok=True)

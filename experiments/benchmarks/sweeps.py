@@ -13,7 +13,6 @@ which is its fastest. Both are in float64 and run alone, one after the other.
 
 import dataclasses
 import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -117,7 +116,7 @@ def run_package(settings: Settings) -> dict[str, object]:
     jax.config.update("jax_enable_x64", True)
     from fig4_robustness import BASE, LINES, line_grid
 
-    from perfalign_jax import sweeps
+    from perfalign_jax import report, sweeps
 
     before = peak()
     times = []
@@ -139,26 +138,15 @@ def run_package(settings: Settings) -> dict[str, object]:
         name: float(np.median(results["n"].get(name, **at)))
         for name in ("train_cmae", "held_out_cmae")
     }
-    device = jax.devices()[0]
     return {
         "cold": times[0],
         "warm": times[1:],
         "memory": peak(),
         "memory before": before,
         "check": medians,
-        "device": device.device_kind if device.platform != "cpu" else processor(),
+        "device": report.provenance()["device"],
         "jax": jax.__version__,
     }
-
-
-def processor() -> str:
-    """Name of the processor, as far as the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.machine()
 
 
 def peak() -> float:
