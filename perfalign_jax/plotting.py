@@ -645,7 +645,8 @@ def plot_panels(panels: Sequence[Panel], *, columns: int = 3) -> Figure:
     ]
     handles += [Line2D([], [], color="black", ls=s, lw=1, label=k) for k, s in dashes.items()]
     handles += [Line2D([], [], color=GREY, ls=s, lw=1, label=k) for k, s in marks.items()]
-    handles.append(Patch(facecolor=GREY, alpha=0.3, label="10-90 % of the draws"))
+    if any(np.shape(values)[0] > 1 for panel in panels for values in panel.curves.values()):
+        handles.append(Patch(facecolor=GREY, alpha=0.3, label="10-90 % of the draws"))
     longest = max(len(str(handle.get_label())) for handle in handles)
     width = figure.get_size_inches()[0]
     _legend_below(figure, handles, columns=max(1, int(11 * width / (longest + 10))))

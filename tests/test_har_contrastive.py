@@ -428,3 +428,20 @@ def test_bad_input_is_refused_before_the_work(pairs):
         )
     with pytest.raises(ValueError, match="batch_size"):
         encode(start(BRANCHES, KEYS), pairs[0], view=0, batch_size=0)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        ([[1.0]], TypeError, "must be an array of recordings, got list"),
+        (np.full((4, 16, 3), "a"), TypeError, "must hold real numbers, got dtype <U1"),
+        (np.ones((4, 16, 3), complex), TypeError, "must hold real numbers, got dtype complex128"),
+        (np.ones((4, 3)), ValueError, r"must .* have shape \(n, time, ...\), got shape \(4, 3\)"),
+        (np.full((4, 16, 3), np.inf), ValueError, "must be finite, but row 0 has infinity"),
+    ],
+)
+def test_what_is_no_recording_is_refused_by_both_doors(bad, error, message):
+    with pytest.raises(error, match=rf"^pairs\[1\] {message}"):
+        train(BRANCHES, (np.ones((4, 16, 3), np.float32), bad), keys=KEYS)
+    with pytest.raises(error, match=f"^x {message}"):
+        encode(start(BRANCHES, KEYS), bad, view=0)

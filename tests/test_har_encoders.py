@@ -154,6 +154,8 @@ def test_choices_that_make_no_sense_are_refused():
         make_branch("inertial", latent=0)
     with pytest.raises(ValueError, match="multiple of 16, got 40"):
         CompactVideoEncoder(KEY, size=40)
+    with pytest.raises(ValueError, match="multiple of 16, got 40"):
+        make_branch("depth", size=40)
 
 
 def test_wrong_shapes_name_what_was_expected():

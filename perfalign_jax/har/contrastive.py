@@ -20,21 +20,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint
 import rich.progress
-from absl import logging as absl_logging
 from flax import nnx
 from jaxtyping import Array, Float, Key, Shaped
 
 from perfalign_jax import _checks
 from perfalign_jax.contrastive import LARGEST_LOG_SCALE, info_nce_of_scale
 from perfalign_jax.har import pipeline
+from perfalign_jax.har._checkpoints import Store
 from perfalign_jax.har.encoders import Branch
-from perfalign_jax.serialization import write_whole
 
 __all__ = ["NonFiniteLossError", "Settings", "Trained", "encode", "start", "train"]
 
-_IDENTITY = "training.json"  # says which training a folder of checkpoints belongs to
 Pairs = tuple[Shaped[np.ndarray, "n ..."], Shaped[np.ndarray, "n ..."]]
 
 
@@ -184,7 +181,8 @@ def encode(
         Latents, shape ``(seeds, n, k)``, float32.
 
     Raises:
-        ValueError: if there is no such view, or no recording.
+        TypeError: if ``x`` is no array of real numbers.
+        ValueError: if there is no such view, or ``x`` is empty, not finite or of another shape.
 
     Example:
         >>> import jax, numpy as np
@@ -196,9 +194,8 @@ def encode(
     """
     view = _checks.integer(view, "view", low=0, high=1)
     batch_size = _checks.integer(batch_size, "batch_size", low=1)
+    _check_recordings(x, "x")
     n = x.shape[0]
-    if n == 0:
-        raise ValueError(f"x must hold at least one recording, got shape {x.shape}.")
     size = min(batch_size, n)
     parts = []
     for first in range(0, n, size):
@@ -282,7 +279,7 @@ def train(
     step, optimizer = _make_step(first.graphs, first.branches, settings, settings.epochs * steps)
     state = _first_state(first, optimizer, settings)
     identity = _identify(branches, pairs, keys, settings, place.batch_size)
-    store = _Store(folder, identity) if folder else None
+    store = Store(folder, identity) if folder else None
     done, spent = 0, 0.0
     losses, watched = np.zeros((0, first.seeds)), np.zeros((0, first.seeds))
     if store is not None and store.last is not None:
@@ -338,14 +335,27 @@ def train(
 def _check_pairs(pairs: Pairs) -> None:
     if not isinstance(pairs, tuple | list) or len(pairs) != 2:
         raise TypeError("pairs must be a tuple of two arrays of recordings.")
+    for x, name in zip(pairs, ("pairs[0]", "pairs[1]"), strict=True):
+        _check_recordings(x, name)
     if pairs[0].shape[0] != pairs[1].shape[0] or pairs[0].shape[0] < 2:
         raise ValueError(
             "pairs must have the same number of recordings, at least 2, got shapes "
             f"{pairs[0].shape} and {pairs[1].shape}."
         )
-    for x, name in zip(pairs, ("pairs[0]", "pairs[1]"), strict=True):
-        if x.dtype.kind == "f":
-            _checks.finite(x, name)
+
+
+def _check_recordings(x: Any, name: str) -> None:
+    if not isinstance(x, np.ndarray | jax.Array):
+        raise TypeError(f"{name} must be an array of recordings, got {type(x).__name__}.")
+    if x.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must hold real numbers, got dtype {x.dtype}.")
+    if x.ndim < 3 or 0 in x.shape:
+        raise ValueError(
+            f"{name} must hold at least one recording and have shape (n, time, ...), got shape "
+            f"{x.shape}."
+        )
+    if x.dtype.kind == "f":
+        _checks.finite(x, name)
 
 
 def _check_latents(first: Trained, pairs: Pairs) -> None:
@@ -512,93 +522,3 @@ def _identify(
         },
         indent=1,
     )
-
-
-class _Store:
-    """Checkpoints of one training in a folder, by Orbax; each appears whole or not at all.
-
-    They are written by a thread while the training goes on.
-    """
-
-    def __init__(self, folder: Path, identity: str) -> None:
-        absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax tells every file it touches
-        self.folder = Path(folder).resolve()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        options = orbax.checkpoint.CheckpointManagerOptions(
-            max_to_keep=2, cleanup_tmp_directories=True
-        )
-        self.manager = orbax.checkpoint.CheckpointManager(self.folder, options=options)
-        record = self.folder / _IDENTITY
-        if self.last is not None:
-            self._compare(record, identity)
-        write_whole(record, identity.encode())
-
-    def _compare(self, record: Path, identity: str) -> None:
-        """Refuse checkpoints of another training."""
-        wanted = json.loads(identity)
-        try:
-            was = json.loads(record.read_text())
-        except (OSError, ValueError):
-            raise ValueError(
-                f"{record} is missing or damaged, so nobody knows whose checkpoints these are; "
-                "give another folder."
-            ) from None
-        differing = [name for name in wanted if was.get(name) != wanted[name]]
-        if not differing:
-            return
-        told = ", ".join(differing)
-        if differing == ["settings"]:
-            changed = {k: (was["settings"].get(k), v) for k, v in wanted["settings"].items()}
-            told = ", ".join(f"{k}: {a} there, {b} now" for k, (a, b) in changed.items() if a != b)
-        raise ValueError(
-            f"{self.folder} holds checkpoints of another training (other {told}); give another "
-            "folder."
-        )
-
-    @property
-    def last(self) -> int | None:
-        return self.manager.latest_step()
-
-    @property
-    def path(self) -> Path | None:
-        """The last checkpoint that is whole."""
-        self.manager.wait_until_finished()
-        return None if self.last is None else self.folder / str(self.last)
-
-    def write(
-        self, epoch: int, state: Any, losses: np.ndarray, watched: np.ndarray, seconds: float
-    ) -> None:
-        content = {
-            # A copy: it is written while the next step already gives these buffers away.
-            "state": [np.array(leaf) for leaf in jax.tree.leaves(state)],
-            "losses": losses,
-            "watched": watched,
-            "seconds": np.array(seconds),
-        }
-        self.manager.save(epoch, args=orbax.checkpoint.args.StandardSave(content))
-
-    def close(self) -> None:
-        """Wait until the last checkpoint is whole."""
-        self.manager.close()
-
-    def read(self, state: Any, seeds: int) -> tuple[int, Any, np.ndarray, np.ndarray, float]:
-        epoch = self.last
-        leaves, tree = jax.tree.flatten(state)
-        history = np.zeros((epoch or 0, seeds))
-        wanted = {
-            "state": leaves,
-            "losses": history,
-            "watched": history,
-            "seconds": np.zeros(()),
-        }
-        try:
-            found = self.manager.restore(epoch, args=orbax.checkpoint.args.StandardRestore(wanted))
-        except Exception as error:  # whatever the broken bytes lead the libraries into
-            reason = str(error).strip().split("\n")[0][:200]
-            raise ValueError(
-                f"the checkpoint {self.path} cannot be read ({reason}); delete that folder to go "
-                "on from the one before."
-            ) from None
-        losses, watched = (np.array(found[name]) for name in ("losses", "watched"))
-        seconds = float(found["seconds"])
-        return epoch or 0, jax.tree.unflatten(tree, found["state"]), losses, watched, seconds

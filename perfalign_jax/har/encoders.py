@@ -84,7 +84,7 @@ def make_branch(
         modality: "inertial", "skeleton", "depth" or "rgb".
         latent: size of the latents, the same for both modalities of a pair.
         architecture: of the video encoder: "compact", or "paper" for ``PaperVideoEncoder``.
-        size: height and width of the video, for the compact encoder.
+        size: height and width of the video, for the compact encoder: a multiple of 16.
         weights: file of ResNet-18 weights for the paper's encoder, see ``load_resnet18``; without
             one its trunk starts from random weights, with a warning.
         frozen: keep the trunk of the paper's encoder as it is loaded.
@@ -104,6 +104,8 @@ def make_branch(
     _checks.one_of(modality, "modality", ("inertial", "skeleton", "depth", "rgb"))
     _checks.one_of(architecture, "architecture", ("compact", "paper"))
     _checks.integer(latent, "latent", low=1)
+    if architecture == "compact":
+        _check_size(size)
     if frozen and weights is None:
         raise ValueError("frozen=True keeps a random trunk for ever: give weights as well.")
     if weights is not None and (architecture != "paper" or modality not in ("depth", "rgb")):
@@ -167,6 +169,11 @@ def make_branch(
     extra += ", frozen trunk" if frozen else ""
     name = f"{modality}, {encoder.__name__}, latent {latent}{extra}"
     return Branch(make, augment, prepare, name, ("trunk",) if frozen else ())
+
+
+def _check_size(size: int) -> None:
+    if _checks.integer(size, "size", low=16) % 16:
+        raise ValueError(f"size must be a multiple of 16, got {size}.")
 
 
 def _as_it_is(x: Array) -> Array:
@@ -346,8 +353,7 @@ class CompactVideoEncoder(nnx.Module):
         dtype: DTypeLike = jnp.float32,
     ) -> None:
         rngs = nnx.Rngs(key)
-        if size < 16 or size % 16:
-            raise ValueError(f"size must be a multiple of 16, got {size}.")
+        _check_size(size)
         _checks.one_of(str(channels), "channels", ("1", "3"))
         self.size, self.channels = size, channels
         patch, pair = (1, 8, 8), (1, 2, 2)
