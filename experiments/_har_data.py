@@ -116,7 +116,7 @@ class Job:
         """What the job is called on the screen and in the result."""
         return (
             f"{self.source}, {self.split.name}, {self.latent} dimensions, {self.epochs} epochs, "
-            f"{self.seeds} seeds"
+            f"{self.seeds} seed{'s' * (self.seeds > 1)}"
         )
 
     @property

@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
@@ -143,11 +145,19 @@ def draw_figures(out: Path, figures: dict[str, tuple[Figure, str]]) -> dict[str,
 def finish(result: Result, options: Options) -> None:
     """Save a result and print its table."""
     path = save_result(result, options.out)
-    table = Table(title=result.title, title_justify="left")
-    for heading in ("quantity", "paper", "ours", "95 % interval", "verdict"):
-        table.add_column(heading, overflow="fold")
+    table = Table(title=result.title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("quantity, and what it says")
+    compared = any(row.paper for row in result.rows)
+    if compared:
+        table.add_column("paper")
+    table.add_column("ours [95 % interval]")
     for row in result.rows:
-        table.add_row(row.quantity, row.paper, row.ours, row.interval, row.verdict)
+        quantity = Text(row.quantity)
+        if row.verdict:  # below it: beside it, a narrow terminal would fold every cell
+            quantity.append(f"\n  {row.verdict}", style="dim")
+        interval = row.interval if row.interval.startswith("[") else f"[{row.interval}]"
+        ours = f"{row.ours} {interval}" if row.interval else row.ours
+        table.add_row(quantity, *([Text(row.paper)] if compared else []), Text(ours))
     console = Console()
     console.print(table)
     console.print(f"{result.summary}\n{result.seconds:.0f} s; numbers: {path}", highlight=False)

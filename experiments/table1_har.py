@@ -117,7 +117,7 @@ def list_jobs(data: dict[str, HarData], scale: Scale, options: HarOptions) -> li
     for source in scale.sources:
         every = list_splits(data[source], options, random=scale.random)
         short = source != "skeleton" and not options.full
-        epochs = scale.epochs // 4 if short else scale.epochs
+        epochs = scale.epochs // 2 if short else scale.epochs
         for kind, split in every:
             jobs.append(Job(source, kind, split, scale.seeds if kind == AUTHORS else 1, epochs))
         study = (Job(source, AUTHORS, every[0][1], scale.study_seeds, e) for e in scale.study)
@@ -235,13 +235,14 @@ def make_rows(
                 rows.append(make_row(name, entry[f"top-{top}"], paper=f"{printed} (RGB)"))
             for what in AGREEMENTS:
                 printed = f"{PAPERS_CMAE[papers]} (2048-d)" if what == "CMAE" else ""
-                name = f"{source} to IMU, {papers}{KEPT}, {what}, held-out pairs, {AUTHORS}"
+                unit = " (%)" if what == "R@1" else ""
+                name = f"{source} to IMU, {papers}{KEPT}, {what}{unit}, held-out pairs, {AUTHORS}"
                 rows.append(make_row(name, entry[what], paper=printed, digits=2))
         for kind, entry in by_method[PAPERS + KEPT].items():
             gap = entry["difference"]
             rows.append(
                 make_row(
-                    f"{source} to IMU, CA+PA minus CA, both{KEPT}, top-1 (points), {kind}",
+                    f"{source} to IMU, CA+PA minus CA with lengths kept, top-1 (points), {kind}",
                     gap,
                     paper=f"+5.30; {papers_interval}" if kind == AUTHORS else "",
                     verdict=judge(gap, CA + KEPT),

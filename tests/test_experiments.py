@@ -163,7 +163,7 @@ def test_table1(har_folder, monkeypatch):
     ].startswith("43.9")
     accuracy = result["values"]["accuracy"]["skeleton"]
     # What the paper's three trials can say: Welch's interval, by hand from its own numbers.
-    name = "skeleton to IMU, CA+PA minus CA, both, lengths kept, top-1 (points), authors' split"
+    name = "skeleton to IMU, CA+PA minus CA with lengths kept, top-1 (points), authors' split"
     paired = rows[name]
     assert "-3.5 to 14.1" in paired["paper"]
     # Nothing is trained to speak of in two epochs; what needs no training works all the same.

@@ -244,6 +244,12 @@ def test_panels_show_theory_and_thresholds_once_in_the_legend():
     assert figure.axes[0].lines[0].get_ydata().min() > 0  # zero has a place on a log scale
 
 
+def test_the_legend_speaks_of_bands_only_where_there_are_several_draws():
+    panel = plotting.Panel("1", (1, 2), "epoch", "loss", {"a": np.ones((1, 2))})
+    figure = plotting.plot_panels([panel])
+    assert [t.get_text() for t in figure.legends[0].texts] == ["a"]
+
+
 def test_sweep_axes_are_drawn_in_order(rng):
     grid = sweeps.make_grid(n=(500, 5, 30), d=4, k=2, noise=[(2, 1), (0, 1), (1, 1)])
     result = sweeps.SweepResult(grid, (0,), {"train_cmae": rng.uniform(size=(1, *grid.shape))})
