@@ -260,9 +260,12 @@ def make_rows(
             first = by_kind[AUTHORS]
             gap = first.get("difference")
             beside = CA + KEPT if method.endswith(KEPT) else CA
+            what = f"{source}: {method}"
+            if method.startswith(REVERSE):
+                what = f"IMU to {source}: {method.removeprefix(REVERSE)}"
             rows.append(
                 make_row(
-                    f"{source}: {method}",
+                    what,
                     first["top-1"],
                     verdict=f"{describe(gap)} against {beside}" if gap else "",
                     note="; ".join(
