@@ -402,7 +402,7 @@ def draw_training(results: list[dict[str, Any]], scale: Scale) -> Any:
     return plotting.plot_panels(panels, columns=2)
 
 
-def draw_study(results: list[dict[str, Any]], scale: Scale) -> Any:
+def draw_study(by_epochs: dict[str, Any]) -> Any:
     """Accuracy with and without PA against the epochs of CA."""
     lines = {
         "CA": CA,
@@ -411,73 +411,66 @@ def draw_study(results: list[dict[str, Any]], scale: Scale) -> Any:
         "CA + ridge CCA": "CA + ridge CCA",
         JOINED: JOINED,
     }
+    panels = [
+        plotting.Panel(
+            f"{source} to IMU",
+            list(by_length),
+            "epochs of contrastive training",
+            "top-1 (%)",
+            {
+                label: line_up([by_method.get(method) for by_method in by_length.values()])
+                for label, method in lines.items()
+            },
+            log_x=True,
+        )
+        for source, by_length in by_epochs.items()
+    ]
+    return plotting.plot_panels(panels, columns=2)
+
+
+def draw_dimensions(by_epochs: dict[str, Any], wide: dict[str, Any]) -> Any:
+    """Accuracy against the number of directions that are aligned, on the longest trainings."""
+    tables = [
+        (source, LATENT, by_length[max(by_length)]) for source, by_length in by_epochs.items()
+    ]
+    tables += [(source, WIDE, by_method) for source, by_method in wide.items()]
+    lines = {
+        "CA": CA,
+        "CA + PA, trailing k": "CA + PA, trailing k = {}",
+        "CA + PA, energy k": "CA + PA, energy k = {}",
+        "CA + PA inside k directions": "CA + PA, inside {} principal directions",
+    }
     panels = []
-    for source in scale.sources:
-        chosen = of_study(results, source)
-        most = max(len(r["runs"]) for r in chosen)
-        curves = {}
-        for label, method in lines.items():
-            values = np.full((most, len(chosen)), np.nan)
-            for column, result in enumerate(chosen):
-                for row, run in enumerate(result["runs"]):
-                    if method in run:
-                        values[row, column] = 100 * hits_of(run, method, 1).mean()
-            curves[label] = values
+    for source, latent, by_method in tables:
+        found = (re.search(r"trailing k = (\d+)", name) for name in by_method)
+        sizes = sorted({int(size[1]) for size in found if size})
+        names = {
+            label: [
+                name_of_papers(latent) if "trailing" in name and k == latent else name.format(k)
+                for k in sizes
+            ]
+            for label, name in lines.items()
+        }
         panels.append(
             plotting.Panel(
-                f"{source} to IMU",
-                [r["job"].epochs for r in chosen],
-                "epochs of contrastive training",
+                f"{source} to IMU, latents of {latent}",
+                sizes,
+                "k, directions aligned",
                 "top-1 (%)",
-                curves,
+                {label: line_up([by_method.get(n) for n in some]) for label, some in names.items()},
                 log_x=True,
             )
         )
     return plotting.plot_panels(panels, columns=2)
 
 
-def draw_dimensions(results: list[dict[str, Any]], scale: Scale) -> Any:
-    """Accuracy against the number of directions that are aligned, on the longest trainings."""
-    panels = []
-    for source in scale.sources:
-        chosen = [of_study(results, source)[-1]]
-        chosen += [r for r in results if (r["job"].source, r["job"].latent) == (source, WIDE)]
-        for result in chosen:
-            latent, runs = result["job"].latent, result["runs"]
-            sizes = sorted(
-                {
-                    int(found[1])
-                    for found in (re.search(r"trailing k = (\d+)", name) for name in runs[0])
-                    if found
-                }
-            )
-            curves = {}
-            for label, name in (
-                ("CA", CA),
-                ("CA + PA, trailing k", "CA + PA, trailing k = {}"),
-                ("CA + PA, energy k", "CA + PA, energy k = {}"),
-                ("CA + PA inside k directions", "CA + PA, inside {} principal directions"),
-            ):
-                values = np.full((len(runs), len(sizes)), np.nan)
-                for column, k in enumerate(sizes):
-                    method = name.format(k)
-                    if k == latent and "trailing" in name:
-                        method = name_of_papers(latent)
-                    for row, run in enumerate(runs):
-                        if method in run:
-                            values[row, column] = 100 * hits_of(run, method, 1).mean()
-                curves[label] = values
-            panels.append(
-                plotting.Panel(
-                    f"{source} to IMU, latents of {latent}",
-                    sizes,
-                    "k, directions aligned",
-                    "top-1 (%)",
-                    curves,
-                    log_x=True,
-                )
-            )
-    return plotting.plot_panels(panels, columns=2)
+def line_up(entries: list[dict[str, Any] | None]) -> np.ndarray:
+    """Top-1 of every run in a column for each entry, NaN where there is none."""
+    columns = [entry["top-1"]["each"] if entry else [] for entry in entries]
+    values = np.full((max(map(len, columns)), len(columns)), np.nan)
+    for i, column in enumerate(columns):
+        values[: len(column), i] = column
+    return values
 
 
 def main(options: HarOptions) -> Result:
@@ -527,12 +520,12 @@ def main(options: HarOptions) -> Result:
     }
     if scale.study:
         figures[f"{NAME}_k.png"] = (
-            draw_dimensions(results, scale),
+            draw_dimensions(by_epochs, wide),
             "Perfect alignment of more and more directions, on encoders trained for "
             f"{scale.epochs} epochs, authors' split; bands are the middle 80 % of the seeds.",
         )
         figures[f"{NAME}_epochs.png"] = (
-            draw_study(results, scale),
+            draw_study(by_epochs),
             "Does perfect alignment help? Top-1 with and without it on encoders that were trained "
             "for more and more epochs; bands are the middle 80 % of the seeds.",
         )

@@ -16,6 +16,7 @@ import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -594,7 +595,7 @@ def plot_panels(panels: Sequence[Panel], *, columns: int = 3) -> Figure:
         raise ValueError("panels must hold at least one panel, got none.")
     columns = min(_checks.integer(columns, "columns", low=1), len(panels))
     rows = -(-len(panels) // columns)
-    figure = _figure(2.35 * rows + 0.6, width=max(3.1 * columns, 4.5))
+    figure = _figure(2.35 * rows, width=max(3.1 * columns, 4.5))
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     # Every second curve has hollow marks, so that it does not hide one at the same place.
     styles = [
@@ -633,9 +634,10 @@ def plot_panels(panels: Sequence[Panel], *, columns: int = 3) -> Figure:
         axes.tick_params(labelsize=8)
         if panel.log_x:
             axes.set_xscale("log")
+            _few_decades(axes.xaxis)
         if panel.log_y:
             axes.set_yscale("log")
-            _few_decades(axes)
+            _few_decades(axes.yaxis)
         _tidy(axes)
     for axes in grid[len(panels) :]:
         axes.remove()
@@ -648,18 +650,20 @@ def plot_panels(panels: Sequence[Panel], *, columns: int = 3) -> Figure:
     if any(np.shape(values)[0] > 1 for panel in panels for values in panel.curves.values()):
         handles.append(Patch(facecolor=GREY, alpha=0.3, label="10-90 % of the draws"))
     longest = max(len(str(handle.get_label())) for handle in handles)
-    width = figure.get_size_inches()[0]
-    _legend_below(figure, handles, columns=max(1, int(11 * width / (longest + 10))))
+    width, height = figure.get_size_inches()
+    beside = max(1, int(11 * width / (longest + 10)))
+    _legend_below(figure, handles, columns=beside)
+    figure.set_figheight(height + 0.35 + 0.22 * -(-len(handles) // beside))  # panels keep theirs
     return figure
 
 
-def _few_decades(axes: Axes) -> None:
+def _few_decades(axis: Axis) -> None:
     """Label 1, 2 and 5 on a logarithmic axis that spans less than two decades."""
-    low, high = axes.get_ylim()
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    low, high = axis.get_view_interval()
+    axis.set_minor_formatter(NullFormatter())
     if high < 100 * low:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FormatStrFormatter("%g"))
 
 
 def _assign(labels: Sequence[str], looks: Sequence[Any]) -> dict[str, Any]:
