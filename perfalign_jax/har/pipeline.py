@@ -153,7 +153,8 @@ def augment_video(
     rows = jnp.clip(jnp.arange(height)[None] + shift[0], 0, height - 1)
     columns = jnp.clip(jnp.arange(width)[None] + shift[1], 0, width - 1)
     clips = jnp.arange(b)[:, None, None, None]
-    x = x[clips, when[:, :, None, None], rows[:, None, :, None], columns[:, None, None, :]]
+    where = clips, when[:, :, None, None], rows[:, None, :, None], columns[:, None, None, :]
+    x = jnp.asarray(x)[where]
     scale = 1 + 0.15 * jax.random.normal(for_scale, (b, *(1,) * (x.ndim - 1)), jnp.float32)
     return prepare_video(x) * scale
 
