@@ -395,6 +395,9 @@ def test_a_folder_without_a_checkpoint_takes_any_training(pairs, tmp_path):
     other = dataclasses.replace(QUICK, epochs=4)
     with pytest.raises(ValueError, match=r"epochs: 3 there, 4 now"):
         train(BRANCHES, pairs, keys=KEYS, settings=other, folder=tmp_path)
+    (tmp_path / "training.json").write_text("[]")
+    with pytest.raises(ValueError, match="missing or damaged"):
+        train(BRANCHES, pairs, keys=KEYS, settings=QUICK, folder=tmp_path)
     (tmp_path / "training.json").unlink()
     with pytest.raises(ValueError, match="missing or damaged"):
         train(BRANCHES, pairs, keys=KEYS, settings=QUICK, folder=tmp_path)
@@ -412,7 +415,44 @@ def test_a_damaged_checkpoint_is_named(pairs, tmp_path):
     assert again.losses.shape == (3, 2)
 
 
-def test_bad_input_is_refused_before_the_work(pairs):
+def test_a_bit_that_has_changed_in_a_checkpoint_is_noticed(pairs, tmp_path, rng):
+    train(BRANCHES, pairs, keys=KEYS, settings=QUICK, folder=tmp_path)
+    largest = max((tmp_path / "3").rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = largest.read_bytes()
+    for place in rng.integers(len(content), size=5):
+        broken = bytearray(content)
+        broken[place] ^= 16
+        largest.write_bytes(broken)
+        with pytest.raises(ValueError, match=r"checkpoint .*/3 cannot be read"):
+            train(BRANCHES, pairs, keys=KEYS, settings=QUICK, folder=tmp_path)
+    largest.write_bytes(content)
+    train(BRANCHES, pairs, keys=KEYS, settings=QUICK, folder=tmp_path)
+
+
+def test_a_training_in_another_precision_is_another(pairs, tmp_path):
+    train(BRANCHES, pairs, keys=KEYS, settings=QUICK, folder=tmp_path)
+    with (
+        jax.enable_x64(True),
+        pytest.raises(ValueError, match=r"another training \(other 64-bit mode\)"),
+    ):
+        train(BRANCHES, pairs, keys=KEYS, settings=QUICK, folder=tmp_path)
+
+
+def test_settings_take_numpys_numbers(pairs, tmp_path):
+    settings = Settings(epochs=np.int64(1), learning_rate=np.float32(1e-3), ema=np.float32(0.9))
+    found = train(BRANCHES, pairs, keys=KEYS, settings=settings, folder=tmp_path)
+    assert found.losses.shape == (1, 2)
+
+
+def test_bad_input_is_refused_before_the_work(pairs, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="folder must be a folder, got the file"):
+        train(BRANCHES, pairs, keys=KEYS, folder=tmp_path / "file")
+    with pytest.raises(TypeError, match="branches must be a tuple of two"):
+        train((*BRANCHES, BRANCHES[0]), pairs, keys=KEYS)
+    with pytest.raises(TypeError, match="ema must be a number"):
+        Settings(ema="a")
+
     def wide(key):
         return encoders.SeriesEncoder(key, channels=3, latent=5, widths=(8,), hidden=8)
 

@@ -1,5 +1,6 @@
 """Checkpoints of a training: which training they belong to, and that each is whole."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,14 @@ from perfalign_jax.serialization import write_whole
 __all__ = ["Store"]
 
 _IDENTITY = "training.json"  # says which training a folder of checkpoints belongs to
+
+
+def _digest(content: dict[str, Any]) -> np.ndarray:
+    """A checksum of every array: the files have none of their own."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(content):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return np.frombuffer(digest.digest(), np.uint8)
 
 
 class Store:
@@ -39,8 +48,9 @@ class Store:
         """Refuse checkpoints of another training."""
         wanted = json.loads(identity)
         try:
-            was = json.loads(record.read_text())
-        except (OSError, ValueError):
+            was = dict(json.loads(record.read_text()))
+            known = dict(was["settings"])
+        except (OSError, ValueError, TypeError, KeyError):
             raise ValueError(
                 f"{record} is missing or damaged, so nobody knows whose checkpoints these are; "
                 "give another folder."
@@ -50,7 +60,7 @@ class Store:
             return
         told = ", ".join(differing)
         if differing == ["settings"]:
-            changed = {k: (was["settings"].get(k), v) for k, v in wanted["settings"].items()}
+            changed = {k: (known.get(k), v) for k, v in wanted["settings"].items()}
             told = ", ".join(f"{k}: {a} there, {b} now" for k, (a, b) in changed.items() if a != b)
         raise ValueError(
             f"{self.folder} holds checkpoints of another training (other {told}); give another "
@@ -77,6 +87,7 @@ class Store:
             "watched": watched,
             "seconds": np.array(seconds),
         }
+        content["digest"] = _digest(content)
         self.manager.save(epoch, args=orbax.checkpoint.args.StandardSave(content))
 
     def close(self) -> None:
@@ -92,9 +103,12 @@ class Store:
             "losses": history,
             "watched": history,
             "seconds": np.zeros(()),
+            "digest": np.zeros(32, np.uint8),
         }
         try:
             found = self.manager.restore(epoch, args=orbax.checkpoint.args.StandardRestore(wanted))
+            if not np.array_equal(found.pop("digest"), _digest(found)):
+                raise ValueError("its content is not what was written")
         except Exception as error:  # whatever the broken bytes lead the libraries into
             reason = str(error).strip().split("\n")[0][:200]
             raise ValueError(

@@ -83,17 +83,18 @@ class Settings:
     ema: float | None = None
 
     def __post_init__(self) -> None:
-        _checks.integer(self.epochs, "epochs", low=1)
-        _checks.integer(self.batch_size, "batch_size", low=2)
-        for name in ("learning_rate", "clip", "temperature"):
-            _checks.positive(getattr(self, name), name)
-        for name in ("weight_decay", "warmup"):
-            _checks.positive(getattr(self, name), name, zero=True)
+        for name, low in (("epochs", 1), ("batch_size", 2)):
+            object.__setattr__(self, name, _checks.integer(getattr(self, name), name, low=low))
+        numbers = ["learning_rate", "clip", "temperature", "weight_decay", "warmup"]
+        for name in [*numbers, "ema"] if self.ema is not None else numbers:
+            value = getattr(self, name)
+            _checks.positive(value, name, zero=name in ("weight_decay", "warmup"))
+            object.__setattr__(self, name, float(value))  # NumPy's would not go into the record
         if self.temperature < math.exp(-LARGEST_LOG_SCALE):
             raise ValueError(f"temperature must be at least 1/100, got {self.temperature}.")
         if self.warmup > 1:
             raise ValueError(f"warmup must be a share of at most 1, got {self.warmup}.")
-        if self.ema is not None and not 0 < self.ema < 1:
+        if self.ema is not None and self.ema >= 1:
             raise ValueError(f"ema must be between 0 and 1, got {self.ema}.")
 
 
@@ -152,6 +153,8 @@ def start(branches: tuple[Branch, Branch], keys: Key[Array, " seeds"]) -> Traine
         raise TypeError(
             f"keys must be made by jax.random.key, got dtype {jnp.asarray(keys).dtype}."
         )
+    if not isinstance(branches, tuple | list) or len(branches) != 2:
+        raise TypeError("branches must be a tuple of two, one for each modality.")
     if jnp.ndim(keys) != 1 or len(keys) == 0:
         raise ValueError(f"keys must have shape (seeds,), got shape {jnp.shape(keys)}.")
     graphs: list[Any] = []
@@ -251,6 +254,7 @@ def train(
         NonFiniteLossError: if the loss is no number; what was good is in the last checkpoint.
         ValueError: if the pairs do not fit together, or the folder belongs to another training.
         FileExistsError: if the folder has checkpoints and ``resume`` is False.
+        NotADirectoryError: if ``folder`` is a file.
 
     Source: paper, Section 3.2 (CA), with the loss of ``contrastive.info_nce``.
 
@@ -274,6 +278,8 @@ def train(
     n = pairs[0].shape[0]
     steps = max(1, min(round(n / settings.batch_size), n // 2))  # one pair has nothing to tell
     place = _Place(mesh, n // steps)
+    if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
+        raise NotADirectoryError(f"folder must be a folder, got the file {folder}.")
     first = start(branches, keys)
     _check_latents(first, pairs)
     step, optimizer = _make_step(first.graphs, first.branches, settings, settings.epochs * steps)
@@ -517,6 +523,7 @@ def _identify(
             "encoders": [branch.name for branch in branches],
             "settings": dataclasses.asdict(settings),
             "batch size": batch_size,
+            "64-bit mode": bool(jax.config.read("jax_enable_x64")),
             "pairs": [f"{x.shape} {x.dtype} {c}" for x, c in zip(pairs, content, strict=True)],
             "keys": np.asarray(jax.random.key_data(keys)).tolist(),
         },
