@@ -146,10 +146,10 @@ def finish(result: Result, options: Options) -> None:
     """Save a result and print its table."""
     path = save_result(result, options.out)
     table = Table(title=result.title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("quantity, and what it says")
+    table.add_column("quantity, and what it says", min_width=38)
     compared = any(row.paper for row in result.rows)
     if compared:
-        table.add_column("paper")
+        table.add_column("paper", max_width=18)
     table.add_column("ours [95 % interval]")
     for row in result.rows:
         quantity = Text(row.quantity)

@@ -6,7 +6,7 @@ Time:     155 s on 2 cores, 20 s less once <out>/cache has the small depth video
           only, 25 s)
 Expect:   top-1 on the authors' split, informative part of perfect alignment: 74 % (skeleton, raw
           signals), 97 % (skeleton, random convolutions), 92 % (depth, random convolutions); over
-          twelve draws of the kernels (--seed 0 to 11) 96.4 +- 0.7 and 93.4 +- 1.8 (mean and standard
+          twelve draws of the kernels (--seed 0 to 11) 96.4 +- 0.7 and 93.4 +- 1.8 (mean +- standard
           deviation)
 
 Labels on the source (skeleton or depth video) only; the classifier is used on the inertial sensor

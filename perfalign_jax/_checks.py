@@ -16,10 +16,12 @@ __all__ = [
     "array",
     "finite",
     "integer",
+    "key",
     "latents",
     "one_of",
     "paired",
     "positive",
+    "recordings",
     "views",
 ]
 
@@ -144,6 +146,29 @@ def integer(value: Any, name: str, *, low: int, high: int | None = None, why: st
     if number < low or (high is not None and number > high):
         raise ValueError(f"{name} must be {span}{why}, got {number}.")
     return number
+
+
+def key(value: Any, name: str = "key") -> None:
+    """Refuse what is no single random key, of either style."""
+    shape = getattr(value, "shape", None)
+    typed = hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+    if shape != (() if typed else (2,)) or (not typed and value.dtype != jnp.uint32):
+        came = type(value).__name__ if shape is None else f"shape {shape} of {value.dtype}"
+        raise TypeError(f"{name} must be one random key, as jax.random.key(0), got {came}.")
+
+
+def recordings(value: Any, name: str, *, shape: str = "(n, ...)") -> np.ndarray:
+    """Return real, finite numbers with a row for each clip as a floating-point NumPy array.
+
+    Half precision and integers become single and double precision: their squares overflow.
+    """
+    host = np.asarray(value)
+    if host.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must hold real numbers, got dtype {host.dtype}.")
+    if host.ndim < 1 or (shape == "(n, d)" and host.ndim != 2):
+        raise ValueError(f"{name} must have shape {shape}, got shape {host.shape}.")
+    finite(host, name)
+    return host.astype(np.promote_types(host.dtype, np.float32), copy=False)
 
 
 def positive(value: Any, name: str, *, zero: bool = False) -> None:

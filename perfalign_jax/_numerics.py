@@ -12,10 +12,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-__all__ = ["flip_signs", "matmul", "rank_cutoff"]
+__all__ = ["flip_signs", "matmul", "rank_cutoff", "to_common_scale"]
 
 
 def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -39,3 +40,12 @@ def flip_signs(rows: Float[Array, "k d"]) -> Float[Array, "k d"]:
     """Make the entry of largest magnitude of every row positive."""
     largest = jnp.take_along_axis(rows, jnp.argmax(jnp.abs(rows), axis=1, keepdims=True), axis=1)
     return rows * jnp.where(largest < 0, -1, 1).astype(rows.dtype)
+
+
+def to_common_scale(x: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Multiply all by the power of two that brings the first to about one; nothing is rounded.
+
+    No square of the first overflows or vanishes then.
+    """
+    exponent = -int(np.frexp(np.abs(x).max(initial=0))[1])
+    return tuple(np.ldexp(value, exponent) for value in (x, *others))

@@ -149,7 +149,8 @@ def _warn_of_collapse(data: Any, alignment: Alignment, rtol: Any) -> None:
                     f"the latents of view {view} keep {share:.1e} of the energy that {k} "
                     "directions chosen at random would keep"
                 )
-                remedies = ["views of the same scale", *remedies]
+                if "views of the same scale" not in remedies:
+                    remedies = ["views of the same scale", *remedies]
         if apart > 0:
             reasons.append(
                 f"on {int(apart)} of the {k} latent axes the views hardly agree (they share less "

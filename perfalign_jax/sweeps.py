@@ -278,11 +278,8 @@ def _several(value: Any, name: str) -> tuple[Any, ...]:
 
 def _check_key(key: Any) -> None:
     """Refuse what is no single key, or one whose numbers depend on how many are drawn at a time."""
-    shape = getattr(key, "shape", None)
-    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    if shape != (() if typed else (2,)) or (not typed and key.dtype != jnp.uint32):
-        came = type(key).__name__ if shape is None else f"shape {shape} of {key.dtype}"
-        raise TypeError(f"key must be one random key, as jax.random.key(0), got {came}.")
+    _checks.key(key)
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     kind = str(jax.random.key_impl(key)) if typed else "threefry2x32"
     if kind != "threefry2x32":
         raise ValueError(

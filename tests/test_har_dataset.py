@@ -77,6 +77,27 @@ def test_a_missing_file_drops_its_clip_and_is_named(root):
     assert "a2_s2_t1" in discover(root, modalities=["inertial", "depth"]).names
 
 
+def test_what_is_no_file_is_missing(root):
+    link = root / "Skeleton" / "a2_s2_t1_skeleton.mat"
+    link.unlink()
+    link.symlink_to(root / "nowhere")
+    (root / "Depth" / "a3_s1_t1_depth.mat").mkdir()
+    found = read_recordings(root, modalities=(m for m in ("inertial", "skeleton", "depth")))
+    assert found.names == ("a2_s1_t1", "a10_s1_t1", "a10_s2_t1")
+    assert {str(p) for p in found.problems} >= {
+        "a2_s2_t1_skeleton.mat: missing",
+        "a3_s1_t1_depth.mat: missing",
+    }
+
+
+def test_one_clip_has_one_name(root):
+    source = root / "Inertial" / "a2_s1_t1_inertial.mat"
+    (root / "Inertial" / "a02_s1_t1_inertial.mat").write_bytes(source.read_bytes())
+    catalog = discover(root, modalities=["inertial"])
+    assert len(catalog.names) == len(NAMES)
+    assert [p.path.name for p in catalog.problems] == ["a02_s1_t1_inertial.mat"]
+
+
 def test_a_strange_name_is_reported_and_other_files_are_not(root):
     (root / "Depth" / "b1_depth.mat").touch()
     (root / "Depth" / "notes.txt").touch()
@@ -400,6 +421,13 @@ def test_series_are_relative_to_the_body_and_in_fixed_units(rng):
         to_series(np.ones((2, 5, 20, 20), np.uint8), modality="depth")
     with pytest.raises(ValueError, match="unexpected shape"):
         to_series(np.ones((2, 5, 6)), modality="skeleton")
+    with pytest.raises(ValueError, match="unexpected shape"):
+        to_series(np.ones((2, 5, 24, 24, 4), np.uint8), modality="rgb")
+    for bad in (np.nan, 1e39):  # too large for float32
+        with pytest.raises(ValueError, match="signal must be finite, but row 1"):
+            to_series(np.array([1.0, bad])[:, None, None] * np.ones((2, 5, 6)), modality="inertial")
+    with pytest.raises(TypeError, match="real numbers, got dtype complex128"):
+        to_series(np.ones((2, 5, 6), complex), modality="inertial")
 
 
 # The whole dataset.

@@ -197,6 +197,40 @@ def test_directions_have_length_one(data):
         np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.parametrize(("dtype", "size"), [("f2", 300), ("f4", 1e25), ("f4", 1e-30)])
+def test_directions_do_not_depend_on_the_size_of_latents(data, dtype, size):
+    posed = flatten(*pose(data))
+    expected = methods.to_directions(*posed)[0].unseen
+    task, _ = methods.to_directions(
+        *(own.encode(*[lambda x: (x * size).astype(dtype)] * 2) for own in posed)
+    )
+    np.testing.assert_allclose(task.unseen, expected, atol=2e-3)  # half precision
+
+
+def test_half_precision_is_aligned_like_single(data):
+    posed = flatten(*pose(data))
+    half = [own.encode(*[lambda x: x.astype(np.float16)] * 2) for own in posed]
+    for one, other in zip(
+        methods.align_latents(*posed, dimensions=(8,), components=(8,)),
+        methods.align_latents(*half, dimensions=(8,), components=(8,)),
+        strict=True,
+    ):
+        assert one[0] == other[0]
+        assert np.isfinite(other[1].unseen).all()
+    assert np.isfinite(methods.align_lifted(*half)[0].unseen).all()
+
+
+def test_latents_that_hold_nothing_are_refused(data):
+    task, exam = flatten(*pose(data))
+    still = dataclasses.replace(task, pairs=(task.pairs[0], np.ones_like(task.pairs[1])))
+    with pytest.raises(ValueError, match=r"pairs\[1\] has latents that are all the same"):
+        next(methods.align_latents(still, exam))
+    with pytest.raises(ValueError, match="second has pairs that are all the same"):
+        methods.join((task, exam), (still, exam))
+    with pytest.raises(ValueError, match="components must be at least 1, got 0"):
+        next(methods.align_latents(task, exam, components=(0,)))
+
+
 def test_joined_features_have_the_sizes_asked_for(data):
     first = flatten(*pose(data))
     task, _ = methods.join(first, first, weight=0.5)

@@ -25,6 +25,19 @@ def test_a_warped_clock_runs_forwards_and_stays_inside_the_clip():
     assert np.ptp(found[:, 0]) > 5  # and from anywhere
 
 
+def test_what_cannot_be_augmented_is_refused():
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match=r"warp must be below 0\.318, got 5"):
+        pipeline.warp_time(key, np.ones((2, 8, 3), np.float32), warp=5)
+    with pytest.raises(
+        ValueError, match=r"x must have shape \(b, length, 6\), got shape \(2, 8, 5\)"
+    ):
+        pipeline.augment_inertial(key, np.ones((2, 8, 5), np.float32))
+    with pytest.raises(TypeError, match="pixels as uint8, got dtype float32"):
+        pipeline.prepare_video(np.ones((2, 4, 8, 8), np.float32))
+    assert pipeline.augment_inertial(key, np.ones((2, 8, 6), int)).dtype == np.float32
+
+
 def test_without_crop_and_warp_time_stays_as_it_is(rng):
     x = rng.normal(size=(3, 9, 2, 2)).astype(np.float32)
     np.testing.assert_allclose(pipeline.warp_time(KEY, x, crop=0.0, warp=0.0), x, atol=1e-6)

@@ -103,6 +103,29 @@ def test_a_subject_that_is_not_there_is_refused():
         hold_out_subject(np.array([1, 2, 2]), subject=9, key=jax.random.key(0))
 
 
+def test_what_cannot_be_divided_is_refused():
+    with pytest.raises(ValueError, match="at least 2 clips of others than 1, got 0"):
+        hold_out_subject(np.ones(5, int), subject=1, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"subjects must have shape \(n,\), got \(2, 2\)"):
+        hold_out_subject(np.eye(2, dtype=int), subject=1, key=jax.random.key(0))
+    with pytest.raises(TypeError, match=r"n must be an integer, got 20\.0"):
+        split_at_random(20.0, key=jax.random.key(0))
+    with pytest.raises(TypeError, match=r"key must be one random key, as jax.random.key\(0\)"):
+        split_at_random(20, key=0)
+
+
+def test_lists_of_rows_are_taken_as_arrays():
+    split = Split("small", har=[0, 1], align=[2], val=[], test=[3])
+    assert split.evaluated.tolist() == [3]
+
+
+def test_files_may_begin_with_a_byte_order_mark(tmp_path):
+    names = [f"a{a}_s1_t1" for a in range(1, 5)]
+    for role, name in zip(ROLES, names, strict=True):
+        (tmp_path / f"{role}.txt").write_text(f"{name}\n", encoding="utf-8-sig")
+    assert read_split(tmp_path, names).missing == ()
+
+
 @real_files
 def test_the_authors_split_is_as_documented():
     names = discover(REAL).names

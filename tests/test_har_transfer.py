@@ -138,7 +138,7 @@ def test_the_interval_of_a_mean_is_students(rng):
     found = estimate_mean(values)
     np.testing.assert_allclose((found.value, found.low, found.high), (values.mean(), *expected))
     assert estimate_mean([2.0]).low == -np.inf
-    with pytest.raises(ValueError, match="got none"):
+    with pytest.raises(ValueError, match=r"got shape \(0,\)"):
         estimate_mean([])
 
 
@@ -325,6 +325,46 @@ def test_dimensions_that_do_not_fit_are_refused(rng):
         next(align(views, np.arange(6), (6, 7)))
 
 
+@pytest.mark.parametrize("size", [1e-25, 1.0, 1e25])
+def test_latents_of_any_size_are_ranked_alike(blobs, size):
+    z, labels = (blobs[0] * size).astype(np.float32), blobs[1]
+    expected = rank_classes(blobs[0].astype(np.float32), labels, blobs[0].astype(np.float32))
+    found = rank_classes(z, labels, z)
+    assert (found[:, 0] == expected[:, 0]).mean() > 0.98  # the sizes are rounded differently
+    half = (blobs[0] * 300).astype(np.float16)  # its squares overflow
+    assert (rank_classes(half, labels, half)[:, 0] == expected[:, 0]).mean() > 0.95
+
+
+def test_what_no_classifier_can_use_is_refused(blobs):
+    z, labels = blobs
+    for bad, error, message in (
+        ({"source": z * 1j}, TypeError, "source must hold real numbers, got dtype complex128"),
+        ({"labels": labels / 2}, TypeError, "labels must be integers, got dtype float64"),
+        ({"target": z[:0]}, ValueError, "target must hold at least one clip"),
+        ({"source": z[0]}, ValueError, r"source must have shape \(n, d\)"),
+        ({"strength": 0.0}, ValueError, "strength must be above zero"),
+    ):
+        with pytest.raises(error, match=message):
+            rank_classes(**{"source": z, "labels": labels, "target": z} | bad)
+    with pytest.raises(ValueError, match="one number for each split, got shape"):
+        transfer.estimate_mean(np.ones((2, 2)))
+
+
+def test_features_of_other_clips_are_not_joined(rng):
+    x = rng.normal(size=(4, 3))
+    task = transfer.Task((x, x), labelled=x, labels=np.arange(4), unseen=x)
+    exam = transfer.Exam(labels=np.arange(4), partners=x, bound=x)
+    turned = transfer.Task((x, x), labelled=x, labels=np.arange(4)[::-1], unseen=x)
+    fewer = transfer.Task((x, x), labelled=x, labels=np.arange(4), unseen=x[:3])
+    for other in (turned, fewer):
+        with pytest.raises(ValueError, match="a task about the same clips"):
+            task.beside(other)
+    with pytest.raises(ValueError, match="an exam about the same clips"):
+        exam.beside(transfer.Exam(labels=np.arange(4)[::-1], partners=x, bound=x))
+    with pytest.raises(ValueError, match="partners and labels must have the same number of rows"):
+        transfer.Exam(labels=np.arange(3), partners=x, bound=x)
+
+
 def test_what_is_ranked_and_scored_is_checked():
     z = np.eye(3)
     with pytest.raises(ValueError, match=r"ranks must have shape \(clips, classes\)"):
@@ -332,7 +372,7 @@ def test_what_is_ranked_and_scored_is_checked():
     with pytest.raises(ValueError, match="tops must be at least 1"):
         transfer.score_ranks(z.astype(int), np.arange(3), tops=(0,))
     with pytest.raises(ValueError, match="at least 2 classes"):
-        transfer.rank_classes(z, np.ones(3), z)
+        transfer.rank_classes(z, np.ones(3, int), z)
     for source, target, name in ((z * np.nan, z, "source"), (z, z * np.nan, "target")):
         with pytest.raises(ValueError, match=f"{name} .*finite|{name} must"):
             transfer.rank_classes(source, np.arange(3), target)

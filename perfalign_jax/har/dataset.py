@@ -306,6 +306,7 @@ def read_recordings(
     frames = _checks.integer(frames, "frames", low=2)
     size = _checks.integer(size, "size", low=1)
     workers = _checks.integer(workers, "workers", low=1)
+    modalities = tuple(modalities)
     catalog = discover(root, modalities=modalities)
     missing = [problem for problem in catalog.problems if problem.reason == "missing"]
     if missing and damaged == "raise":
@@ -376,7 +377,9 @@ def to_series(
         Shape ``(n, length, channels)``, without unit, float32: 6, 60, 144 or 432 channels.
 
     Raises:
-        ValueError: if the modality is unknown or the shape does not fit it.
+        TypeError: if the signal does not hold real numbers.
+        ValueError: if the modality is unknown, the shape does not fit it, or the signal is not
+            finite (in float32).
 
     Example:
         >>> import numpy as np
@@ -391,20 +394,41 @@ def to_series(
         "depth": (4, None),
         "rgb": (5, None),
     }[modality]
-    if signal.ndim != ndim or tail not in (None, signal.shape[2:]):
+    if signal.dtype.kind not in "fiu":
+        raise TypeError(f"signal must hold real numbers, got dtype {signal.dtype}.")
+    colours = modality != "rgb" or signal.shape[-1:] == (3,)
+    if signal.ndim != ndim or tail not in (None, signal.shape[2:]) or not colours:
         raise ValueError(f"signal of modality {modality!r} has an unexpected shape {signal.shape}.")
-    if modality == "inertial":
-        return (signal / np.array([0.5] * 3 + [50.0] * 3)).astype(np.float32)
-    n, length = signal.shape[:2]
-    if modality == "skeleton":
-        signal = (signal - signal.mean(axis=(1, 2), keepdims=True)) / 0.2
-        return signal.reshape(n, length, -1).astype(np.float32)
-    height, width = signal.shape[2:4]
+    with np.errstate(over="ignore"):  # told below
+        series = _SCALED[modality](signal)
+    _checks.finite(series, "signal")
+    return series
+
+
+def _of_inertial(signal: np.ndarray) -> np.ndarray:
+    return (signal / np.array([0.5] * 3 + [50.0] * 3)).astype(np.float32)
+
+
+def _of_skeleton(signal: np.ndarray) -> np.ndarray:
+    signal = (signal - signal.mean(axis=(1, 2), keepdims=True)) / 0.2
+    return signal.reshape(*signal.shape[:2], -1).astype(np.float32)
+
+
+def _of_video(signal: np.ndarray) -> np.ndarray:
+    n, length, height, width = signal.shape[:4]
     if height != width or height % _GRID:
         raise ValueError(
-            f"signal of modality {modality!r} must have square frames whose side is a multiple of "
+            "signal of a video must have square frames whose side is a multiple of "
             f"{_GRID}, got shape {signal.shape}."
         )
     block = height // _GRID
     blocks = signal.reshape(n, length, _GRID, block, _GRID, block, -1)
     return (blocks.mean(axis=(3, 5), dtype=np.float32) / 64).reshape(n, length, -1)
+
+
+_SCALED = {
+    "inertial": _of_inertial,
+    "skeleton": _of_skeleton,
+    "depth": _of_video,
+    "rgb": _of_video,
+}

@@ -423,6 +423,7 @@ class PaperVideoEncoder(nnx.Module):
         frozen: bool = False,
         dtype: DTypeLike = jnp.float32,
     ) -> None:
+        _checks.key(key)
         for_trunk, for_rest = jax.random.split(key)
         rngs = nnx.Rngs(for_rest)
         self.frozen = frozen

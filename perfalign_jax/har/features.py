@@ -85,7 +85,7 @@ def draw_kernels(
         ``Kernels`` in JAX's default floating-point dtype.
 
     Raises:
-        TypeError: if a size is no integer.
+        TypeError: if ``key`` is no random key, or a size no integer.
         ValueError: if a size is out of range; the message names it.
 
     Source: Dempster, Petitjean and Webb (2020).
@@ -97,6 +97,7 @@ def draw_kernels(
         >>> [weights.shape for weights in kernels.weights]
         [(9, 3, 4), (9, 3, 4)]
     """
+    _checks.key(key)
     channels = _checks.integer(channels, "channels", low=1)
     count = _checks.integer(count, "count", low=1)
     taps = _checks.integer(taps, "taps", low=3)
@@ -206,6 +207,8 @@ def convolve(
     checked = _checks.array(series, "series", ndim=3, shape="(n, length, channels)")
     batch = _checks.integer(batch, "batch", low=1)
     n, length, channels = checked.shape
+    if n == 0:
+        raise ValueError(f"series must hold at least one series, got shape {checked.shape}.")
     if channels != kernels.channels:
         raise ValueError(
             f"series must have {kernels.channels} channels like the kernels, got shape "
@@ -216,7 +219,7 @@ def convolve(
             f"series must have at least {kernels.shortest} frames for kernels of dilation "
             f"{kernels.dilations[-1]}, got shape {checked.shape}."
         )
-    return _convolve(checked, kernels, min(batch, max(n, 1)))
+    return _convolve(checked, kernels, min(batch, n))
 
 
 @functools.partial(jax.jit, static_argnames=("floor",))

@@ -17,6 +17,7 @@ from flax import nnx
 from jaxtyping import Array, Int, Key
 
 from perfalign_jax import _checks, baselines, solver
+from perfalign_jax._numerics import to_common_scale
 from perfalign_jax.har.encoders import Decoder
 from perfalign_jax.har.transfer import Exam, Task, rank_classes, split_by_span
 from perfalign_jax.types import Alignment
@@ -47,6 +48,8 @@ def to_directions(task: Task, exam: Exam) -> Posed:
     """
 
     def unit(z: np.ndarray) -> np.ndarray:
+        z = _as_latents(z)
+        z = np.ldexp(z, -np.frexp(np.abs(z).max(axis=1, keepdims=True))[1])  # squares in range
         return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
 
     return task.encode(unit, unit), exam.encode(unit, unit)
@@ -79,7 +82,9 @@ def align_latents(
         Name, task and exam after each alignment.
 
     Raises:
-        ValueError: if the latents of the two modalities have different sizes.
+        TypeError: if latents are no real numbers, or a number of directions no integer.
+        ValueError: if the latents of the two modalities have different sizes, those of one are all
+            the same, or a number of directions is out of range.
 
     Warns:
         CollapseWarning: where an alignment collapses.
@@ -94,6 +99,13 @@ def align_latents(
         >>> [name for name, _, _ in found][:3]
         ['trailing k = 4 (the paper)', 'trailing k = 2', 'energy k = 2']
     """
+    for numbers, name in ((dimensions, "dimensions"), (components, "components")):
+        for number in numbers:
+            _checks.integer(number, name, low=1)
+    task, exam = _both(task, exam, _as_latents, _as_latents)
+    for x, name in zip(task.pairs, ("pairs[0]", "pairs[1]"), strict=True):
+        if not np.ptp(x, axis=0).any():
+            raise ValueError(f"{name} has latents that are all the same: nothing to align.")
     size = task.pairs[0].shape[1]
     if task.pairs[1].shape[1] != size:
         raise ValueError(
@@ -146,6 +158,7 @@ def align_lifted(task: Task, exam: Exam) -> Posed:
         >>> bool(np.abs(after.labelled - after.unseen).max() < 1e-4)
         True
     """
+    task, exam = _both(task, exam, _as_latents, _as_latents)
     inside = []
     for x in task.pairs:
         parts = split_by_span(x, rows=np.arange(len(x)))
@@ -164,7 +177,9 @@ def join(first: Posed, second: Posed, *, weight: float = 1.0) -> Posed:
         weight: size of the first beside that of the second.
 
     Raises:
-        ValueError: if there are fewer than two pairs.
+        TypeError: if features are no real numbers.
+        ValueError: if there are fewer than two pairs, features without spread, or the two are about
+            other clips.
 
     Example:
         >>> import numpy as np
@@ -179,15 +194,18 @@ def join(first: Posed, second: Posed, *, weight: float = 1.0) -> Posed:
     if len(first[0].pairs[0]) < 2:
         raise ValueError("first must have at least 2 pairs: one has no spread to divide by.")
 
-    def scaled(posed: Posed, by: float) -> Posed:
+    def scaled(posed: Posed, by: float, name: str) -> Posed:
+        posed = _both(*posed, _as_latents, _as_latents)
         maps = []
         for x in posed[0].pairs:
             mean = x.mean(axis=0)
+            if not np.ptp(x, axis=0).any():
+                raise ValueError(f"{name} has pairs that are all the same: no size to divide by.")
             size = np.sqrt(np.mean(np.sum((x - mean) ** 2, axis=1)))
             maps.append(lambda y, mean=mean, factor=by / size: (y - mean) * factor)
         return _both(*posed, *maps)
 
-    (task1, exam1), (task2, exam2) = scaled(first, weight), scaled(second, 1.0)
+    (task1, exam1), (task2, exam2) = scaled(first, weight, "first"), scaled(second, 1.0, "second")
     return task1.beside(task2), exam1.beside(exam2)
 
 
@@ -236,7 +254,8 @@ def rank_by_mlp(
         Classes of each unseen target clip, most probable first.
 
     Raises:
-        ValueError: if latents are no numbers, all zero or of different sizes, or an option is out
+        TypeError: if latents are no real numbers.
+        ValueError: if latents are not finite, all zero or of different sizes, or an option is out
             of range.
 
     Source: paper, Section 3.2 (HAR task decoder).
@@ -249,19 +268,19 @@ def rank_by_mlp(
         >>> methods.rank_by_mlp(task, key=jax.random.key(0), steps=100)[:, 0].tolist()
         [4, 5, 7]
     """
-    for x, name in ((task.labelled, "labelled"), (task.unseen, "unseen")):
-        _checks.finite(x, name)
-    if task.labelled.shape[1:] != task.unseen.shape[1:]:
+    labelled = _checks.recordings(task.labelled, "labelled", shape="(n, d)")
+    unseen = _checks.recordings(task.unseen, "unseen", shape="(n, d)")
+    if labelled.shape[1:] != unseen.shape[1:]:
         raise ValueError(
             "labelled and unseen must have latents of one size, got shapes "
-            f"{task.labelled.shape} and {task.unseen.shape}."
+            f"{labelled.shape} and {unseen.shape}."
         )
-    if not np.any(task.labelled):
+    if not labelled.any():
         raise ValueError("labelled has latents without any energy: there is nothing to train on.")
     _checks.integer(steps, "steps", low=1)
     _checks.positive(learning_rate, "learning_rate")
     classes, numbers = np.unique(task.labels, return_inverse=True)
-    z, wanted = np.asarray(task.labelled, np.float32), np.asarray(task.unseen, np.float32)
+    z, wanted = (x.astype(np.float32) for x in to_common_scale(labelled, unseen))
     count, size = z.shape
     if size > count:
         basis = np.linalg.qr(z.T)[0]
@@ -272,6 +291,10 @@ def rank_by_mlp(
     graph, weights = nnx.split(Decoder(key, inputs=count, classes=len(classes)))
     scores = _fit_decoder(graph, weights, z * scale, numbers, wanted * scale, learning_rate, steps)
     return classes[np.argsort(-np.asarray(scores), axis=1, kind="stable")]
+
+
+def _as_latents(x: np.ndarray) -> np.ndarray:
+    return _checks.recordings(x, "latents", shape="(n, d)")
 
 
 def _both(task: Task, exam: Exam, source: Any, target: Any) -> Posed:

@@ -45,11 +45,15 @@ def warp_time(
     Args:
         key: random key.
         x: shape ``(b, length, ...)``, time second.
-        crop: largest share of the time that is cut off.
-        warp: how far the clock may run ahead or behind, as a share of the time.
+        crop: largest share of the time that is cut off, below 1.
+        warp: how far the clock may run ahead or behind, as a share of the time, below 1 / pi, from
+            where on it would run backwards.
 
     Returns:
         Shape of ``x``, linear between frames.
+
+    Raises:
+        ValueError: if ``crop`` or ``warp`` is out of range.
 
     Example:
         >>> import jax
@@ -58,6 +62,10 @@ def warp_time(
         >>> pipeline.warp_time(jax.random.key(0), x, crop=0.0, warp=0.0).ravel().tolist()
         [0.0, 0.25, 0.5, 0.75, 1.0]
     """
+    for value, name, high in ((crop, "crop", 1.0), (warp, "warp", 1 / np.pi)):
+        _checks.positive(value, name, zero=True)
+        if value >= high:
+            raise ValueError(f"{name} must be below {high:.3g}, got {value}.")
     when = _draw_clock(key, x.shape[0], x.shape[1], crop=crop, warp=warp)
     before = jnp.clip(jnp.floor(when).astype(jnp.int32), 0, x.shape[1] - 2)
     tail = (1,) * (x.ndim - 2)
@@ -88,6 +96,7 @@ def augment_inertial(
         (2, 20, 6)
     """
     for_time, for_axes, for_scale, for_noise = jax.random.split(key, 4)
+    x = _as_series(x, channels=6)
     b, length, _ = x.shape
     x = warp_time(for_time, x)
     turn = _draw_rotations(for_axes, b, 0.15, x.dtype)
@@ -117,6 +126,7 @@ def augment_skeleton(
         (2, 20, 60)
     """
     for_time, for_axes, for_scale, for_noise = jax.random.split(key, 4)
+    x = _as_series(x, channels=60)
     b, length, channels = x.shape
     x = warp_time(for_time, x)
     turn = _draw_rotations(for_axes, b, 0.1, x.dtype)
@@ -162,12 +172,17 @@ def augment_video(
 def prepare_video(x: UInt8[Array, "b frames h w *c"]) -> Float[Array, "b frames h w *c"]:
     """Turn stored pixels into numbers from 0 to 2, without augmentation.
 
+    Raises:
+        TypeError: if they are no uint8.
+
     Example:
         >>> import jax.numpy as jnp
         >>> from perfalign_jax.har import pipeline
         >>> float(pipeline.prepare_video(jnp.full((1, 2, 4, 4), 255, jnp.uint8)).max())
         2.0
     """
+    if x.dtype != jnp.uint8:
+        raise TypeError(f"x must hold pixels as uint8, got dtype {x.dtype}.")
     return x.astype(jnp.float32) * (2 / 255)
 
 
@@ -300,6 +315,12 @@ def prefetch(make: Callable[[Any], _T], items: Any, *, ahead: int = 2) -> Iterat
     finally:
         stop.set()
         thread.join()
+
+
+def _as_series(x: Array, *, channels: int) -> Float[Array, "b length channels"]:
+    if x.ndim != 3 or x.shape[2] != channels:
+        raise ValueError(f"x must have shape (b, length, {channels}), got shape {x.shape}.")
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.float32)
 
 
 def _draw_clock(

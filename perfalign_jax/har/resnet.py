@@ -26,7 +26,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, UInt8
 
-from perfalign_jax import serialization
+from perfalign_jax import _checks, serialization
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -210,6 +210,7 @@ class ResNet18(nnx.Module):
     """
 
     def __init__(self, key: Key[Array, ""], *, dtype: DTypeLike = jnp.float32) -> None:
+        _checks.key(key)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"dtype must be a floating-point one, got {dtype!r}.")
         self.conv1 = _Convolution(3, 64, size=7, stride=2, dtype=dtype)

@@ -144,6 +144,7 @@ def draw_subject(*, key: Key[Array, ""]) -> Subject:
         >>> bool(0.3 < subject.lengths[10] < 0.6)  # the thigh, in metres
         True
     """
+    _checks.key(key)
     draws = jax.random.normal(key, (58, 27))  # one call: every further one costs compilation
     (size, pace, energy, girth, skin), own = draws[3, :5], draws[3, 5:]
     usual = jnp.array(
@@ -447,6 +448,7 @@ def simulate(
     for name, values in (("actions", actions), ("modalities", modalities)):
         if not values or len(set(values)) < len(values):
             raise ValueError(f"{name} must list at least one, each once, got {list(values)}.")
+    _checks.key(key)
     _claim(root, key)
     for modality in modalities:
         (root / _FILES[modality]).parent.mkdir(exist_ok=True)

@@ -51,11 +51,13 @@ class Split:
 
     def __post_init__(self) -> None:
         roles = {role: getattr(self, role) for role in ("har", "align", "val", "test")}
-        for role, rows in roles.items():
-            if np.ndim(rows) != 1 or np.asarray(rows).dtype.kind not in "iu":
+        for role, given in roles.items():
+            rows = roles[role] = np.asarray(given, np.int64 if np.size(given) == 0 else None)
+            object.__setattr__(self, role, rows)
+            if rows.ndim != 1 or rows.dtype.kind not in "iu":
                 raise ValueError(
                     f"{role} must be a row of integers, the indices of clips, got shape "
-                    f"{np.shape(rows)} and dtype {np.asarray(rows).dtype}."
+                    f"{rows.shape} and dtype {rows.dtype}."
                 )
         for role in ("har", "align", "test"):
             if len(roles[role]) == 0:
@@ -112,7 +114,7 @@ def read_split(folder: str | Path, names: Sequence[str]) -> Split:
                 "and test.txt with one clip's name a line."
             )
         try:
-            listed = path.read_text(encoding="utf-8").split()
+            listed = path.read_text(encoding="utf-8-sig").split()
         except UnicodeDecodeError:
             raise ValueError(f"{path} is no text file; expected one clip's name a line.") from None
         missing += [name for name in listed if name not in rows]
@@ -132,6 +134,7 @@ def split_at_random(n: int, *, key: Key[Array, ""], name: str = "random") -> Spl
         A ``Split`` that uses every clip once.
 
     Raises:
+        TypeError: if ``n`` is no integer or ``key`` no random key.
         ValueError: if there are too few clips.
 
     Example:
@@ -141,8 +144,8 @@ def split_at_random(n: int, *, key: Key[Array, ""], name: str = "random") -> Spl
         >>> [len(role) for role in (split.har, split.align, split.val, split.test)]
         [8, 8, 2, 2]
     """
-    if n < 10:
-        raise ValueError(f"n must be at least 10, so that every role has a clip, got {n}.")
+    n = _checks.integer(n, "n", low=10, why=", so that every role has a clip")
+    _checks.key(key)
     order = np.asarray(jax.random.permutation(key, n)).astype(np.int64)
     ends = [round(share * n) for share in (0.4, 0.8, 0.9)]
     har, align, val, test = np.split(order, ends)
@@ -170,7 +173,7 @@ def hold_out_subject(
         in ``val``.
 
     Raises:
-        TypeError: if ``pairs`` is no integer.
+        TypeError: if ``pairs`` is no integer or ``key`` no random key.
         ValueError: if the subject has no clip, the others fewer than two, or ``pairs`` leaves
             nothing for ``har``.
 
@@ -180,12 +183,19 @@ def hold_out_subject(
         >>> hold_out_subject(np.array([1, 2, 3, 2]), subject=2, key=jax.random.key(0)).test
         array([1, 3])
     """
+    _checks.key(key)
     subjects = np.asarray(subjects)
+    if subjects.ndim != 1:
+        raise ValueError(f"subjects must have shape (n,), got {subjects.shape}.")
     test = np.flatnonzero(subjects == subject)
     if len(test) == 0:
         present = ", ".join(str(s) for s in np.unique(subjects))
         raise ValueError(f"subject {subject} has no clip; there are subjects {present}.")
     others = np.flatnonzero(subjects != subject)
+    if len(others) < 2:
+        raise ValueError(
+            f"subjects must have at least 2 clips of others than {subject}, got {len(others)}."
+        )
     order = others[np.asarray(jax.random.permutation(key, len(others)))]
     pairs = len(others) // 2 if pairs is None else pairs
     pairs = _checks.integer(pairs, "pairs", low=1, high=len(others) - 1)

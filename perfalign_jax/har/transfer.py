@@ -23,6 +23,7 @@ from jaxtyping import Float, Int, Shaped
 from scipy import stats
 
 from perfalign_jax import _checks, metrics
+from perfalign_jax._numerics import to_common_scale
 from perfalign_jax.har.splits import Split
 
 __all__ = [
@@ -81,8 +82,8 @@ def estimate_mean(values: Sequence[float] | Float[np.ndarray, " s"]) -> Estimate
         92.0 [87.0, 97.0]
     """
     found = np.asarray(values, np.float64)
-    if found.size == 0:
-        raise ValueError("values must hold one number for each split, got none.")
+    if found.ndim != 1 or found.size == 0:
+        raise ValueError(f"values must hold one number for each split, got shape {found.shape}.")
     _checks.finite(found, "values")
     mean = float(found.mean())
     if found.size == 1:
@@ -192,6 +193,7 @@ def split_by_span(x: Float[np.ndarray, "n d"], *, rows: Int[np.ndarray, " m"]) -
         ``Parts``; the inside has as many coordinates as the rank of the chosen rows.
 
     Raises:
+        TypeError: if ``x`` does not hold real numbers.
         ValueError: if ``x`` has another number of dimensions, or the chosen rows are all zero.
 
     Example:
@@ -204,10 +206,7 @@ def split_by_span(x: Float[np.ndarray, "n d"], *, rows: Int[np.ndarray, " m"]) -
         >>> np.allclose(outside @ x[:2].T, 0)
         True
     """
-    x = np.asarray(x)
-    if x.ndim != 2:
-        raise ValueError(f"x must have shape (n, d), got shape {x.shape}.")
-    _checks.finite(x, "x")
+    x = _checks.recordings(x, "x", shape="(n, d)")
     chosen = x[rows]
     if len(chosen) == 0:
         raise ValueError("rows must choose at least one row, got none.")
@@ -240,8 +239,9 @@ def rank_classes(
         Classes of each target clip, most probable first, shape ``(e, classes)``.
 
     Raises:
-        ValueError: if the shapes do not fit together, something is no number, there are fewer than
-            two classes, or the source's latents are all zero.
+        TypeError: if latents are no real numbers, or labels no integers.
+        ValueError: if the shapes do not fit together, something is not finite, there is nothing to
+            classify, there are fewer than two classes, or the source's latents are all zero.
 
     Example:
         >>> import numpy as np
@@ -250,21 +250,27 @@ def rank_classes(
         >>> rank_classes(z, np.array([4, 7]), 2 * z).tolist()
         [[4, 7], [7, 4]]
     """
-    z, wanted, known = np.asarray(source), np.asarray(target), np.asarray(labels)
-    if z.ndim != 2 or wanted.ndim != 2 or z.shape[1] != wanted.shape[1]:
+    z = _checks.recordings(source, "source", shape="(n, d)")
+    wanted = _checks.recordings(target, "target", shape="(n, d)")
+    known = np.asarray(labels)
+    _checks.positive(strength, "strength")
+    if len(wanted) == 0:
+        raise ValueError(f"target must hold at least one clip, got shape {wanted.shape}.")
+    if z.shape[1] != wanted.shape[1]:
         raise ValueError(
             "source and target must have the same number of latent dimensions, got shapes "
             f"{z.shape} and {wanted.shape}."
         )
     if known.shape != z.shape[:1]:
         raise ValueError(f"labels must have shape ({z.shape[0]},), got {known.shape}.")
-    _checks.finite(z, "source")
-    _checks.finite(wanted, "target")
+    if known.dtype.kind not in "iu":
+        raise TypeError(f"labels must be integers, got dtype {known.dtype}.")
     if len(np.unique(known)) < 2:
         raise ValueError(f"labels must name at least 2 classes, got {np.unique(known).tolist()}.")
-    size = np.sqrt(np.mean(np.sum(z * z, axis=1)))
-    if not size > 0:
+    if not z.any():
         raise ValueError("source has latents without any energy: there is nothing to train on.")
+    z, wanted = to_common_scale(z, wanted)
+    size = np.sqrt(np.mean(np.sum(z * z, axis=1)))
     used = z.any(axis=0)  # a coordinate that is zero in training gets no weight
     if not used.all():
         z, wanted = z[:, used], wanted[:, used]
@@ -354,6 +360,9 @@ class Task:
         if len(self.pairs[0]) == 0:
             raise ValueError("pairs must hold at least one pair, got none.")
 
+    def _rows(self) -> tuple[Any, ...]:
+        return len(self.pairs[0]), self.labels.tolist(), len(self.unseen)
+
     def encode(self, source: Encode, target: Encode) -> "Task":
         """Put every array through the encoder of its modality."""
         first, second = (
@@ -367,7 +376,13 @@ class Task:
         )
 
     def beside(self, other: "Task") -> "Task":
-        """Join the features of two tasks about the same clips, side by side."""
+        """Join the features of two tasks about the same clips, side by side.
+
+        Raises:
+            ValueError: if numbers of clips or the labels say that they are about others.
+        """
+        if self._rows() != other._rows():
+            raise ValueError("other must be a task about the same clips, got others.")
         mine, theirs = ((t.pairs[0], t.pairs[1], t.labelled, t.unseen) for t in (self, other))
         a, b, c, d = (np.concatenate(both, axis=1) for both in zip(mine, theirs, strict=True))
         return Task((a, b), labelled=c, labels=self.labels, unseen=d)
@@ -382,6 +397,9 @@ class Exam:
         partners: the source modality of those clips.
         bound: the target modality of D_HAR, whose labels the supervised bound is allowed.
 
+    Raises:
+        ValueError: if the numbers of rows do not fit together.
+
     Example:
         >>> import numpy as np
         >>> from perfalign_jax.har.transfer import Exam
@@ -394,6 +412,9 @@ class Exam:
     partners: Shaped[np.ndarray, "e ..."]
     bound: Shaped[np.ndarray, "h ..."]
 
+    def __post_init__(self) -> None:
+        _checks.paired(self.partners, self.labels, "partners", "labels")
+
     def encode(self, source: Encode, target: Encode) -> "Exam":
         """Put every array through the encoder of its modality."""
         return Exam(
@@ -403,7 +424,14 @@ class Exam:
         )
 
     def beside(self, other: "Exam") -> "Exam":
-        """Join the features of two exams about the same clips, side by side."""
+        """Join the features of two exams about the same clips, side by side.
+
+        Raises:
+            ValueError: if numbers of clips or the labels say that they are about others.
+        """
+        same = np.array_equal(self.labels, other.labels) and len(self.bound) == len(other.bound)
+        if not same:
+            raise ValueError("other must be an exam about the same clips, got others.")
         return Exam(
             labels=self.labels,
             partners=np.concatenate([self.partners, other.partners], axis=1),

@@ -29,7 +29,7 @@ _LAYOUT: dict[str, tuple[str, str, str, tuple[int | None, ...], int]] = {
     "depth": ("Depth", "_depth.mat", "d_depth", (None, None, None), 2),
     "rgb": ("RGB", "_color.avi", "", (), 0),
 }
-_NAME = re.compile(r"a(\d+)_s(\d+)_t(\d+)")
+_NAME = re.compile(r"a([1-9]\d*)_s([1-9]\d*)_t([1-9]\d*)")  # no 01: one clip has one name
 
 
 class DamagedFileError(ValueError):
@@ -132,6 +132,7 @@ def discover(
         ('a1_s2_t3',)
     """
     root = Path(root)
+    modalities = tuple(modalities)
     for modality in modalities:
         _checks.one_of(modality, "modality", tuple(_LAYOUT))
     if not modalities:
@@ -140,6 +141,7 @@ def discover(
         raise FileNotFoundError(f"the UTD-MHAD folder {root} does not exist.")
     available = tuple(m for m, layout in _LAYOUT.items() if (root / layout[0]).is_dir())
     found: dict[str, dict[str, Path]] = {}
+    named: set[str] = set()
     problems = []
     for modality in modalities:
         folder, ending = _LAYOUT[modality][:2]
@@ -152,10 +154,12 @@ def discover(
         for path in sorted((root / folder).iterdir()):
             name = path.name.removesuffix(ending)
             if path.name.endswith(ending) and _NAME.fullmatch(name):
-                files[name] = path
+                named.add(name)
+                if path.is_file():  # a link to nowhere is none
+                    files[name] = path
             elif path.suffix == Path(ending).suffix:
                 problems.append(Problem(path, f"not named a<action>_s<subject>_t<trial>{ending}"))
-    every = sorted(set().union(*found.values()), key=parse_name)
+    every = sorted(named, key=parse_name)
     names = tuple(name for name in every if all(name in files for files in found.values()))
     for name in every:
         for modality in modalities:
