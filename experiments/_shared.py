@@ -9,7 +9,8 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 from rich import box
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
 from rich.progress import track
 from rich.table import Table
 from rich.text import Text
@@ -145,19 +146,19 @@ def draw_figures(out: Path, figures: dict[str, tuple[Figure, str]]) -> dict[str,
 def finish(result: Result, options: Options) -> None:
     """Save a result and print its table."""
     path = save_result(result, options.out)
-    table = Table(title=result.title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("quantity, and what it says", min_width=38)
+    table = Table(title=result.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("quantity, and what it says", min_width=30)
     compared = any(row.paper for row in result.rows)
     if compared:
-        table.add_column("paper", max_width=18)
-    table.add_column("ours [95 % interval]")
+        table.add_column("paper", max_width=16)
+    table.add_column("ours [95 % interval]", min_width=20, max_width=31)
     for row in result.rows:
-        quantity = Text(row.quantity)
+        quantity: list[RenderableType] = [Text(row.quantity)]
         if row.verdict:  # below it: beside it, a narrow terminal would fold every cell
-            quantity.append(f"\n  {row.verdict}", style="dim")
+            quantity.append(Padding(Text(row.verdict, style="dim"), (0, 0, 0, 2)))
         interval = row.interval if row.interval.startswith("[") else f"[{row.interval}]"
         ours = f"{row.ours} {interval}" if row.interval else row.ours
-        table.add_row(quantity, *([Text(row.paper)] if compared else []), Text(ours))
+        table.add_row(Group(*quantity), *([Text(row.paper)] if compared else []), Text(ours))
     console = Console()
     console.print(table)
     console.print(f"{result.summary}\n{result.seconds:.0f} s; numbers: {path}", highlight=False)

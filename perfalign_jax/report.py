@@ -43,6 +43,9 @@ class Options:
         full: the most careful version, where the default had to be reduced to save time.
         seed: seed of everything random.
 
+    Raises:
+        ValueError: if both sizes are asked for, or ``out`` is a file.
+
     Example:
         >>> from perfalign_jax.report import Options
         >>> Options(quick=True).scale
@@ -57,6 +60,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.quick and self.full:
             raise ValueError("quick and full exclude each other; give one of them.")
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"out must be a folder, got the file {self.out}.")
 
     @property
     def scale(self) -> str:

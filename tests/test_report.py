@@ -64,6 +64,12 @@ def test_options_exclude_each_other():
         Options(quick=True, full=True)
 
 
+def test_results_do_not_go_into_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="out must be a folder, got the file"):
+        Options(out=tmp_path / "file")
+
+
 def make(out, name, **fields):
     (out / "figures").mkdir(exist_ok=True)
     (out / "figures" / "a.png").write_bytes(PNG)
