@@ -176,7 +176,7 @@ def positive(value: Any, name: str, *, zero: bool = False) -> None:
     if is_traced(value):
         return
     number = isinstance(value, numbers.Real) or getattr(value, "shape", None) == ()
-    if isinstance(value, bool) or not number:
+    if isinstance(value, bool | np.bool_) or not number or np.iscomplexobj(value):
         raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__}).")
     if not np.isfinite(value) or value < 0 or (value == 0 and not zero):
         raise ValueError(f"{name} must be {'zero or more' if zero else 'above zero'}, got {value}.")

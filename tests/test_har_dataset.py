@@ -9,6 +9,7 @@ import av
 import numpy as np
 import pytest
 import scipy.io
+import scipy.sparse
 
 from perfalign_jax.har import dataset, utd_mhad
 from perfalign_jax.har.dataset import (
@@ -290,6 +291,7 @@ WRONG = {
     "one frame": ({"d_iner": np.ones((1, 6))}, "at least 2 frames"),
     "nothing": ({"d_iner": np.ones((0, 6))}, "at least 2 frames|no readable|expected"),
     "not a number": ({"d_iner": np.full((9, 6), np.nan)}, "NaN or infinity"),
+    "sparse": ({"d_iner": scipy.sparse.csc_matrix(np.eye(6))}, "expected an array, got a csc"),
     "complex": ({"d_iner": np.ones((9, 6)) * 1j}, "expected numbers"),
 }
 

@@ -207,6 +207,14 @@ def test_directions_do_not_depend_on_the_size_of_latents(data, dtype, size):
     np.testing.assert_allclose(task.unseen, expected, atol=2e-3)  # half precision
 
 
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_joined_features_do_not_depend_on_their_size(data, size):
+    posed = flatten(*pose(data))
+    scaled = [own.encode(*[lambda x: (x * size).astype("f4")] * 2) for own in posed]
+    expected, found = (methods.join(p, p)[0].unseen for p in (posed, scaled))
+    np.testing.assert_allclose(found, expected, atol=1e-5)  # float32, values around one
+
+
 def test_half_precision_is_aligned_like_single(data):
     posed = flatten(*pose(data))
     half = [own.encode(*[lambda x: x.astype(np.float16)] * 2) for own in posed]

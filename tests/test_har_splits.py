@@ -117,6 +117,8 @@ def test_what_cannot_be_divided_is_refused():
 def test_lists_of_rows_are_taken_as_arrays():
     split = Split("small", har=[0, 1], align=[2], val=[], test=[3])
     assert split.evaluated.tolist() == [3]
+    unsigned = Split("small", har=[0], align=[1], val=[2], test=np.array([3], "u8"))
+    assert unsigned.evaluated.dtype == np.int64
 
 
 def test_files_may_begin_with_a_byte_order_mark(tmp_path):

@@ -110,7 +110,7 @@ class Store:
             if not np.array_equal(found.pop("digest"), _digest(found)):
                 raise ValueError("its content is not what was written")
         except Exception as error:  # whatever the broken bytes lead the libraries into
-            reason = str(error).strip().split("\n")[0][:200]
+            reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
             raise ValueError(
                 f"the checkpoint {self.path} cannot be read ({reason}); delete that folder to go "
                 "on from the one before."

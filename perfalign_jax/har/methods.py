@@ -198,11 +198,15 @@ def join(first: Posed, second: Posed, *, weight: float = 1.0) -> Posed:
         posed = _both(*posed, _as_latents, _as_latents)
         maps = []
         for x in posed[0].pairs:
-            mean = x.mean(axis=0)
             if not np.ptp(x, axis=0).any():
                 raise ValueError(f"{name} has pairs that are all the same: no size to divide by.")
-            size = np.sqrt(np.mean(np.sum((x - mean) ** 2, axis=1)))
-            maps.append(lambda y, mean=mean, factor=by / size: (y - mean) * factor)
+            exponent = np.frexp(np.abs(x).max())[1]  # squares in range
+            near = np.ldexp(x, -exponent)
+            mean = near.mean(axis=0)
+            factor = by / np.sqrt(np.mean(np.sum((near - mean) ** 2, axis=1)))
+            maps.append(
+                lambda y, e=exponent, mean=mean, factor=factor: (np.ldexp(y, -e) - mean) * factor
+            )
         return _both(*posed, *maps)
 
     (task1, exam1), (task2, exam2) = scaled(first, weight, "first"), scaled(second, 1.0, "second")
@@ -277,6 +281,7 @@ def rank_by_mlp(
         )
     if not labelled.any():
         raise ValueError("labelled has latents without any energy: there is nothing to train on.")
+    _checks.key(key)
     _checks.integer(steps, "steps", low=1)
     _checks.positive(learning_rate, "learning_rate")
     classes, numbers = np.unique(task.labels, return_inverse=True)

@@ -52,13 +52,14 @@ class Split:
     def __post_init__(self) -> None:
         roles = {role: getattr(self, role) for role in ("har", "align", "val", "test")}
         for role, given in roles.items():
-            rows = roles[role] = np.asarray(given, np.int64 if np.size(given) == 0 else None)
-            object.__setattr__(self, role, rows)
+            rows = np.asarray(given, np.int64 if np.size(given) == 0 else None)
             if rows.ndim != 1 or rows.dtype.kind not in "iu":
                 raise ValueError(
                     f"{role} must be a row of integers, the indices of clips, got shape "
                     f"{rows.shape} and dtype {rows.dtype}."
                 )
+            roles[role] = rows.astype(np.int64)
+            object.__setattr__(self, role, roles[role])
         for role in ("har", "align", "test"):
             if len(roles[role]) == 0:
                 raise ValueError(f"split {self.name!r} has no clip in role {role!r}.")

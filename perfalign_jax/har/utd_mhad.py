@@ -220,6 +220,8 @@ def read_clip(path: str | Path, *, modality: str) -> np.ndarray:
     value = content.get(variable)
     if value is None:
         raise DamagedFileError(f"{path}: no variable {variable!r}")
+    if not isinstance(value, np.ndarray):  # a sparse matrix
+        raise DamagedFileError(f"{path}: expected an array, got a {type(value).__name__}")
     expected = "(" + ", ".join("T" if i == time else str(a or "any") for i, a in enumerate(axes))
     if value.ndim != len(axes) or any(
         a is not None and a != size for a, size in zip(axes, value.shape, strict=True)
