@@ -18,10 +18,10 @@ __all__ = [
     "integer",
     "key",
     "latents",
+    "matrix",
     "one_of",
     "paired",
     "positive",
-    "recordings",
     "views",
 ]
 
@@ -157,16 +157,16 @@ def key(value: Any, name: str = "key") -> None:
         raise TypeError(f"{name} must be one random key, as jax.random.key(0), got {came}.")
 
 
-def recordings(value: Any, name: str, *, shape: str = "(n, ...)") -> np.ndarray:
-    """Return real, finite numbers with a row for each clip as a floating-point NumPy array.
+def matrix(value: Any, name: str) -> Float[np.ndarray, "n d"]:
+    """Return real, finite numbers, a row for each clip, as a floating-point NumPy array, or raise.
 
-    Half precision and integers become single and double precision: their squares overflow.
+    Half precision becomes single, integers double: their squares overflow.
     """
     host = np.asarray(value)
     if host.dtype.kind not in "fiu":
         raise TypeError(f"{name} must hold real numbers, got dtype {host.dtype}.")
-    if host.ndim < 1 or (shape == "(n, d)" and host.ndim != 2):
-        raise ValueError(f"{name} must have shape {shape}, got shape {host.shape}.")
+    if host.ndim != 2:
+        raise ValueError(f"{name} must have shape (n, d), got shape {host.shape}.")
     finite(host, name)
     return host.astype(np.promote_types(host.dtype, np.float32), copy=False)
 

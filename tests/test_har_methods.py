@@ -225,6 +225,8 @@ def test_half_precision_is_aligned_like_single(data):
     ):
         assert one[0] == other[0]
         assert np.isfinite(other[1].unseen).all()
+        if one[0] == "ridge regression":  # the others may choose other directions of a null space
+            np.testing.assert_allclose(other[1].unseen, one[1].unseen, atol=0.02)  # 11 bits
     assert np.isfinite(methods.align_lifted(*half)[0].unseen).all()
 
 

@@ -272,8 +272,8 @@ def rank_by_mlp(
         >>> methods.rank_by_mlp(task, key=jax.random.key(0), steps=100)[:, 0].tolist()
         [4, 5, 7]
     """
-    labelled = _checks.recordings(task.labelled, "labelled", shape="(n, d)")
-    unseen = _checks.recordings(task.unseen, "unseen", shape="(n, d)")
+    labelled = _checks.matrix(task.labelled, "labelled")
+    unseen = _checks.matrix(task.unseen, "unseen")
     if labelled.shape[1:] != unseen.shape[1:]:
         raise ValueError(
             "labelled and unseen must have latents of one size, got shapes "
@@ -299,7 +299,7 @@ def rank_by_mlp(
 
 
 def _as_latents(x: np.ndarray) -> np.ndarray:
-    return _checks.recordings(x, "latents", shape="(n, d)")
+    return _checks.matrix(x, "latents")
 
 
 def _both(task: Task, exam: Exam, source: Any, target: Any) -> Posed:

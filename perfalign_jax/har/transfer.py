@@ -206,7 +206,7 @@ def split_by_span(x: Float[np.ndarray, "n d"], *, rows: Int[np.ndarray, " m"]) -
         >>> np.allclose(outside @ x[:2].T, 0)
         True
     """
-    x = _checks.recordings(x, "x", shape="(n, d)")
+    x = _checks.matrix(x, "x")
     chosen = x[rows]
     if len(chosen) == 0:
         raise ValueError("rows must choose at least one row, got none.")
@@ -250,8 +250,8 @@ def rank_classes(
         >>> rank_classes(z, np.array([4, 7]), 2 * z).tolist()
         [[4, 7], [7, 4]]
     """
-    z = _checks.recordings(source, "source", shape="(n, d)")
-    wanted = _checks.recordings(target, "target", shape="(n, d)")
+    z = _checks.matrix(source, "source")
+    wanted = _checks.matrix(target, "target")
     known = np.asarray(labels)
     _checks.positive(strength, "strength")
     if len(wanted) == 0:
