@@ -16,6 +16,7 @@ from perfalign_jax import (
     synthetic,
     theory,
 )
+from perfalign_jax.diagnosis import diagnose
 from perfalign_jax.metrics import (
     cmae,
     effective_rank,
@@ -29,8 +30,14 @@ from perfalign_jax.metrics import (
     retrieval,
 )
 from perfalign_jax.serialization import load, save
-from perfalign_jax.solver import diagnose, encode, fit, predict, transform
-from perfalign_jax.types import Alignment, CollapseWarning, Diagnosis, PrecisionWarning
+from perfalign_jax.solver import encode, fit, predict, transform
+from perfalign_jax.types import (
+    Alignment,
+    CollapseWarning,
+    Diagnosis,
+    OverfitWarning,
+    PrecisionWarning,
+)
 
 _threads.widen_pool()
 __version__ = "0.1.0"
@@ -38,6 +45,7 @@ __all__ = [
     "Alignment",
     "CollapseWarning",
     "Diagnosis",
+    "OverfitWarning",
     "PrecisionWarning",
     "baselines",
     "cmae",

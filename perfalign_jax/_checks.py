@@ -1,6 +1,7 @@
 """Boundary validation: every message names the argument, what came and what was expected."""
 
 import numbers
+import sys
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +23,9 @@ __all__ = [
     "one_of",
     "paired",
     "positive",
+    "tolerance",
     "views",
+    "warn",
 ]
 
 
@@ -31,8 +34,11 @@ def is_traced(tree: Any) -> bool:
     return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
 
 
-def finite(value: Any, name: str) -> None:
-    """Refuse NaN and infinity, naming the first row that has one; traced values pass."""
+def finite(value: Any, name: str, *, first: int = 0) -> None:
+    """Refuse NaN and infinity, naming the first row that has one; traced values pass.
+
+    Rows are counted from ``first``.
+    """
     if is_traced(value):
         return
     # A finite sum proves every entry finite and needs one pass and no memory; an infinite one
@@ -46,9 +52,40 @@ def finite(value: Any, name: str) -> None:
         row = int(np.argmax(bad.reshape(host.shape[0], -1).any(axis=1))) if host.ndim else 0
         what = "NaN" if np.isnan(host[row] if host.ndim else host).any() else "infinity"
         raise ValueError(
-            f"{name} must be finite, but row {row} has {what} "
+            f"{name} must be finite, but row {first + row} has {what} "
             f"({int(bad.sum())} such values in all)."
         )
+
+
+def _plain(value: Any, name: str, shape: str) -> Any:
+    """Return a NumPy or JAX array; a mask that hides something is refused, not dropped."""
+    hidden = np.ma.count_masked(value) if isinstance(value, np.ma.MaskedArray) else 0
+    if hidden:
+        raise ValueError(
+            f"{name} must be a plain array, but {hidden} of its values are masked, and a mask is "
+            "not used here: drop those rows or fill the values in first."
+        )
+    if isinstance(value, jax.Array) or type(value) is np.ndarray:
+        return value
+    try:
+        return np.asarray(value)  # lists, memory maps, and files or frames that can be one
+    except ValueError:  # ragged nested lists
+        raise TypeError(
+            f"{name} must be an array of shape {shape}, got a ragged {type(value).__name__}."
+        ) from None
+
+
+def _stacklevel() -> int:
+    """Levels from the function that warns up to the first caller outside this package."""
+    frame, level = sys._getframe(1), 1
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("perfalign_jax."):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn, pointing at the caller's own line."""
+    warnings.warn(message, category, stacklevel=_stacklevel())
 
 
 def array(value: Any, name: str, *, ndim: int, shape: str) -> Array:
@@ -57,13 +94,17 @@ def array(value: Any, name: str, *, ndim: int, shape: str) -> Array:
     Integers, booleans and half precision are computed in JAX's default float, with a
     ``PrecisionWarning``; so is float64 when 64-bit mode is off.
     """
-    if not hasattr(value, "dtype"):
-        try:
-            value = np.asarray(value)
-        except ValueError:  # ragged nested lists
-            raise TypeError(
-                f"{name} must be an array of shape {shape}, got a ragged {type(value).__name__}."
-            ) from None
+    converted, note = _convert(value, name, ndim=ndim, shape=shape)
+    if note:
+        warn(note, PrecisionWarning)
+    return converted
+
+
+def _convert(
+    value: Any, name: str, *, ndim: int, shape: str, look: bool = True
+) -> tuple[Array, str]:
+    """Return the array, and what to say of its precision; ``look`` for NaN and infinity."""
+    value = _plain(value, name, shape)
     kind = np.dtype(value.dtype) if value.dtype != jnp.bfloat16 else np.dtype(np.float16)
     if kind.kind not in "fiub":
         raise TypeError(
@@ -71,53 +112,76 @@ def array(value: Any, name: str, *, ndim: int, shape: str) -> Array:
         )
     if len(value.shape) != ndim:
         raise ValueError(f"{name} must have shape {shape}, got shape {tuple(value.shape)}.")
-    finite(value, name)
+    if look:
+        finite(value, name)
     wanted = kind.newbyteorder("=") if kind in (np.float32, np.float64) else np.dtype(np.float64)
     if kind == np.float16:
         wanted = np.dtype(np.float32)
-    dtype = jax.dtypes.canonicalize_dtype(wanted)
+    dtype, note = jax.dtypes.canonicalize_dtype(wanted), ""
     if dtype != value.dtype and not is_traced(value):
-        hint = (
-            '; call jax.config.update("jax_enable_x64", True) first to compute in float64'
-            if dtype != wanted
-            else ""
-        )
-        warnings.warn(
-            f"{name} has dtype {value.dtype} and is computed in {dtype}{hint}.",
-            PrecisionWarning,
-            stacklevel=4,
-        )
-    return jnp.asarray(value, dtype)
+        note = f"{name} has dtype {value.dtype} and is computed in {dtype}"
+        if dtype != wanted:
+            note += '; call jax.config.update("jax_enable_x64", True) first to compute in float64'
+    return jnp.asarray(value, dtype), note
 
 
-def views(data: Any, name: str = "views") -> tuple[Float[Array, "n d1"], Float[Array, "n d2"]]:
-    """Return two finite arrays of paired rows of one dtype, or raise."""
-    if not isinstance(data, Sequence) or isinstance(data, str | bytes) or len(data) != 2:
+def views(
+    data: Any, name: str = "views", *, look: bool = True
+) -> tuple[tuple[Float[Array, "n _"], ...], float]:
+    """Return two or more arrays of paired rows of one dtype, and eps of the coarsest they had.
+
+    Row counts are compared before a value is read. NaN and infinity are refused unless ``look`` is
+    False: then the caller does.
+    """
+    if not isinstance(data, Sequence) or isinstance(data, str | bytes) or len(data) < 2:
         came = f"{len(data)} of them" if isinstance(data, Sequence) else type(data).__name__
-        raise TypeError(f"{name} must be a tuple of two arrays (x1, x2), got {came}.")
-    x1, x2 = (array(x, f"x{m + 1}", ndim=2, shape=f"(n, d{m + 1})") for m, x in enumerate(data))
-    paired(x1, x2, "x1", "x2")
-    for x, label in ((x1, "x1"), (x2, "x2")):
+        raise TypeError(
+            f"{name} must be a tuple of two arrays (x1, x2), got {came}; it may be longer."
+        )
+    names = [f"x{m + 1}" for m in range(len(data))]
+    shapes = [tuple(getattr(x, "shape", ())) for x in data]
+    for other, shape in zip(names[1:], shapes[1:], strict=True):
+        if len(shape) == len(shapes[0]) == 2:
+            _same_rows(shapes[0], shape, names[0], other)
+    coarsest = 0.0
+    for x in data:
+        if jnp.issubdtype(getattr(x, "dtype", None) or np.float64, jnp.floating):
+            coarsest = max(coarsest, float(jnp.finfo(getattr(x, "dtype", np.float64)).eps))
+    arrays, notes = zip(
+        *(
+            _convert(x, label, ndim=2, shape=f"(n, d{m + 1})", look=look)
+            for m, (x, label) in enumerate(zip(data, names, strict=True))
+        ),
+        strict=True,
+    )
+    for x, label in zip(arrays[1:], names[1:], strict=True):
+        paired(arrays[0], x, names[0], label)
+    for x, label in zip(arrays, names, strict=True):
         if x.shape[1] < 1:
             raise ValueError(f"{label} must have at least one column, got shape {x.shape}.")
-    if x1.dtype != x2.dtype:
-        dtype = jnp.promote_types(x1.dtype, x2.dtype)
-        warnings.warn(
-            f"x1 has dtype {x1.dtype} and x2 {x2.dtype}; both are computed in {dtype}.",
-            PrecisionWarning,
-            stacklevel=3,
+    dtype = jnp.result_type(*arrays)
+    said = [label for label, note in zip(names, notes, strict=True) if note]
+    if said:
+        more = f" ({', '.join(said[1:])} too)" if said[1:] else ""
+        warn(f"{next(filter(None, notes))}{more}.", PrecisionWarning)
+    elif any(x.dtype != dtype for x in arrays):
+        came = " and ".join(f"{label} {x.dtype}" for label, x in zip(names, arrays, strict=True))
+        came = came.replace("x1 ", "x1 has dtype ", 1)
+        warn(f"{came}; all are computed in {dtype}.", PrecisionWarning)
+    return tuple(x.astype(dtype) for x in arrays), coarsest
+
+
+def _same_rows(a: tuple[int, ...], b: tuple[int, ...], a_name: str, b_name: str) -> None:
+    if a[0] != b[0]:
+        raise ValueError(
+            f"{a_name} and {b_name} must have the same number of rows (row i of both shows the "
+            f"same thing), got {a[0]} and {b[0]} (shapes {a} and {b})."
         )
-        x1, x2 = x1.astype(dtype), x2.astype(dtype)
-    return x1, x2
 
 
 def paired(a: Any, b: Any, a_name: str, b_name: str) -> None:
     """Refuse two arrays whose numbers of rows differ."""
-    if a.shape[0] != b.shape[0]:
-        raise ValueError(
-            f"{a_name} and {b_name} must have the same number of rows (row i of both shows the "
-            f"same thing), got {a.shape[0]} and {b.shape[0]} (shapes {a.shape} and {b.shape})."
-        )
+    _same_rows(tuple(a.shape), tuple(b.shape), a_name, b_name)
 
 
 def latents(
@@ -180,6 +244,15 @@ def positive(value: Any, name: str, *, zero: bool = False) -> None:
         raise TypeError(f"{name} must be a number, got {value!r} ({type(value).__name__}).")
     if not np.isfinite(value) or value < 0 or (value == 0 and not zero):
         raise ValueError(f"{name} must be {'zero or more' if zero else 'above zero'}, got {value}.")
+
+
+def tolerance(rtol: Any) -> None:
+    """Refuse a relative tolerance that is no share of one; None and traced values pass."""
+    if rtol is None:
+        return
+    positive(rtol, "rtol", zero=True)
+    if not is_traced(rtol) and rtol >= 1:
+        raise ValueError(f"rtol must be below 1, got {rtol}.")
 
 
 def one_of(value: Any, name: str, allowed: tuple[str, ...]) -> None:

@@ -2,10 +2,8 @@
 
 - Matrix products run at the highest precision the backend has: tf32 and bf16 passes lose the
   null space.
-- A singular value counts as zero when it is at most ``eps(dtype) * (d + sqrt(n)) * largest`` for
-  ``n`` samples of ``d`` features. Rounding in the data and in the factorisation grows like the
-  square root of ``n``; the usual ``max(n, d)`` would cut a float32 problem of a million samples at
-  a tenth of its largest singular value.
+- A singular value counts as zero when it is at most ``rounding`` times the largest; there is no
+  other cut-off in the package.
 - Signs: in every row of a projection the entry of largest magnitude is positive.
 - The dtype is the data's own; nothing here casts.
 """
@@ -16,7 +14,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-__all__ = ["flip_signs", "matmul", "rank_cutoff", "to_common_scale"]
+__all__ = ["compress", "flip_signs", "matmul", "rank_cutoff", "rounding", "to_common_scale"]
 
 
 def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -24,16 +22,69 @@ def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
+def rounding(
+    dtype: jnp.dtype,
+    samples: ArrayLike,
+    features: int,
+    *,
+    common: ArrayLike = 0.0,
+    coarsest: ArrayLike = 0.0,
+) -> Float[Array, ""]:
+    """Share of the largest singular value that rounding alone can give to another one.
+
+    The factorisation of ``(n, d)`` data is that of data changed by about ``d eps`` of its norm
+    (Higham, 2002, Section 19.3). The entries themselves are rounded to ``eps / 2``: ``n d``
+    independent errors of entries of size ``a`` make a matrix of norm
+    ``eps a (sqrt(n) + sqrt(d))``, beside a largest singular value of at least ``a sqrt(n)``. Sums
+    over ``n`` terms add errors that grow like ``sqrt(n)``. Together ``eps (d + sqrt(n))``: the
+    customary ``eps max(n, d)`` would cut a million float32 samples at a tenth of the largest.
+
+    Args:
+        dtype: in which it is computed.
+        samples: number of samples ``n``.
+        features: number of features ``d``.
+        common: energy of the mean over that of the spread, ``W |mean|^2 / sum_i w_i |x_i|^2``,
+            where the mean has been removed: what was rounded is the data with its mean.
+        coarsest: eps of the coarsest dtype the data came in, where that is not ``dtype``. Its
+            errors alone make ``2 eps (1 + sqrt(d / n))`` of the largest, by the same argument.
+    """
+    n = jnp.maximum(jnp.asarray(samples, dtype), 1)
+    eps = jnp.finfo(dtype).eps
+    own = eps * (features + jnp.sqrt(n)) * jnp.sqrt(1 + jnp.asarray(common, dtype))
+    coarse = jnp.minimum(2 * coarsest * (1 + jnp.sqrt(features / n)), 0.5)
+    return jnp.where(coarsest > eps, jnp.maximum(own, coarse), own).astype(dtype)
+
+
 def rank_cutoff(
     singular_values: Float[Array, " r"], shape: tuple[ArrayLike, int]
 ) -> Float[Array, ""]:
     """Return the value at or below which a singular value of ``(n, d)`` data counts as zero."""
-    if singular_values.shape[-1] == 0:
-        return jnp.zeros((), singular_values.dtype)
-    samples, features = shape
-    eps = jnp.finfo(singular_values.dtype).eps
-    size = features + jnp.sqrt(jnp.asarray(samples, singular_values.dtype))
-    return eps * size * jnp.max(singular_values)
+    largest = jnp.max(singular_values, initial=0)
+    return rounding(singular_values.dtype, *shape) * largest
+
+
+@jax.custom_jvp
+def compress(stacked: Float[Array, "r d"]) -> Float[Array, "m d"]:
+    """Return at most ``d`` rows with the same Gram matrix: the R of a QR, if there are more.
+
+    Every solver depends on the rows through their Gram matrix alone, so the derivative may be any
+    lift of the Gram matrix's: with ``Y = Q R``, ``dR = Q' dY`` gives
+    ``dR' R + R' dR = dY' Y + Y' dY`` and is finite where ``R`` is singular, as it is in every
+    perfectly alignable problem. It is a first derivative only.
+    """
+    rows, columns = stacked.shape
+    if rows <= columns:
+        return stacked
+    return jnp.linalg.qr(stacked, mode="r")
+
+
+@compress.defjvp
+def _compress_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    (stacked,), (tangent,) = primals, tangents
+    if stacked.shape[0] <= stacked.shape[1]:
+        return stacked, tangent
+    q, r = jnp.linalg.qr(stacked)
+    return r, matmul(q.T, tangent)
 
 
 def flip_signs(rows: Float[Array, "k d"]) -> Float[Array, "k d"]:

@@ -10,8 +10,9 @@ Two families start from the same statistic as the solver:
 cut-off, and none forms a features x features matrix for its factorisation when there are fewer
 rows than features. The directions below the cut-off are mapped to zero.
 
-For the second family and ``identity``, ``singular_values`` holds the residual of every row,
-``sqrt(sum_i (a_j1 . x_i1 - a_j2 . x_i2)^2)``: for a perfect alignment that is its singular value.
+All are about two views by nature. ``singular_values`` holds what every row leaves over,
+``sqrt(sum_i (a_j1 . x_i1 - a_j2 . x_i2)^2)``, as for a perfect alignment; what the first family
+made large is in ``coupling``.
 """
 
 import functools
@@ -21,8 +22,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from perfalign_jax import _checks, statistics
-from perfalign_jax._numerics import flip_signs, matmul, rank_cutoff
-from perfalign_jax.statistics import Gram, Statistic
+from perfalign_jax._numerics import compress, flip_signs, matmul
+from perfalign_jax.statistics import Rows, Statistic
 from perfalign_jax.types import Alignment, Views
 
 __all__ = [
@@ -39,7 +40,7 @@ __all__ = [
 _Pair = tuple[Float[Array, "_ _"], Float[Array, "_ _"]]
 
 
-def cca(data: Views | Statistic, *, k: int, center: bool = True) -> Alignment:
+def cca(data: Views | Statistic, *, k: int, center: bool = False) -> Alignment:
     """Canonical correlation analysis: the most correlated directions of two views.
 
     The latents of each view are uncorrelated with unit variance (over ``n``, or over the total
@@ -52,7 +53,7 @@ def cca(data: Views | Statistic, *, k: int, center: bool = True) -> Alignment:
         center: remove the means first.
 
     Returns:
-        Alignment with ``singular_values`` the canonical correlations, largest first.
+        Alignment with ``coupling`` the canonical correlations, largest first.
 
     Raises:
         TypeError: if ``data`` is no pair of real arrays or ``k`` no integer.
@@ -67,14 +68,14 @@ def cca(data: Views | Statistic, *, k: int, center: bool = True) -> Alignment:
         >>> from perfalign_jax import baselines
         >>> z = np.random.default_rng(0).normal(size=(100, 2)).astype("float32")
         >>> alignment = baselines.cca((z @ np.float32([[1, 2], [0, 1]]), 5 * z), k=2)
-        >>> np.asarray(alignment.singular_values).round(3).tolist()
+        >>> np.asarray(alignment.coupling).round(3).tolist()
         [1.0, 1.0]
     """
     return _checked_cca(data, 0.0, k=k, center=center, method="cca")
 
 
 def ridge_cca(
-    data: Views | Statistic, *, k: int, ridge: float | Array, center: bool = True
+    data: Views | Statistic, *, k: int, ridge: float | Array, center: bool = False
 ) -> Alignment:
     """Ridge-regularised canonical correlation analysis; at ``ridge=0`` it is ``cca``.
 
@@ -89,7 +90,7 @@ def ridge_cca(
         center: remove the means first.
 
     Returns:
-        Alignment with ``singular_values`` the regularised correlations, largest first.
+        Alignment with ``coupling`` the regularised correlations, largest first.
 
     Raises:
         TypeError: if ``data`` is no pair of real arrays, ``k`` no integer or ``ridge`` no number.
@@ -103,7 +104,7 @@ def ridge_cca(
         >>> from perfalign_jax import baselines
         >>> x = np.random.default_rng(0).normal(size=(50, 3)).astype("float32")
         >>> alignment = baselines.ridge_cca((x, x), k=1, ridge=1.0)
-        >>> bool(alignment.singular_values[0] < 0.7)
+        >>> bool(alignment.coupling[0] < 0.7)
         True
     """
     _checks.positive(ridge, "ridge", zero=True)
@@ -111,7 +112,7 @@ def ridge_cca(
 
 
 def linear_contrastive(
-    data: Views | Statistic, *, k: int, rho: float | Array = 1.0, center: bool = True
+    data: Views | Statistic, *, k: int, rho: float | Array = 1.0, center: bool = False
 ) -> Alignment:
     """Linear contrastive alignment in closed form: the SVD of the cross-covariance.
 
@@ -129,7 +130,7 @@ def linear_contrastive(
         center: remove the means first; otherwise ``S12`` is the uncentred cross-moment.
 
     Returns:
-        Alignment with ``singular_values`` those of the cross-covariance, largest first.
+        Alignment with ``coupling`` the singular values of the cross-covariance, largest first.
 
     Raises:
         TypeError: if ``data`` is no pair of real arrays, ``k`` no integer or ``rho`` no number.
@@ -142,11 +143,11 @@ def linear_contrastive(
         >>> import numpy as np
         >>> from perfalign_jax import baselines
         >>> x = np.float32([[1, 0], [-1, 0], [0, 2], [0, -2]])
-        >>> round(float(baselines.linear_contrastive((x, 2 * x), k=1).singular_values[0]), 4)
+        >>> round(float(baselines.linear_contrastive((x, 2 * x), k=1).coupling[0]), 4)
         4.0
     """
     _checks.positive(rho, "rho")
-    state = statistics.as_statistic(data)
+    state = _two_views(data)
     _check_k(state, k, center)
     return _linear_contrastive(state, rho, k=k, center=center)
 
@@ -181,7 +182,7 @@ def procrustes(data: Views | Statistic, *, center: bool = False) -> Alignment:
         >>> (np.asarray(alignment.projections[0]).round(3) + 0.0).tolist()
         [[0.0, -1.0], [1.0, 0.0]]
     """
-    return _procrustes(statistics.as_statistic(data), center=center)
+    return _procrustes(_two_views(data), center=center)
 
 
 def least_squares(data: Views | Statistic, *, center: bool = False) -> Alignment:
@@ -212,7 +213,7 @@ def least_squares(data: Views | Statistic, *, center: bool = False) -> Alignment
         >>> np.asarray(alignment.projections[0]).round(3).tolist()
         [[1.0, 3.0]]
     """
-    return _regression(statistics.as_statistic(data), 0.0, center=center, method="ols")
+    return _regression(_two_views(data), 0.0, center=center, method="least_squares")
 
 
 def ridge_regression(
@@ -247,8 +248,8 @@ def ridge_regression(
         [0.5, 0.5]
     """
     _checks.positive(ridge, "ridge", zero=True)
-    state = statistics.as_statistic(data)
-    return _regression(state, ridge, center=center, method="ridge")
+    state = _two_views(data)
+    return _regression(state, ridge, center=center, method="ridge_regression")
 
 
 def total_least_squares(data: Views | Statistic, *, center: bool = False) -> Alignment:
@@ -284,7 +285,7 @@ def total_least_squares(data: Views | Statistic, *, center: bool = False) -> Ali
         >>> np.asarray(alignment.projections[0]).round(3).tolist()
         [[1.0, 3.0]]
     """
-    alignment, missing = _total_least_squares(statistics.as_statistic(data), center=center)
+    alignment, missing = _total_least_squares(_two_views(data), center=center)
     if not _checks.is_traced(missing) and missing > 0:
         raise ValueError(
             f"total least squares has no solution for these views: {int(missing)} of the trailing "
@@ -318,22 +319,34 @@ def identity(data: Views | Statistic, *, center: bool = False) -> Alignment:
         >>> alignment.projections[1].tolist()
         [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
-    return _identity(statistics.as_statistic(data), center=center)
+    return _identity(_two_views(data), center=center)
+
+
+def _two_views(data: Views | Statistic) -> Statistic:
+    return statistics.as_statistic(data, views=2)
 
 
 def _check_k(state: Statistic, k: int, center: bool) -> None:
-    b1, b2 = jax.eval_shape(functools.partial(statistics.rows, center=center), state)
-    rows, d1, d2 = b1.shape[0], b1.shape[1], b2.shape[1]
+    d1, d2 = state.dims
+    rows = jax.eval_shape(functools.partial(_rows, center=center), state).blocks[0].shape[0]
     if rows == 0:
         raise ValueError("data must have at least two samples, got one: its centred views are 0.")
     why = f" (the smallest of d1 = {d1}, d2 = {d2} and the {rows} rows of the statistic)"
     _checks.integer(k, "k", low=1, high=min(rows, d1, d2), why=why)
 
 
+def _rows(state: Statistic, *, center: bool) -> Rows:
+    """Rows of the statistic, no more than features: factors of tall data would be tall."""
+    rows = statistics.rows(state, center=center)
+    small = compress(jnp.concatenate(rows.blocks, axis=1))
+    d1 = state.dims[0]
+    return rows._replace(blocks=(small[:, :d1], small[:, d1:]))
+
+
 def _checked_cca(
     data: Views | Statistic, ridge: float | Array, *, k: int, center: bool, method: str
 ) -> Alignment:
-    state = statistics.as_statistic(data)
+    state = _two_views(data)
     _check_k(state, k, center)
     alignment, ranks = _cca(state, ridge, k=k, center=center, method=method)
     if not _checks.is_traced(ranks) and k > min(map(int, ranks)):
@@ -348,10 +361,10 @@ def _checked_cca(
 def _cca(
     state: Statistic, ridge: float | Array, *, k: int, center: bool, method: str
 ) -> tuple[Alignment, Int[Array, "2"]]:
-    blocks = statistics.rows(state, center=center)
+    rows = _rows(state, center=center)
     lefts, backs, ranks = [], [], []
-    for block in blocks:
-        u, s, vt, keep = _svd(block, state)
+    for block in rows.blocks:
+        u, s, vt, keep = _svd(block, rows.rounding)
         # 1 / sqrt(s^2 + penalty) on the directions kept, zero on the others.
         penalty = ridge * jnp.sum(s * s) / block.shape[1]
         whiten = jnp.where(keep, 1 / jnp.sqrt(jnp.where(keep, s * s + penalty, 1)), 0)
@@ -359,88 +372,83 @@ def _cca(
         backs.append(whiten[:, None] * vt)
         ranks.append(jnp.sum(keep))
     p1, correlations, p2t = jnp.linalg.svd(matmul(lefts[0].T, lefts[1]), full_matrices=False)
-    scale = jnp.sqrt(statistics.total_weight(state))
+    scale = jnp.sqrt(rows.weight)
     pair = _flip_pair(scale * matmul(p1[:, :k].T, backs[0]), scale * matmul(p2t[:k], backs[1]))
-    values = jnp.minimum(correlations[:k], 1)
-    return _result(state, pair, values, center=center, method=method), jnp.stack(ranks)
+    coupling = jnp.minimum(correlations[:k], 1)
+    return _result(rows, pair, coupling, center=center, method=method), jnp.stack(ranks)
 
 
 @functools.partial(jax.jit, static_argnames=("k", "center"))
 def _linear_contrastive(state: Statistic, rho: float | Array, *, k: int, center: bool) -> Alignment:
-    u, s, v, keep = _cross_svd(statistics.rows(state, center=center), state)
-    values = (s / statistics.total_weight(state))[:k]
-    scale = jnp.sqrt(jnp.where(keep[:k], values, 0) / rho)[:, None]
+    rows = _rows(state, center=center)
+    u, s, v, keep = _cross_svd(rows)
+    coupling = (s / rows.weight)[:k]
+    scale = jnp.sqrt(jnp.where(keep[:k], coupling, 0) / rho)[:, None]
     pair = _flip_pair(scale * u[:, :k].T, scale * v[:, :k].T)
-    return _result(state, pair, values, center=center, method="linear_contrastive")
+    return _result(rows, pair, coupling, center=center, method="linear_contrastive")
 
 
 @functools.partial(jax.jit, static_argnames=("center",))
 def _procrustes(state: Statistic, *, center: bool) -> Alignment:
-    blocks = statistics.rows(state, center=center)
-    u, _, v, keep = _cross_svd(blocks, state)
-    return _onto_second(
-        state, blocks, matmul(v * keep[None, :], u.T), center=center, method="procrustes"
-    )
+    rows = _rows(state, center=center)
+    u, _, v, keep = _cross_svd(rows)
+    return _onto_second(rows, matmul(v * keep[None, :], u.T), center=center, method="procrustes")
 
 
 @functools.partial(jax.jit, static_argnames=("center", "method"))
 def _regression(state: Statistic, ridge: float | Array, *, center: bool, method: str) -> Alignment:
-    blocks = statistics.rows(state, center=center)
-    u, s, vt, keep = _svd(blocks[0], state)
-    penalty = ridge * jnp.sum(s * s) / blocks[0].shape[1]
+    rows = _rows(state, center=center)
+    u, s, vt, keep = _svd(rows.blocks[0], rows.rounding)
+    penalty = ridge * jnp.sum(s * s) / rows.blocks[0].shape[1]
     # s / (s^2 + penalty) without squaring, so that at zero penalty it is exactly 1 / s.
     safe = jnp.where(keep, s, 1)
     gain = jnp.where(keep, 1 / (safe + penalty / safe), 0)
-    weights = matmul(matmul(blocks[1].T, u) * gain[None, :], vt)
-    return _onto_second(state, blocks, weights, center=center, method=method)
+    weights = matmul(matmul(rows.blocks[1].T, u) * gain[None, :], vt)
+    return _onto_second(rows, weights, center=center, method=method)
 
 
 @functools.partial(jax.jit, static_argnames=("center",))
 def _total_least_squares(state: Statistic, *, center: bool) -> tuple[Alignment, Int[Array, ""]]:
-    blocks = statistics.rows(state, center=center)
-    d1 = blocks[0].shape[1]
-    _, _, vt, keep = _svd(jnp.concatenate(blocks, axis=1), state)
+    rows = _rows(state, center=center)
+    d1 = rows.blocks[0].shape[1]
+    _, _, vt, keep = _svd(jnp.concatenate(rows.blocks, axis=1), rows.rounding)
     # The trailing singular vectors [A1, -A2] are orthogonal to the leading ones [L1, L2], so that
     # L1 W' = L2 is the same equation as A2 W = A1.
     leading = jnp.where(keep[:d1, None], vt[:d1], 0)
-    u, s, wt, solvable = _svd(leading[:, :d1], state)
+    u, s, wt, solvable = _svd(leading[:, :d1], rows.rounding)
     inverse = jnp.where(solvable, 1 / jnp.where(solvable, s, 1), 0)
     weights = matmul(matmul(leading[:, d1:].T, u) * inverse[None, :], wt)
     missing = jnp.sum(keep[:d1]) - jnp.sum(solvable)
-    return _onto_second(state, blocks, weights, center=center, method="tls"), missing
+    return _onto_second(rows, weights, center=center, method="total_least_squares"), missing
 
 
 @functools.partial(jax.jit, static_argnames=("center",))
 def _identity(state: Statistic, *, center: bool) -> Alignment:
-    b1, b2 = blocks = statistics.rows(state, center=center)
-    k = min(b1.shape[1], b2.shape[1])
-    pair = (jnp.eye(k, b1.shape[1], dtype=b1.dtype), jnp.eye(k, b2.shape[1], dtype=b1.dtype))
-    return _result(state, pair, _residuals(blocks, pair), center=center, method="identity")
+    rows = _rows(state, center=center)
+    k, dtype = min(state.dims), rows.weight.dtype
+    pair = (jnp.eye(k, state.dims[0], dtype=dtype), jnp.eye(k, state.dims[1], dtype=dtype))
+    return _result(rows, pair, jnp.zeros((0,), dtype), center=center, method="identity")
 
 
 def _svd(
-    block: Float[Array, "r c"], state: Statistic
+    block: Float[Array, "r c"], rounding: Array
 ) -> tuple[Float[Array, "r p"], Float[Array, " p"], Float[Array, "p c"], Bool[Array, " p"]]:
     """Thin SVD, and which of its directions lie above the rank cut-off."""
     u, s, vt = jnp.linalg.svd(block, full_matrices=False)
-    shape = (state.samples, block.shape[1])
-    # The rows of a Gram statistic are known to half the digits only.
-    squared = isinstance(state, Gram)
-    cutoff = jnp.sqrt(rank_cutoff(s * s, shape)) if squared else rank_cutoff(s, shape)
-    return u, s, vt, s > cutoff
+    return u, s, vt, s > rounding * jnp.max(s, initial=0)
 
 
 def _cross_svd(
-    blocks: _Pair, state: Statistic
+    rows: Rows,
 ) -> tuple[Float[Array, "d1 p"], Float[Array, " p"], Float[Array, "d2 p"], Bool[Array, " p"]]:
     """Thin SVD of ``B1' B2``, never larger than the number of rows where those are few."""
     bases, small = [], []
-    for block in blocks:
+    for block in rows.blocks:
         tall = block.shape[0] < block.shape[1]
         basis, r = jnp.linalg.qr(block.T) if tall else (None, block.T)
         bases.append(basis)
         small.append(r)
-    u, s, vt, keep = _svd(matmul(small[0], small[1].T), state)
+    u, s, vt, keep = _svd(matmul(small[0], small[1].T), rows.rounding)
     u, v = (
         side if basis is None else matmul(basis, side)
         for basis, side in zip(bases, (u, vt.T), strict=True)
@@ -454,37 +462,24 @@ def _flip_pair(a1: Float[Array, "k d1"], a2: Float[Array, "k d2"]) -> _Pair:
     return both[:, : a1.shape[1]], both[:, a1.shape[1] :]
 
 
-def _residuals(blocks: _Pair, pair: _Pair) -> Float[Array, " k"]:
-    difference = matmul(blocks[0], pair[0].T) - matmul(blocks[1], pair[1].T)
-    return jnp.linalg.norm(difference, axis=0)
-
-
 def _onto_second(
-    state: Statistic,
-    blocks: _Pair,
-    weights: Float[Array, "d2 d1"],
-    *,
-    center: bool,
-    method: str,
+    rows: Rows, weights: Float[Array, "d2 d1"], *, center: bool, method: str
 ) -> Alignment:
     pair = (weights, jnp.eye(weights.shape[0], dtype=weights.dtype))
-    return _result(state, pair, _residuals(blocks, pair), center=center, method=method)
+    return _result(rows, pair, weights[:0, 0], center=center, method=method)
 
 
 def _result(
-    state: Statistic,
-    pair: _Pair,
-    values: Float[Array, " k"],
-    *,
-    center: bool,
-    method: str,
+    rows: Rows, pair: _Pair, coupling: Float[Array, " _"], *, center: bool, method: str
 ) -> Alignment:
-    means = statistics.means(state)
+    z1, z2 = (matmul(block, a.T) for block, a in zip(rows.blocks, pair, strict=True))
+    residuals = jnp.linalg.norm(z1 - z2, axis=0)
     return Alignment(
         projections=pair,
-        singular_values=values,
-        means=means if center else tuple(jnp.zeros_like(m) for m in means),
-        offset=jnp.zeros_like(values),
+        singular_values=residuals,
+        means=rows.means if center else tuple(jnp.zeros_like(m) for m in rows.means),
+        offset=jnp.zeros_like(residuals),
+        coupling=coupling,
         method=method,
         center=center,
     )

@@ -7,6 +7,7 @@ known up to a change of basis, and no error measured on pairs can tell one basis
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from perfalign_jax import _checks, statistics
-from perfalign_jax._numerics import flip_signs, matmul, rank_cutoff
+from perfalign_jax._numerics import compress, flip_signs, matmul, rank_cutoff
 from perfalign_jax.statistics import Statistic
 from perfalign_jax.types import Alignment, Views
 
@@ -38,8 +39,8 @@ def apply_gauge(
 
     Returns:
         The alignment with ``q`` latent dimensions. Its ``singular_values`` are the residuals of
-        the new rows, ``sqrt(sum_j matrix_ij^2 s_j^2)``, exact for a perfect alignment; what else
-        a baseline stores there is mixed by the same rule.
+        the new rows, ``sqrt(sum_j matrix_ij^2 s_j^2)``, exact for a perfect alignment; it has no
+        ``coupling``, which belongs to the axes that were mixed.
 
     Raises:
         TypeError: if ``matrix`` or ``offset`` does not hold real numbers.
@@ -84,14 +85,14 @@ def canonicalize(alignment: Alignment, data: Views | Statistic) -> Alignment:
 
     Args:
         alignment: of the views' numbers of features.
-        data: two arrays of paired rows, shapes ``(n, d1)`` and ``(n, d2)``, or a statistic of them;
-            usually what the alignment was fitted to.
+        data: arrays of paired rows, shapes ``(n, d_m)``, or a statistic of them; usually what the
+            alignment was fitted to.
 
     Returns:
         The rotated alignment; ``singular_values`` follow as in ``apply_gauge``.
 
     Raises:
-        TypeError: if ``data`` is no pair of real arrays.
+        TypeError: if ``data`` is no tuple of real arrays.
         ValueError: if the views do not fit together or not to the alignment, or have NaN.
 
     Source: the paper's "Key Insights" in Section 3.1 names the freedom; the choice is this
@@ -111,24 +112,28 @@ def canonicalize(alignment: Alignment, data: Views | Statistic) -> Alignment:
         raise ValueError(
             f"data must have the alignment's {alignment.dims} features, got {state.dims}."
         )
-    return _canonicalize(alignment, state)
+    return _apply(
+        alignment,
+        _principal_axes(alignment.projections, state, center=alignment.center),
+        jnp.zeros_like(alignment.offset),
+    )
 
 
 def calibrate(
     alignment: Alignment,
-    views: tuple[_ArrayLike | None, _ArrayLike | None],
+    views: tuple[_ArrayLike | None, ...],
     latents: Float[_ArrayLike, "m q"],
 ) -> Alignment:
     """Fit the affine change of basis that brings the latents of a few samples to known values.
 
-    One matrix and one offset serve both modalities, so anchors seen in one modality calibrate the
+    One matrix and one offset serve all modalities, so anchors seen in one modality calibrate the
     other as well. They are the least-squares solution over the anchors of the modalities given;
     ``k + 1`` anchors without noise determine them.
 
     Args:
         alignment: with ``k`` latent dimensions.
-        views: the anchors as ``(x1, x2)``, shapes ``(m, d1)`` and ``(m, d2)``; ``None`` in place of
-            a modality in which they were not seen.
+        views: the anchors as ``(x1, x2, ...)``, shapes ``(m, d_v)``; ``None`` in place of a
+            modality in which they were not seen.
         latents: their true latents, shape ``(m, q)``; usually ``q = k``.
 
     Returns:
@@ -136,7 +141,7 @@ def calibrate(
         follow as in ``apply_gauge``.
 
     Raises:
-        TypeError: if an array does not hold real numbers or ``views`` is no pair.
+        TypeError: if an array does not hold real numbers or ``views`` is no tuple.
         ValueError: if shapes do not fit, there are NaN, there are fewer than ``k + 1`` anchors, or
             their estimated latents are affinely dependent (checked outside ``jit`` only, where such
             directions are mapped to zero).
@@ -164,7 +169,9 @@ def calibrate(
             f"calibrate needs at least k + 1 = {k + 1} anchors to fit a matrix and an offset, "
             f"got {count}."
         )
-    calibrated, rank = _calibrate(alignment, anchors, target)
+    matrix, offset, rank = _calibration(
+        anchors, alignment.means, alignment.projections, alignment.offset, target
+    )
     if not _checks.is_traced(rank) and rank < k:
         raise ValueError(
             f"the anchors are affinely dependent: their estimated latents span {int(rank)} of "
@@ -172,32 +179,34 @@ def calibrate(
             "of them do not help, the alignment has directions without energy and needs a "
             "smaller k."
         )
-    return calibrated
+    return _apply(alignment, matrix, offset)
 
 
 def _anchors(
-    alignment: Alignment, views: tuple[_ArrayLike | None, _ArrayLike | None]
-) -> tuple[Array | None, Array | None]:
-    if not isinstance(views, tuple | list) or len(views) != 2:
+    alignment: Alignment, views: tuple[_ArrayLike | None, ...]
+) -> tuple[Array | None, ...]:
+    if not isinstance(views, tuple | list) or len(views) != len(alignment.dims):
+        came = f"{len(views)} of them" if isinstance(views, tuple | list) else type(views).__name__
         raise TypeError(
-            "views must be a tuple (x1, x2), with None for a modality that is not there, "
-            f"got {type(views).__name__}."
+            f"views must be a tuple of the alignment's {len(alignment.dims)} views (x1, x2, ...), "
+            f"with None for a modality that is not there, got {came}."
         )
-    if all(x is None for x in views):
-        raise ValueError("views must hold the anchors of at least one modality, got none.")
-    if all(x is not None for x in views):
-        views = _checks.views(views)
     anchors = tuple(
         x if x is None else _checks.array(x, f"x{m + 1}", ndim=2, shape=f"(m, d{m + 1})")
         for m, x in enumerate(views)
     )
+    given = [(f"x{m + 1}", x) for m, x in enumerate(anchors) if x is not None]
+    if not given:
+        raise ValueError("views must hold the anchors of at least one modality, got none.")
+    for name, x in given[1:]:
+        _checks.paired(given[0][1], x, given[0][0], name)
     for m, x in enumerate(anchors):
         if x is not None and x.shape[1] != alignment.dims[m]:
             raise ValueError(
                 f"x{m + 1} must have the alignment's {alignment.dims[m]} features, "
                 f"got shape {x.shape}."
             )
-    return anchors[0], anchors[1]
+    return anchors
 
 
 def _apply(
@@ -208,59 +217,65 @@ def _apply(
         projections=tuple(matmul(matrix, p) for p in alignment.projections),
         singular_values=jnp.linalg.norm(matrix * alignment.singular_values[None, :], axis=1),
         offset=matmul(matrix, alignment.offset) + offset,
+        coupling=alignment.coupling[:0],
     )
 
 
-@jax.jit
-def _canonicalize(alignment: Alignment, state: Statistic) -> Alignment:
-    rows = jnp.concatenate(alignment.projections, axis=1)
-    k, d = rows.shape
-    blocks = statistics.rows(state, center=alignment.center)
-    latents = jnp.concatenate(
-        [matmul(b, p.T) for b, p in zip(blocks, alignment.projections, strict=True)]
+@functools.partial(jax.jit, static_argnames=("center",))
+def _principal_axes(
+    projections: tuple[Float[Array, "k _"], ...], state: Statistic, *, center: bool
+) -> Float[Array, "k k"]:
+    stacked = jnp.concatenate(projections, axis=1)
+    k, d = stacked.shape
+    rows = statistics.rows(state, center=center)
+    latents = compress(
+        jnp.concatenate([matmul(b, p.T) for b, p in zip(rows.blocks, projections, strict=True)])
     )
     _, sizes, axes = jnp.linalg.svd(latents, full_matrices=latents.shape[0] < k)
     sizes = jnp.concatenate([sizes, jnp.zeros((k - sizes.shape[0],), sizes.dtype)])
 
     # Axes of equal size, and those of none, form groups in which the axes are arbitrary so far.
-    largest_row = jnp.linalg.norm(rows, axis=1).max()
-    scale = largest_row * jnp.sqrt(sum(jnp.sum(b * b) for b in blocks))
-    empty = sizes <= rank_cutoff(scale[None], (state.samples, d))
+    largest_row = jnp.linalg.norm(stacked, axis=1).max()
+    scale = largest_row * jnp.sqrt(sum(jnp.sum(b * b) for b in rows.blocks))
+    empty = sizes <= rows.rounding * scale
     gaps = sizes[:-1] - sizes[1:] > 32 * jnp.finfo(sizes.dtype).eps * sizes[0]
     group = jnp.cumsum(jnp.concatenate([jnp.zeros(1, bool), gaps & ~empty[:-1]]))
 
     # Inside a group, the eigenvectors of fixed, distinct weights on the features decide.
-    turned = matmul(axes, rows)
-    weights = jnp.linspace(0.5, 1, d, dtype=rows.dtype)
-    weighted = matmul(turned * weights[None, :], turned.T) / jnp.linalg.norm(rows, ord=2) ** 2
+    turned = matmul(axes, stacked)
+    weights = jnp.linspace(0.5, 1, d, dtype=stacked.dtype)
+    weighted = matmul(turned * weights[None, :], turned.T) / jnp.linalg.norm(stacked, ord=2) ** 2
     same = group[:, None] == group[None, :]
-    apart = jnp.diag(2 * group.astype(rows.dtype))  # keeps the groups in their order
+    apart = jnp.diag(2 * group.astype(stacked.dtype))  # keeps the groups in their order
     _, within = jnp.linalg.eigh(jnp.where(same, weighted, 0) + apart)
     matrix = matmul(within.T, axes)
 
-    result = matmul(matrix, rows)
+    result = matmul(matrix, stacked)
     signs = jnp.where(jnp.sum(result * flip_signs(result), axis=1) < 0, -1, 1)
-    return _apply(alignment, signs.astype(rows.dtype)[:, None] * matrix, jnp.zeros_like(sizes))
+    return signs.astype(stacked.dtype)[:, None] * matrix
 
 
 @jax.jit
-def _calibrate(
-    alignment: Alignment,
-    anchors: tuple[Float[Array, "m d1"] | None, Float[Array, "m d2"] | None],
+def _calibration(
+    anchors: tuple[Float[Array, "m _"] | None, ...],
+    means: tuple[Float[Array, " _"], ...],
+    projections: tuple[Float[Array, "k _"], ...],
+    offset: Float[Array, " k"],
     target: Float[Array, "m q"],
-) -> tuple[Alignment, Int[Array, ""]]:
+) -> tuple[Float[Array, "q k"], Float[Array, " q"], Int[Array, ""]]:
     estimates, scales = [], []
-    for x, mean, projection in zip(anchors, alignment.means, alignment.projections, strict=True):
+    for x, mean, projection in zip(anchors, means, projections, strict=True):
         if x is not None:
             centred = x - mean[None, :]
-            estimates.append(matmul(centred, projection.T) + alignment.offset[None, :])
+            estimates.append(matmul(centred, projection.T) + offset[None, :])
             scales.append(jnp.linalg.norm(centred) * jnp.linalg.norm(projection))
     z = jnp.concatenate(estimates)
     wanted = jnp.concatenate([target] * len(estimates))
     z_mean, wanted_mean = jnp.mean(z, axis=0), jnp.mean(wanted, axis=0)
     u, s, vt = jnp.linalg.svd(z - z_mean[None, :], full_matrices=False)
     # The latents are known up to rounding in the data, not in the latents.
-    keep = s > rank_cutoff(jnp.stack(scales), (target.shape[0], sum(alignment.dims)))
+    features = sum(p.shape[1] for p in projections)
+    keep = s > rank_cutoff(jnp.stack(scales), (target.shape[0], features))
     inverse = jnp.where(keep, 1 / jnp.where(keep, s, 1), 0)
     matrix = matmul(matmul((wanted - wanted_mean[None, :]).T, u) * inverse[None, :], vt)
-    return _apply(alignment, matrix, wanted_mean - matmul(matrix, z_mean)), jnp.sum(keep)
+    return matrix, wanted_mean - matmul(matrix, z_mean), jnp.sum(keep)

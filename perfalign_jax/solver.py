@@ -1,244 +1,108 @@
-"""Fit a perfect alignment, apply it, and say what the data allows.
+"""Fit a perfect alignment, and apply an alignment of any origin.
 
-The road is views -> rows -> alignment -> latents. Rows are the views themselves, or a statistic
-(``perfalign_jax.statistics``) where the data was streamed or merged.
+The road is views -> statistic -> rows -> alignment -> latents.
 """
 
 import dataclasses
 import functools
-import warnings
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from perfalign_jax import _checks, statistics, subspace
+from perfalign_jax import _checks, _subspace, diagnosis, statistics
 from perfalign_jax._numerics import matmul, rank_cutoff
-from perfalign_jax.statistics import Factor, Gram
-from perfalign_jax.types import Alignment, CollapseWarning, Diagnosis, Views
+from perfalign_jax.diagnosis import Signs
+from perfalign_jax.statistics import Statistic
+from perfalign_jax.types import Alignment, Views
 
-__all__ = ["diagnose", "encode", "fit", "predict", "transform"]
+__all__ = ["encode", "fit", "predict", "transform"]
 
 Method = Literal["auto", "svd", "qr", "gram", "null", "dual"]
 
-# Below this share of the energy that directions chosen at random would keep, the latents are noise.
-_LITTLE_ENERGY = 1e-3
-# A latent axis whose correlation between the views is below this is more noise than signal.
-_LITTLE_AGREEMENT = 0.5**0.5
 
-
-def _prepare(data: Any, *, center: bool) -> tuple[tuple[Array, Array], tuple[Array, Array], Array]:
-    """Return rows, means and the number of samples of checked views or of a statistic."""
-    if isinstance(data, Factor | Gram):
-        return statistics.rows(data, center=center), statistics.means(data), data.samples
-    x1, x2 = data
-    samples = jnp.asarray(x1.shape[0], jnp.int32)
-    means = (jnp.mean(x1, axis=0), jnp.mean(x2, axis=0))
-    if not center:
-        return (x1, x2), means, samples
-    if x1.shape[0] <= x1.shape[1] + x2.shape[1]:  # one row fewer keeps the rank full
-        return _prepare(statistics.from_views(data), center=True)
-    return (x1 - means[0][None, :], x2 - means[1][None, :]), means, samples
-
-
-def _cutoff_scale(
-    data: Any,
-    rows: tuple[Array, Array],
-    means: tuple[Array, Array],
-    samples: Array,
-    rtol: float | Array | None,
-    *,
-    center: bool,
-) -> Array:
-    """Share of the largest singular value at or below which another one counts as zero."""
-    dtype = rows[0].dtype
-    if rtol is not None:
-        return jnp.asarray(rtol, dtype)
-    d = rows[0].shape[1] + rows[1].shape[1]
-    scale = rank_cutoff(jnp.ones((1,), dtype), (samples, d))
-    if center:  # what was rounded is the data with its mean
-        spread = sum(jnp.sum(block**2) for block in rows)
-        common = samples * sum(jnp.sum(mean**2) for mean in means)
-        scale = scale * jnp.sqrt(1 + common / jnp.where(spread > 0, spread, 1))
-    return jnp.sqrt(scale) if isinstance(data, Gram) else scale  # squaring costs half the digits
-
-
-@functools.partial(jax.jit, static_argnames=("k", "select", "method", "center", "label"))
+@functools.partial(jax.jit, static_argnames=("k", "select", "method", "center", "check"))
 def _fit(
-    data: Any, rtol: Any, *, k: int | None, select: str, method: str, center: bool, label: str
-) -> tuple[Alignment, Array | None]:
+    state: Statistic,
+    rtol: Any,
+    *,
+    k: int | None,
+    select: str,
+    method: str,
+    center: bool,
+    check: bool,
+) -> tuple[Alignment, Array | None, Array, Signs | None]:
     """Fit; without k all that can carry energy, and how many of the directions do."""
-    rows, means, samples = _prepare(data, center=center)
-    scale = _cutoff_scale(data, rows, means, samples, rtol, center=center)
-    d1, informative = rows[0].shape[1], None
+    rows = statistics.rows(state, center=center)
+    if rtol is not None:
+        rows = rows._replace(rounding=jnp.asarray(rtol, rows.rounding.dtype))
+    r, informative = rows.blocks[0].shape[0], None
+    tall = (len(state.dims) - 1) * r >= sum(state.dims)
+    second = None
+    if method == "gram" or (check and tall):
+        second = _subspace.moments(rows.blocks)
     if k is None:
-        k = min(rows[0].shape[0], d1, rows[1].shape[1])
-        stacked, values, informative = subspace.solve_by_energy(rows, scale, k=k, method=method)
+        k = min(r, *state.dims)
+        stacked, values, informative = _subspace.solve_by_energy(rows, k=k, method=method)
+        enough = jnp.ones((), values.dtype)
     else:
-        stacked, values = subspace.solve(rows, scale, samples, k=k, select=select, method=method)
-    if not center:
-        means = (jnp.zeros_like(means[0]), jnp.zeros_like(means[1]))
+        stacked, values, enough = _subspace.solve(rows, second, k=k, select=select, method=method)
     alignment = Alignment(
-        projections=(stacked[:, :d1], stacked[:, d1:]),
+        projections=tuple(part.T for part in _subspace.split(stacked.T, state.dims)),
         singular_values=values,
-        means=means,
-        offset=jnp.zeros((k,), stacked.dtype),
-        method=label,
+        means=rows.means if center else tuple(jnp.zeros_like(mean) for mean in rows.means),
+        offset=jnp.zeros_like(values),
+        coupling=values[:0],
+        method=method,
         select=select,
         space="raw",
         center=center,
     )
-    return alignment, informative
-
-
-@jax.jit
-def _signs_of_collapse(data: Any, alignment: Alignment, rtol: Any) -> Float[Array, "4"]:
-    """How many latent axes are empty, the energy kept against chance, how many axes disagree."""
-    rows, means, samples = _prepare(data, center=alignment.center)
-    z1, z2 = (matmul(b, p.T) for b, p in zip(rows, alignment.projections, strict=True))
-    count = rows[0].shape[0]
-    empty = max(alignment.k - 2 * count, 0)
-    if empty:  # many more axes than rows: in coordinates of the rows' span, without the rest
-        upper = jnp.linalg.qr(jnp.concatenate([z1, z2]).T, mode="r")
-        z1, z2 = upper[:, :count].T, upper[:, count:].T
-    # Counted in the latents' principal axes: a basis of trivial and informative directions mixed
-    # has no single row without energy.
-    eps = jnp.finfo(z1.dtype).eps
-    spread = jnp.linalg.eigvalsh(matmul(z1.T, z1) + matmul(z2.T, z2))
-    whole = sum(jnp.sum(block**2) for block in rows)
-    floor = _cutoff_scale(data, rows, means, samples, rtol, center=alignment.center) ** 2 * whole
-    trivial = empty + jnp.sum(spread <= jnp.maximum(4 * alignment.k * eps * spread[-1], floor))
-    # A mean that all samples share is no information: it would pass for energy and agreement.
-    if not alignment.center:
-        statistic = isinstance(data, Factor | Gram)
-
-        def centred(part: Array) -> Array:
-            return part[1:] if statistic else part - jnp.mean(part, axis=0)[None, :]
-
-        rows, z1, z2 = (centred(rows[0]), centred(rows[1])), centred(z1), centred(z2)
-    shares = []
-    for block, z in zip(rows, (z1, z2), strict=True):
-        chance = jnp.sum(block**2) * alignment.k / block.shape[1]
-        shares.append(jnp.sum(z**2) / jnp.where(chance > 0, chance, 1))
-    # Agreement axis by axis: one axis of much energy must not hide the others.
-    spread, axes = jnp.linalg.eigh((matmul(z1.T, z1) + matmul(z2.T, z2)) / 2)
-    kept = spread > jnp.maximum(4 * alignment.k * eps * spread[-1], floor / 2)
-    axes = axes * jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, spread, 1)), 0)[None, :]
-    shared = matmul(matmul(z1, axes).T, matmul(z2, axes))
-    agreement = jnp.linalg.eigvalsh((shared + shared.T) / 2)
-    apart = jnp.sum(agreement < _LITTLE_AGREEMENT) - jnp.sum(~kept)
-    return jnp.stack([jnp.asarray(s, z1.dtype) for s in (trivial, *shares, apart)])
-
-
-def _warn_of_collapse(data: Any, alignment: Alignment, rtol: Any) -> None:
-    signs = np.asarray(_signs_of_collapse(data, alignment, rtol))
-    trivial, share1, share2, apart = signs.tolist()
-    k = alignment.k
-    reasons, remedies = [], ["a smaller k"]
-    if trivial:
-        which = f"all {k}" if trivial == k else f"{int(trivial)} of the {k}"
-        reasons.append(f"{which} directions chosen are trivial (both latents are zero on them)")
-        if alignment.select == "trailing":
-            remedies = ["select='energy' (k=None takes all directions that carry energy)"]
-    if trivial < k:
-        for view, share in ((1, share1), (2, share2)):
-            if share < _LITTLE_ENERGY:
-                reasons.append(
-                    f"the latents of view {view} keep {share:.1e} of the energy that {k} "
-                    "directions chosen at random would keep"
-                )
-                if "views of the same scale" not in remedies:
-                    remedies = ["views of the same scale", *remedies]
-        if apart > 0:
-            reasons.append(
-                f"on {int(apart)} of the {k} latent axes the views hardly agree (they share less "
-                "than half of the variance)"
+    signs = None
+    if check:
+        kept = stacked
+        if informative is not None:  # rows beyond the informative ones will be dropped
+            kept = jnp.where(jnp.arange(k)[:, None] < informative, stacked, 0)
+        signs = diagnosis.look_for_collapse(rows, second, kept)
+        if informative is not None:
+            signs = signs._replace(
+                trivial=signs.trivial - (k - informative),
+                shares=signs.shares * k / jnp.maximum(informative, 1),
             )
-            remedies = ["baselines.ridge_cca"]
-    if reasons:
-        warnings.warn(
-            f"the alignment has collapsed: {'; '.join(reasons)}. A small alignment error proves "
-            f"nothing here. See diagnose() for what the data allows, and try "
-            f"{' or '.join(remedies)}.",
-            CollapseWarning,
-            stacklevel=3,
-        )
-
-
-def _checked(data: Any, *, center: bool) -> Any:
-    if isinstance(data, Factor | Gram):
-        return statistics.as_statistic(data)
-    arrays = _checks.views(data)
-    least = 2 if center else 1
-    if arrays[0].shape[0] < least:
-        raise ValueError(
-            f"x1 and x2 must have at least {('one row', 'two rows')[least - 1]}"
-            f"{' to be centred' if center else ''}, got shape {arrays[0].shape}."
-        )
-    return arrays
-
-
-def _check_rtol(rtol: Any) -> None:
-    if rtol is None:
-        return
-    _checks.positive(rtol, "rtol", zero=True)
-    if not _checks.is_traced(rtol) and rtol >= 1:
-        raise ValueError(f"rtol must be below 1, got {rtol}.")
-
-
-def coarser_rounding(data: Any) -> float | None:
-    """Rounding of the coarsest view where it is computed in a finer precision than it has."""
-    if isinstance(data, Factor | Gram):
-        return None
-    dtypes = [np.dtype(getattr(x, "dtype", np.float64)) for x in data]
-    rounding = [float(jnp.finfo(t).eps) for t in dtypes if jnp.issubdtype(t, jnp.floating)]
-    finest = min([*rounding, float(np.finfo(np.float32).eps)])
-    if not rounding or max(rounding) <= finest:
-        return None
-    samples, features = np.shape(data[0])[0], sum(np.shape(x)[-1] for x in data)
-    # Independent rounding errors have the norm of a random matrix, against at least sqrt(n).
-    return min(2 * max(rounding) * float(1 + np.sqrt(features / samples)), 0.5)
-
-
-def _shape(data: Any, *, center: bool) -> tuple[int, int, int]:
-    """Numbers of rows and of features that the solver will see."""
-    if isinstance(data, Factor | Gram):
-        d1, d2 = data.dims
-        r = d1 + d2 if isinstance(data, Gram) else data.blocks[0].shape[0] + (not center)
-        return r, d1, d2
-    return data[0].shape[0], data[0].shape[1], data[1].shape[1]
+    return alignment, informative, enough, signs
 
 
 def fit(
-    data: Views | statistics.Statistic,
+    data: Views | Statistic,
     *,
     k: int | None,
     space: Literal["raw"] = "raw",
     select: Literal["trailing", "energy"] = "trailing",
     method: Method = "auto",
     center: bool = False,
+    weights: Any = None,
     rtol: float | None = None,
+    check: bool = True,
 ) -> Alignment:
-    """Find one linear map per modality under which both views of the same thing coincide.
+    """Find one linear map per view under which all views of the same thing coincide.
 
     Minimises ``||X A'||_F`` over ``A = [A1, A2]`` with ``A A' = I``, where ``X = [X1, -X2]`` has
     one row per sample (the paper's X is its transpose). With ``k`` at most the dimension of X's
     null space the alignment is perfect: both latents of a pair are equal (Theorem 2.2); otherwise
     it is the best approximation (Corollary 2.3), and ``||X A'||_F^2`` is the sum of the k smallest
-    squared singular values.
+    squared singular values. With more than two views it is the sum of ``|z_i - z_j|^2`` over all
+    pairs of views that is minimised, and X has ``M - 1`` rows per sample.
 
     jit, vmap and grad work on it with ``k`` and the options static. Gradients are exact for
-    functions of the subspace (the residual, the projector ``A'A``), see ``subspace.solve``; first
+    functions of the subspace (the residual, the projector ``A'A``), see ``_subspace.solve``; first
     derivatives only.
 
     Args:
-        data: paired rows ``(x1, x2)`` of shapes ``(n, d1)`` and ``(n, d2)``, or a statistic of
-            them.
-        k: number of latent dimensions, at most ``d1 + d2``; None, with ``select="energy"``, takes
-            the whole informative part of the null space (not under jit: the shape depends on the
-            data).
+        data: paired rows ``(x1, x2, ...)`` of shapes ``(n, d_m)``, or a statistic of them.
+        k: number of latent dimensions, at most the number ``d`` of all features; None, with
+            ``select="energy"``, takes the whole informative part of the null space (not under jit:
+            the shape depends on the data).
         space: "raw", the views as they are: the paper.
         select: "trailing" takes the last k right singular vectors in the order of Eq. 7, an
             arbitrary choice where the null space is larger than k. "energy" takes the k null
@@ -246,12 +110,15 @@ def fit(
             trivial before everything informative; outside a null space larger than k both span the
             same subspace.
         method: "svd" is Eq. 7 on the stacked matrix, the reference. "qr", "gram", "null" and
-            "dual" reach the same subspace faster (see ``perfalign_jax.subspace``); "auto" chooses
-            by shape and checks on the way.
+            "dual" reach the same subspace faster (see ``perfalign_jax._subspace``); "auto" chooses
+            by shape and checks on the way. The alignment names the method that did the work.
         center: remove the means first; ``transform`` then removes them too.
+        weights: shape ``(n,)``, for views only, not negative: a weight of 2 counts a row twice, and
+            one factor for all changes nothing but the scale of the singular values.
         rtol: singular values at or below this share of the largest count as zero, where the null
             space must be told from the rest (``select="energy"``). By default rounding alone, see
             ``_numerics``; give more for data that was rounded or is known to a few digits.
+        check: look for signs of collapse, and warn.
 
     Returns:
         An ``Alignment``; its rows have the sign rule of ``_numerics.flip_signs``.
@@ -263,6 +130,7 @@ def fit(
     Warns:
         CollapseWarning: outside jit, if the latents carry next to no energy, the directions are
             trivial, or the latents of a pair do not agree.
+        OverfitWarning: outside jit, if any pairing of the rows would align as perfectly.
 
     Example:
         >>> import numpy as np, perfalign_jax as pa
@@ -276,57 +144,47 @@ def fit(
     """
     _checks.one_of(space, "space", ("raw",))
     _checks.one_of(select, "select", ("trailing", "energy"))
-    _checks.one_of(method, "method", subspace.METHODS)
-    _check_rtol(rtol)
-    checked = _checked(data, center=bool(center))
-    rtol = coarser_rounding(data) if rtol is None else rtol
-    gram_only = isinstance(checked, Gram)
-    shape = _shape(checked, center=center)
-    r, d1, d2 = shape
+    _checks.one_of(method, "method", _subspace.METHODS)
+    _checks.tolerance(rtol)
+    state = statistics.as_statistic(data, weights=weights, center=bool(center))
+    dims = state.dims
     if k is None:
         if select != "energy":
             raise ValueError("k must be an integer unless select='energy', got None.")
-        if _checks.is_traced(checked):
+        if _checks.is_traced(state):
             raise ValueError(
                 "k=None is not possible under jit, vmap or grad: the number of directions would "
                 "depend on the data; call diagnose first and give k."
             )
     else:
-        k = _checks.integer(k, "k", low=1, high=d1 + d2, why=f" (d1 + d2 = {d1} + {d2})")
-    chosen = subspace.choose_method(method, select, shape, k=k or 1, gram_only=gram_only)
-    offered = subspace.directions_offered(chosen, shape)
-    if method == "auto" and k is not None and k > offered:
-        chosen, offered = "qr", d1 + d2
-    if k is not None and k > offered:
-        raise ValueError(
-            f"method={method!r} offers at most {offered} directions for {r} rows, got k={k}; "
-            "use 'svd' or 'qr'."
+        names = " + ".join(f"d{m + 1}" for m in range(len(dims)))
+        k = _checks.integer(
+            k, "k", low=1, high=sum(dims), why=f" ({names} = {' + '.join(map(str, dims))})"
         )
-    label = "gram" if gram_only else chosen
-    alignment, informative = _fit(
-        checked, rtol, k=k, select=select, method=chosen, center=bool(center), label=label
+    shapes = jax.eval_shape(functools.partial(statistics.rows, center=bool(center)), state)
+    chosen = _subspace.choose_method(method, select, shapes.blocks[0].shape[0], dims, k=k)
+    alignment, informative, enough, signs = _fit(
+        state,
+        rtol,
+        k=k,
+        select=select,
+        method=chosen,
+        center=bool(center),
+        check=bool(check) and not _checks.is_traced(state),
     )
+    if chosen == "gram":  # whether it was enough is known once it has run
+        ran = "gram or qr" if _checks.is_traced(enough) else "gram" if enough else "qr"
+        alignment = dataclasses.replace(alignment, method=ran)
     if informative is not None:
         if int(informative) == 0:
             raise ValueError(
                 "k=None with select='energy' takes the informative part of the null space, but "
                 "this data has none (see diagnose): give a k for the best approximation."
             )
-        return _first(alignment, int(informative))
-    if not _checks.is_traced(alignment):
-        _warn_of_collapse(checked, alignment, rtol)
+        alignment = alignment.take(int(informative))
+    if signs is not None:
+        diagnosis.warn_of_collapse(signs, alignment)
     return alignment
-
-
-def _first(alignment: Alignment, k: int) -> Alignment:
-    """Keep the first k latent dimensions."""
-    first, second = alignment.projections
-    return dataclasses.replace(
-        alignment,
-        projections=(first[:k], second[:k]),
-        singular_values=alignment.singular_values[:k],
-        offset=alignment.offset[:k],
-    )
 
 
 def _check_alignment(alignment: Any) -> None:
@@ -349,20 +207,22 @@ def _check_features(x: Any, name: str, alignment: Alignment, view: int) -> Array
     return checked
 
 
-@functools.partial(jax.jit, static_argnames=("view",))
-def _encode(alignment: Alignment, x: Array, *, view: int) -> Array:
-    centred = x - alignment.means[view][None, :]
-    return matmul(centred, alignment.projections[view].T) + alignment.offset[None, :]
+@jax.jit
+def _encode(x: Array, mean: Array, projection: Array, offset: Array) -> Array:
+    return matmul(x - mean[None, :], projection.T) + offset[None, :]
 
 
-@functools.partial(jax.jit, static_argnames=("source", "target"))
-def _predict(alignment: Alignment, x: Array, *, source: int, target: int) -> Array:
-    latent = _encode(alignment, x, view=source) - alignment.offset[None, :]
-    projection = alignment.projections[target]
-    u, s, vt = jnp.linalg.svd(projection, full_matrices=False)
-    keep = s > rank_cutoff(s, (projection.shape[0], projection.shape[1]))
+@jax.jit
+def _predict(x: Array, mean: Array, projection: Array, target: Array, target_mean: Array) -> Array:
+    latent = matmul(x - mean[None, :], projection.T)
+    u, s, vt = jnp.linalg.svd(target, full_matrices=False)
+    keep = s > rank_cutoff(s, target.shape)
     inverse = jnp.where(keep, 1 / jnp.where(keep, s, 1), 0)
-    return matmul(matmul(latent, u) * inverse[None, :], vt) + alignment.means[target][None, :]
+    return matmul(matmul(latent, u) * inverse[None, :], vt) + target_mean[None, :]
+
+
+def _through(alignment: Alignment, x: Array, view: int) -> Array:
+    return _encode(x, alignment.means[view], alignment.projections[view], alignment.offset)
 
 
 def encode(alignment: Alignment, x: Any, *, view: int) -> Float[Array, "n k"]:
@@ -388,20 +248,18 @@ def encode(alignment: Alignment, x: Any, *, view: int) -> Float[Array, "n k"]:
     """
     _check_alignment(alignment)
     view = _check_view(view, "view", alignment)
-    return _encode(alignment, _check_features(x, "x", alignment, view), view=view)
+    return _through(alignment, _check_features(x, "x", alignment, view), view)
 
 
-def transform(
-    alignment: Alignment, views: Views
-) -> tuple[Float[Array, "n k"], Float[Array, "n k"]]:
-    """Map both modalities into the shared latent space.
+def transform(alignment: Alignment, views: Views) -> tuple[Float[Array, "n k"], ...]:
+    """Map all views into the shared latent space.
 
     Args:
         alignment: an alignment of any method.
-        views: paired rows ``(x1, x2)`` of shapes ``(n, d1)`` and ``(n, d2)``.
+        views: paired rows ``(x1, x2, ...)`` of shapes ``(n, d_m)``, one for each view.
 
     Returns:
-        Latents ``(z1, z2)``, both of shape ``(n, k)``.
+        Latents ``(z1, z2, ...)``, each of shape ``(n, k)``.
 
     Raises:
         TypeError: if the views do not hold real numbers.
@@ -415,10 +273,15 @@ def transform(
         ((4, 2), (4, 2))
     """
     _check_alignment(alignment)
-    x1, x2 = _checks.views(views)
-    x1 = _check_features(x1, "x1", alignment, 0)
-    x2 = _check_features(x2, "x2", alignment, 1)
-    return _encode(alignment, x1, view=0), _encode(alignment, x2, view=1)
+    arrays, _ = _checks.views(views)
+    if len(arrays) != len(alignment.dims):
+        raise TypeError(
+            f"views must be a tuple of {len(alignment.dims)} arrays like the alignment's views, "
+            f"got {len(arrays)} of them."
+        )
+    for m, x in enumerate(arrays):
+        _check_features(x, f"x{m + 1}", alignment, m)
+    return tuple(_through(alignment, x, m) for m, x in enumerate(arrays))
 
 
 def predict(
@@ -453,59 +316,10 @@ def predict(
     source = _check_view(source, "source", alignment)
     target = _check_view(target, "target", alignment)
     checked = _check_features(x, "x", alignment, source)
-    return _predict(alignment, checked, source=source, target=target)
-
-
-@functools.partial(jax.jit, static_argnames=("center",))
-def _diagnose(data: Any, rtol: Any, *, center: bool) -> Diagnosis:
-    rows, means, samples = _prepare(data, center=center)
-    scale = _cutoff_scale(data, rows, means, samples, rtol, center=center)
-    found = subspace.spectrum(rows, scale)
-    d1, d2 = rows[0].shape[1], rows[1].shape[1]
-    return Diagnosis(
-        singular_values=found.singular_values,
-        energies=found.energies,
-        view_energies=jnp.stack([jnp.sum(block**2) for block in rows]),
-        cutoff=found.cutoff,
-        ranks=found.ranks,
-        rank=d1 + d2 - found.null_dimension,
-        null_dimension=found.null_dimension,
-        informative_dimension=found.informative_dimension,
-        samples=samples,
-        dims=(d1, d2),
-        center=center,
+    return _predict(
+        checked,
+        alignment.means[source],
+        alignment.projections[source],
+        alignment.projections[target],
+        alignment.means[target],
     )
-
-
-def diagnose(
-    data: Views | statistics.Statistic, *, center: bool = False, rtol: float | None = None
-) -> Diagnosis:
-    """Say what the data allows: spectrum, ranks, and the anatomy of the null space.
-
-    The null space of the stacked matrix ``[X1, -X2]`` has a trivial part, directions on which both
-    latents are zero, and an informative part. Only the second is worth having. jit and vmap work.
-
-    Args:
-        data: paired rows ``(x1, x2)`` of shapes ``(n, d1)`` and ``(n, d2)``, or a statistic.
-        center: remove the means first.
-        rtol: singular values at or below this share of the largest count as zero; by default
-            rounding alone.
-
-    Returns:
-        A ``Diagnosis``; ``print`` it for a summary.
-
-    Raises:
-        TypeError: if the data is neither, or does not hold real numbers.
-        ValueError: if the shapes do not fit, or a value is not finite.
-
-    Example:
-        >>> import numpy as np, perfalign_jax as pa
-        >>> z = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
-        >>> diagnosis = pa.diagnose((z @ np.ones((2, 5), np.float32), z))
-        >>> diagnosis.ranks.tolist(), int(diagnosis.informative_dimension)
-        ([1, 2], 1)
-    """
-    _check_rtol(rtol)
-    checked = _checked(data, center=bool(center))
-    rtol = coarser_rounding(data) if rtol is None else rtol
-    return _diagnose(checked, rtol, center=bool(center))

@@ -1,91 +1,172 @@
 """The mergeable statistics of paired views: the data is read once, into one of these.
 
-Two kinds hold the same information about ``[1, X1, X2]``:
+Three kinds hold the second moments of two or more views, and solvers do not ask which it is:
 
+- ``Samples``: the rows themselves.
 - ``Factor``: the total weight, the means, and an R factor of the centred views. Together they are
-  the R factor of ``[1, X1, X2]``: its first row is ``sqrt(weight) * [1, means]``, and below it
-  stands exactly the R factor of the centred data. Keeps every digit of the data.
+  the R factor of ``[1, X1, X2, ...]``: its first row is ``sqrt(weight) * [1, means]``, and below
+  it stands exactly the R factor of the centred data. Keeps every digit of the data.
 - ``Gram``: the total weight, the means, and the centred scatter matrix. Cheaper, but it squares
   the condition number: singular values below ``sqrt(eps)`` of the largest are lost, and so are
   gradients where the views are rank-deficient (they come out NaN; a ``Factor`` has them).
 
-Both merge in any order and any batch sizes, and serve centred and uncentred solvers alike. The
+All merge in any order and any batch sizes, and serve centred and uncentred solvers alike. The
 means are kept apart from the factor, and merged by the pairwise update of Chan, Golub & LeVeque
-(1983), so that a large common mean costs no digits.
+(1983), so that a large common mean costs no digits. ``rows`` is the one question that a statistic
+answers.
 """
 
 import dataclasses
 import functools
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Float
 
 from perfalign_jax import _checks
-from perfalign_jax._numerics import matmul
+from perfalign_jax._numerics import compress, matmul, rounding
 from perfalign_jax.types import Views
 
-__all__ = [
-    "Factor",
-    "Gram",
-    "as_statistic",
-    "from_views",
-    "init",
-    "means",
-    "merge",
-    "rows",
-    "total_weight",
-    "update",
-]
+__all__ = ["Factor", "Gram", "Rows", "Samples", "as_statistic", "from_views", "init"]
+__all__ += ["merge", "rows", "update"]
+
+Blocks = tuple[Float[Array, "r _"], ...]
+
+
+class Rows(NamedTuple):
+    """Few rows that stand for all the samples, and all that a solver may know beside them.
+
+    Attributes:
+        blocks: shapes ``(r, d_m)``, one for each view; ``blocks[i].T @ blocks[j]`` is the weighted
+            sum of ``x_i x_j'`` over the samples.
+        means: weighted means, shapes ``(d_m,)``; removed from the blocks if asked to.
+        constant: shape ``(r,)``, the direction in which the means stand in the blocks,
+            ``constant @ blocks[m] = sqrt(weight) * means[m]``; zeros where they were removed.
+        weight: total weight.
+        samples: number of samples.
+        rounding: share of the largest singular value at or below which another one is rounding.
+
+    Example:
+        >>> import numpy as np, perfalign_jax as pa
+        >>> state = pa.statistics.from_views((np.eye(4, 2, dtype="f4"), np.eye(4, dtype="f4")))
+        >>> [block.shape for block in pa.statistics.rows(state, center=True).blocks]
+        [(3, 2), (3, 4)]
+    """
+
+    blocks: Blocks
+    means: tuple[Float[Array, " _"], ...]
+    constant: Float[Array, " r"]
+    weight: Float[Array, ""]
+    samples: Float[Array, ""]
+    rounding: Float[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Moments:
+    """What a ``Factor`` and a ``Gram`` share."""
+
+    total: Float[Array, "... 2"]
+    means: tuple[Float[Array, "... _"], ...]
+    count: Float[Array, "... 2"]
+    coarsest: Float[Array, "..."]
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Number of features of each view."""
+        return tuple(mean.shape[-1] for mean in self.means)
+
+    @property
+    def weight(self) -> Float[Array, "..."]:
+        """Total weight of the samples, their number when unweighted."""
+        return self.total[..., 0]
+
+    @property
+    def samples(self) -> Any:
+        """Number of samples seen, with or without weight: exact, or as traced floating point."""
+        return _whole(self.count)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """In which it is computed."""
+        return self.total.dtype
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({_shown(self)})"
+
+    def _common(self, spread: Array, center: bool) -> Array:
+        """Energy of the mean over that of the spread, where the mean is removed."""
+        if not center:
+            return jnp.zeros((), self.dtype)
+        energy = self.weight * sum(jnp.sum(mean**2) for mean in self.means)
+        return energy / jnp.where(spread > 0, spread, 1)
+
+    def _merged(self, other: Self) -> tuple[dict[str, Any], Float[Array, "1 d"]]:
+        """The common fields of both together, and the row that the gap of the means adds."""
+        total = _add(self.total, other.total)
+        safe = jnp.where(total[0] > 0, total[0], 1)
+        share = other.weight / safe
+        gaps = tuple(b - a for a, b in zip(self.means, other.means, strict=True))
+        gap = jnp.concatenate(gaps)[None, :] * jnp.sqrt(
+            jnp.maximum(self.weight * share, jnp.finfo(self.dtype).tiny)
+        )
+        fields = {
+            "total": total,
+            "means": tuple(a + share * gap for a, gap in zip(self.means, gaps, strict=True)),
+            "count": _add(self.count, other.count),
+            "coarsest": jnp.maximum(self.coarsest, other.coarsest),
+        }
+        return fields, jnp.where(self.weight * other.weight > 0, gap, 0)
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Factor:
-    """The R factor of ``[1, X1, X2]``, split into its first row and what stands below it.
+@dataclasses.dataclass(frozen=True, repr=False)
+class Factor(_Moments):
+    """The R factor of ``[1, X1, X2, ...]``, split into its first row and what stands below it.
 
     Attributes:
-        weight: total weight of the samples, their number when unweighted.
-        means: weighted means, shapes ``(d1,)`` and ``(d2,)``.
-        blocks: shapes ``(r, d1)`` and ``(r, d2)`` with ``r = min(n - 1, d1 + d2)``; side by side
-            they have the same Gram matrix as the centred data. Triangular only once there are more
-            samples than features; before that the rows are the centred data in a rotated order.
-        samples: number of samples seen, with or without weight.
-        empty: whether no sample has been seen.
+        total: shape ``(2,)``: total weight, and what its rounding left over, so that a long stream
+            counts right.
+        means: weighted means, shapes ``(d_m,)``.
+        count: shape ``(2,)``: number of samples and what its rounding left over.
+        coarsest: eps of the coarsest dtype that the data came in.
+        blocks: shapes ``(r, d_m)``; side by side they have the same Gram matrix as the centred
+            data. From ``init`` on ``r`` is the number of features ``d``, whatever comes, so that a
+            scan can carry it; from views with no more than ``d`` samples ``r = n - 1``, and the
+            rows are the centred data in a rotated order.
 
     Example:
         >>> import numpy as np, perfalign_jax as pa
         >>> x = np.arange(12, dtype=np.float32).reshape(6, 2)
         >>> state = pa.statistics.from_views((x, x))
-        >>> [block.shape for block in state.blocks], float(state.weight)
-        ([(4, 2), (4, 2)], 6.0)
+        >>> [block.shape for block in state.blocks], float(state.weight), state.samples
+        ([(4, 2), (4, 2)], 6.0, 6)
     """
 
-    weight: Float[Array, "..."]
-    means: tuple[Float[Array, "... _"], ...]
     blocks: tuple[Float[Array, "... r _"], ...]
-    samples: Int[Array, "..."]
-    empty: bool = dataclasses.field(default=False, metadata={"static": True})
 
-    @property
-    def dims(self) -> tuple[int, ...]:
-        """Number of features of each view."""
-        return tuple(block.shape[-1] for block in self.blocks)
+    def _with(self, other: "Factor") -> "Factor":
+        fields, gap = self._merged(other)
+        stacked = [jnp.concatenate(self.blocks, axis=1), jnp.concatenate(other.blocks, axis=1), gap]
+        return Factor(**fields, blocks=_split(compress(jnp.concatenate(stacked)), self.dims))
+
+    def _rows(self, center: bool) -> Rows:
+        return _below_the_mean(self, self.blocks, center, squared=False)
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Gram:
-    """The means and the centred scatter matrix of ``[X1, X2]``.
+@dataclasses.dataclass(frozen=True, repr=False)
+class Gram(_Moments):
+    """The means and the centred scatter matrix of ``[X1, X2, ...]``.
 
     Attributes:
-        weight: total weight of the samples, their number when unweighted.
-        means: weighted means, shapes ``(d1,)`` and ``(d2,)``.
-        scatter: shape ``(d, d)`` with ``d = d1 + d2``: the weighted sum of outer products of the
+        total: shape ``(2,)``: total weight, and what its rounding left over.
+        means: weighted means, shapes ``(d_m,)``.
+        count: shape ``(2,)``: number of samples and what its rounding left over.
+        coarsest: eps of the coarsest dtype that the data came in.
+        scatter: shape ``(d, d)`` with ``d`` all features: the weighted sum of outer products of the
             centred samples.
-        samples: number of samples seen, with or without weight.
-        empty: whether no sample has been seen.
 
     Example:
         >>> import numpy as np, perfalign_jax as pa
@@ -94,56 +175,160 @@ class Gram:
         (4, 4)
     """
 
-    weight: Float[Array, "..."]
-    means: tuple[Float[Array, "... _"], ...]
     scatter: Float[Array, "... d d"]
-    samples: Int[Array, "..."]
-    empty: bool = dataclasses.field(default=False, metadata={"static": True})
+
+    def _with(self, other: "Gram") -> "Gram":
+        fields, gap = self._merged(other)
+        return Gram(**fields, scatter=self.scatter + other.scatter + gap.T * gap)
+
+    def _rows(self, center: bool) -> Rows:
+        values, vectors = jnp.linalg.eigh(self.scatter)
+        root = jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
+        return _below_the_mean(self, _split(root, self.dims), center, squared=True)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, repr=False)
+class Samples:
+    """Paired rows as they are.
+
+    Attributes:
+        views: shapes ``(n, d_m)``.
+        weights: shape ``(n,)``, or None where all are 1.
+        coarsest: eps of the coarsest dtype that the data came in.
+
+    Example:
+        >>> import numpy as np, perfalign_jax as pa
+        >>> x = np.arange(12, dtype=np.float32).reshape(6, 2)
+        >>> pa.statistics.from_views((x, x), kind="samples")
+        Samples(samples=6, dims=(2, 2), dtype=float32)
+    """
+
+    views: tuple[Float[Array, "... n _"], ...]
+    weights: Float[Array, "... n"] | None
+    coarsest: Float[Array, "..."]
 
     @property
     def dims(self) -> tuple[int, ...]:
         """Number of features of each view."""
-        return tuple(mean.shape[-1] for mean in self.means)
+        return tuple(x.shape[-1] for x in self.views)
+
+    @property
+    def weight(self) -> Float[Array, "..."]:
+        """Total weight of the samples, their number when unweighted."""
+        if self.weights is None:
+            return jnp.full(self.views[0].shape[:-2], self.samples, self.dtype)
+        return jnp.sum(self.weights, axis=-1)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return self.views[0].shape[-2]
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """In which it is computed."""
+        return self.views[0].dtype
+
+    def __repr__(self) -> str:
+        return f"Samples({_shown(self)})"
+
+    def _with(self, other: "Samples") -> "Samples":
+        weights = None
+        if self.weights is not None or other.weights is not None:
+            weights = jnp.concatenate(
+                [
+                    jnp.ones(s.samples, s.dtype) if s.weights is None else s.weights
+                    for s in (self, other)
+                ]
+            )
+        views = tuple(jnp.concatenate(pair) for pair in zip(self.views, other.views, strict=True))
+        return Samples(views, weights, jnp.maximum(self.coarsest, other.coarsest))
+
+    def _rows(self, center: bool) -> Rows:
+        n, d = self.samples, sum(self.dims)
+        if center:
+            if n <= d:  # one row fewer keeps the rank full
+                return _of_samples(self, "factor")._rows(center=True)
+            means, blocks, _ = _centred(self)
+        elif self.weights is None:
+            means, blocks = tuple(jnp.mean(x, axis=0) for x in self.views), self.views
+        else:
+            safe = jnp.where(self.weight > 0, self.weight, 1)
+            means = tuple(matmul(self.weights, x) / safe for x in self.views)
+            blocks = tuple(_roots(self)[:, None] * x for x in self.views)
+        common, constant = jnp.zeros((), self.dtype), jnp.zeros((n,), self.dtype)
+        if center:
+            spread = sum(jnp.sum(block**2) for block in blocks)
+            energy = self.weight * sum(jnp.sum(mean**2) for mean in means)
+            common = energy / jnp.where(spread > 0, spread, 1)
+        else:
+            constant = _roots(self) / jnp.sqrt(jnp.where(self.weight > 0, self.weight, 1))
+        cut = rounding(self.dtype, n, d, common=common, coarsest=self.coarsest)
+        samples = jnp.asarray(n, self.dtype)
+        return Rows(blocks, means, constant, self.weight, samples, cut)
 
 
-Statistic = Factor | Gram
-Kind = Literal["factor", "gram"]
-_KINDS = ("factor", "gram")
+Statistic = Samples | Factor | Gram
+Kind = Literal["samples", "factor", "gram"]
+_KINDS = ("samples", "factor", "gram")
 
 
-def _concatenate(blocks: tuple[Float[Array, "r _"], ...]) -> Float[Array, "r d"]:
-    return jnp.concatenate(blocks, axis=-1)
+def _shown(state: Any) -> str:
+    batch = f"batch={state.coarsest.shape}, " if jnp.ndim(state.coarsest) else ""
+    return f"{batch}samples={state.samples}, dims={state.dims}, dtype={state.dtype}"
 
 
-def _split(
-    stacked: Float[Array, "... d"], dims: tuple[int, ...]
-) -> tuple[Float[Array, "... _"], ...]:
-    starts = [sum(dims[:m]) for m in range(len(dims))]
-    return tuple(stacked[..., a : a + d] for a, d in zip(starts, dims, strict=True))
+def _split(stacked: Float[Array, "r d"], dims: tuple[int, ...]) -> Blocks:
+    return tuple(jnp.split(stacked, np.cumsum(dims)[:-1].tolist(), axis=-1))
 
 
-@jax.custom_jvp
-def compress(stacked: Float[Array, "r d"]) -> Float[Array, "m d"]:
-    """Return at most ``d`` rows with the same Gram matrix: the R of a QR, if there are more.
-
-    Every solver depends on the rows through their Gram matrix alone, so the derivative may be any
-    lift of the Gram matrix's: with ``Y = Q R``, ``dR = Q' dY`` gives
-    ``dR' R + R' dR = dY' Y + Y' dY`` and is finite where ``R`` is singular, as it is in every
-    perfectly alignable problem. It is a first derivative only.
-    """
-    rows_, columns = stacked.shape
-    if rows_ <= columns:
-        return stacked
-    return jnp.linalg.qr(stacked, mode="r")
+# Sums in twice the digits of the dtype (Dekker, 1971): the sum, and what its rounding left over.
 
 
-@compress.defjvp
-def _compress_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    (stacked,), (tangent,) = primals, tangents
-    if stacked.shape[0] <= stacked.shape[1]:
-        return stacked, tangent
-    q, r = jnp.linalg.qr(stacked)
-    return r, matmul(q.T, tangent)
+def _pair(value: int | Array, dtype: jnp.dtype) -> Float[Array, "2"]:
+    if isinstance(value, int):
+        high = int(np.asarray(value, dtype))
+        return jnp.asarray([high, value - high], dtype)
+    return jnp.stack([value, jnp.zeros_like(value)])
+
+
+def _add(a: Float[Array, "2"], b: Float[Array, "2"]) -> Float[Array, "2"]:
+    total = a[0] + b[0]
+    part = total - a[0]
+    left = (a[0] - (total - part)) + (b[0] - part) + (a[1] + b[1])
+    high = total + left
+    return jnp.stack([high, left - (high - total)])
+
+
+def _whole(count: Float[Array, "... 2"]) -> Any:
+    if _checks.is_traced(count):
+        return count[..., 0]
+    exact = np.asarray(count, np.float64).sum(axis=-1).astype(np.int64)
+    return int(exact) if exact.ndim == 0 else exact
+
+
+def _roots(data: Samples) -> Float[Array, " n"]:
+    if data.weights is None:
+        return jnp.ones((data.samples,), data.dtype)
+    inside = data.weights > 0  # a finite gradient at weight 0
+    return jnp.where(inside, jnp.sqrt(jnp.where(inside, data.weights, 1)), 0)
+
+
+def _centred(data: Samples) -> tuple[tuple[Array, ...], Blocks, Float[Array, " n"]]:
+    """Weighted means, the centred rows times the roots of their weights, and those roots."""
+    roots = _roots(data)
+    w = jnp.ones_like(roots) if data.weights is None else data.weights
+    safe = jnp.where(data.weight > 0, data.weight, 1)
+    centre = tuple(matmul(w, x) / safe for x in data.views)
+    centred = [x - mean[None, :] for x, mean in zip(data.views, centre, strict=True)]
+    # A second pass takes out what rounding of the first mean left in.
+    drift = [matmul(w, x) / safe for x in centred]
+    means = tuple(mean + shift for mean, shift in zip(centre, drift, strict=True))
+    blocks = [x - shift[None, :] for x, shift in zip(centred, drift, strict=True)]
+    if data.weights is None:
+        return means, tuple(blocks), roots
+    return means, tuple(roots[:, None] * x for x in blocks), roots
 
 
 def _rotate_ones_away(
@@ -159,76 +344,99 @@ def _rotate_ones_away(
     return (centred - scale * mirror[:, None] * matmul(mirror, centred)[None, :])[1:]
 
 
-def _of_batch(
-    views: tuple[Float[Array, "n _"], ...], weights: Float[Array, " n"] | None, kind: str
-) -> Statistic:
-    dtype, n = views[0].dtype, views[0].shape[0]
-    w = jnp.ones((n,), dtype) if weights is None else weights
-    total = jnp.sum(w)
-    safe = jnp.where(total > 0, total, 1)
-    centre = tuple(matmul(w, x) / safe for x in views)
-    roots = jnp.where(w > 0, jnp.sqrt(jnp.where(w > 0, w, 1)), 0)  # finite gradient at weight 0
-    centred = [x - mean[None, :] for x, mean in zip(views, centre, strict=True)]
-    # A second pass takes out what rounding of the first mean left in.
-    drift = [matmul(w, x) / safe for x in centred]
-    centre = tuple(mean + shift for mean, shift in zip(centre, drift, strict=True))
-    stacked = _concatenate(
-        tuple(
-            roots[:, None] * (x - shift[None, :]) for x, shift in zip(centred, drift, strict=True)
-        )
-    )
-    samples = jnp.asarray(n, jnp.int32)
+def _of_samples(data: Samples, kind: str) -> Statistic:
+    if kind == "samples":
+        return data
+    means, blocks, roots = _centred(data)
+    stacked = jnp.concatenate(blocks, axis=1)
+    total = data.samples if data.weights is None else data.weight
+    fields = {
+        "total": _pair(total, data.dtype),
+        "means": means,
+        "count": _pair(data.samples, data.dtype),
+        "coarsest": data.coarsest,
+    }
     if kind == "gram":
-        return Gram(total, centre, matmul(stacked.T, stacked), samples)
-    dims = tuple(x.shape[1] for x in views)
-    many = n - 1 > sum(dims)
+        return Gram(**fields, scatter=matmul(stacked.T, stacked))
+    many = data.samples - 1 > sum(data.dims)
     reduced = compress(stacked) if many else _rotate_ones_away(stacked, roots)
-    return Factor(total, centre, _split(reduced, dims), samples)
+    return Factor(**fields, blocks=_split(reduced, data.dims))
 
 
-def _merge(a: Statistic, b: Statistic) -> Statistic:
-    if a.empty or b.empty:
-        return b if a.empty else a
-    total = a.weight + b.weight
-    share = b.weight / jnp.where(total > 0, total, 1)
-    gaps = tuple(mb - ma for ma, mb in zip(a.means, b.means, strict=True))
-    centre = tuple(ma + share * gap for ma, gap in zip(a.means, gaps, strict=True))
-    gap = _concatenate(tuple(g[None, :] for g in gaps)) * jnp.sqrt(
-        jnp.maximum(a.weight * share, jnp.finfo(total.dtype).tiny)
+def _below_the_mean(state: Factor | Gram, blocks: Blocks, center: bool, *, squared: bool) -> Rows:
+    """Rows of centred blocks; the means stand above them unless they are removed."""
+    spread = sum(jnp.sum(block**2) for block in blocks)
+    cut = rounding(
+        state.dtype,
+        state.count[0],
+        sum(state.dims),
+        common=state._common(spread, center),
+        coarsest=state.coarsest,
     )
-    samples = a.samples + b.samples
-    if isinstance(a, Gram):
-        assert isinstance(b, Gram)
-        return Gram(total, centre, a.scatter + b.scatter + gap.T * gap, samples)
-    assert isinstance(b, Factor)
-    stacked = jnp.concatenate([_concatenate(a.blocks), _concatenate(b.blocks), gap])
-    return Factor(total, centre, _split(compress(stacked), a.dims), samples)
+    if squared:  # half the digits
+        cut = jnp.sqrt(cut)
+    size = blocks[0].shape[0] + (not center)
+    constant = jnp.zeros((size,), state.dtype)
+    if not center:
+        root = jnp.sqrt(state.weight)
+        blocks = tuple(
+            jnp.concatenate([root * mean[None, :], block])
+            for mean, block in zip(state.means, blocks, strict=True)
+        )
+        constant = constant.at[0].set(1)
+    return Rows(blocks, state.means, constant, state.weight, state.count[0], cut)
 
 
-_of_batch_jit = functools.partial(jax.jit, static_argnames=("kind",))(_of_batch)
-_merge_jit = jax.jit(_merge)
+@functools.partial(jax.jit, static_argnames=("kind",))
+def _from_samples(data: Samples, *, kind: str) -> tuple[Statistic, Array]:
+    state = _of_samples(data, kind)
+    return state, _all_finite(data, state)
 
 
 @jax.jit
-def _update_jit(state: Statistic, views: tuple[Array, ...], weights: Array | None) -> Statistic:
-    return _merge(state, _of_batch(views, weights, "gram" if isinstance(state, Gram) else "factor"))
+def _update(state: Statistic, batch: Samples) -> tuple[Statistic, Array]:
+    one = _of_samples(batch, type(state).__name__.lower())
+    return state._with(one), _all_finite(batch, one)
 
 
-def _check_weights(weights: Any, views: tuple[Array, ...]) -> Array | None:
-    if weights is None:
-        return None
-    w = _checks.array(weights, "weights", ndim=1, shape="(n,)").astype(views[0].dtype)
-    _checks.paired(w, views[0], "weights", "x1")
-    if not _checks.is_traced(w) and bool((w < 0).any()):
-        raise ValueError(f"weights must not be negative, but weight {int(jnp.argmin(w))} is.")
-    return w
+def _all_finite(data: Samples, state: Statistic) -> Array:
+    """Whether nothing can be NaN or infinite: it would show in a mean."""
+    sums = data.views if isinstance(state, Samples) else state.means
+    return jnp.stack([jnp.isfinite(jnp.sum(part)) for part in sums]).all()
 
 
-def init(dims: tuple[int, int], *, kind: Kind = "factor", dtype: Any = None) -> Statistic:
+def _check(finite: Array, views: tuple[Array, ...], seen: Statistic | None = None) -> None:
+    """Name the row that is not finite, counted over all that was seen; traced values pass."""
+    if not _checks.is_traced(finite) and not finite:
+        first = 0 if seen is None else seen.samples
+        for m, x in enumerate(views):
+            _checks.finite(x, f"x{m + 1}", first=first)
+
+
+_merge = jax.jit(lambda a, b: a._with(b))
+
+
+def _samples(views: Any, weights: Any, *, look: bool) -> Samples:
+    arrays, coarsest = _checks.views(views, look=look)
+    if weights is not None:
+        weights = _checks.array(weights, "weights", ndim=1, shape="(n,)").astype(arrays[0].dtype)
+        _checks.paired(weights, arrays[0], "weights", "x1")
+        if not _checks.is_traced(weights) and bool((weights < 0).any()):
+            raise ValueError(
+                f"weights must not be negative, but weight {int(jnp.argmin(weights))} is."
+            )
+    return Samples(arrays, weights, jnp.asarray(coarsest, arrays[0].dtype))
+
+
+def init(
+    dims: tuple[int, ...], *, kind: Literal["factor", "gram"] = "factor", dtype: Any = None
+) -> Factor | Gram:
     """Return the statistic of no samples at all.
 
+    Its arrays have the shapes that they keep, so ``jax.lax.scan`` can carry it through batches.
+
     Args:
-        dims: number of features ``(d1, d2)`` of the two views.
+        dims: number of features ``(d1, d2, ...)`` of two or more views.
         kind: "factor" (exact) or "gram" (cheaper, half the digits).
         dtype: float32 or float64; JAX's default float if not given.
 
@@ -240,36 +448,41 @@ def init(dims: tuple[int, int], *, kind: Kind = "factor", dtype: Any = None) -> 
 
     Example:
         >>> import perfalign_jax as pa
-        >>> pa.statistics.init((3, 2)).dims
-        (3, 2)
+        >>> pa.statistics.init((3, 2))
+        Factor(samples=0, dims=(3, 2), dtype=float32)
     """
-    _checks.one_of(kind, "kind", _KINDS)
-    if not isinstance(dims, tuple) or len(dims) != 2:
-        raise ValueError(f"dims must be a tuple (d1, d2), got {dims!r}.")
-    d1, d2 = (_checks.integer(d, f"dims[{m}]", low=1) for m, d in enumerate(dims))
+    _checks.one_of(kind, "kind", _KINDS[1:])
+    if not isinstance(dims, tuple) or len(dims) < 2:
+        raise ValueError(f"dims must be a tuple (d1, d2), got {dims!r}; it may be longer.")
+    dims = tuple(_checks.integer(d, f"dims[{m}]", low=1) for m, d in enumerate(dims))
     dtype = jax.dtypes.canonicalize_dtype(float if dtype is None else dtype)
     if dtype not in (jnp.float32, jnp.float64):
         raise ValueError(f"dtype must be float32 or float64, got {dtype}.")
-    weight, centre = jnp.zeros((), dtype), (jnp.zeros((d1,), dtype), jnp.zeros((d2,), dtype))
-    samples = jnp.asarray(0, jnp.int32)
+    d = sum(dims)
+    fields = {
+        "total": _pair(0, dtype),
+        "means": tuple(jnp.zeros((size,), dtype) for size in dims),
+        "count": _pair(0, dtype),
+        "coarsest": jnp.zeros((), dtype),
+    }
+    square = jnp.zeros((d, d), dtype)
     if kind == "gram":
-        return Gram(weight, centre, jnp.zeros((d1 + d2, d1 + d2), dtype), samples, empty=True)
-    blocks = (jnp.zeros((0, d1), dtype), jnp.zeros((0, d2), dtype))
-    return Factor(weight, centre, blocks, samples, empty=True)
+        return Gram(**fields, scatter=square)
+    return Factor(**fields, blocks=_split(square, dims))
 
 
 def from_views(views: Views, *, weights: Any = None, kind: Kind = "factor") -> Statistic:
-    """Return the statistic of two views.
+    """Return the statistic of two or more views.
 
     Args:
-        views: paired rows ``(x1, x2)`` of shapes ``(n, d1)`` and ``(n, d2)``: the transposes of the
-            paper's X1 and X2.
-        weights: shape ``(n,)``, one weight per pair, not negative; a weight of 2 counts a pair
+        views: paired rows ``(x1, x2, ...)`` of shapes ``(n, d_m)``: the transposes of the paper's
+            X1 and X2.
+        weights: shape ``(n,)``, one weight per row, not negative; a weight of 2 counts a row
             twice, a weight of 0 leaves it out. All 1 if not given.
-        kind: "factor" (exact) or "gram" (cheaper, half the digits).
+        kind: "factor" (exact), "gram" (cheaper, half the digits), or "samples" (the rows).
 
     Returns:
-        A ``Factor`` or a ``Gram``.
+        A ``Factor``, a ``Gram`` or ``Samples``.
 
     Raises:
         TypeError: if a view does not hold real numbers.
@@ -283,20 +496,21 @@ def from_views(views: Views, *, weights: Any = None, kind: Kind = "factor") -> S
         True
     """
     _checks.one_of(kind, "kind", _KINDS)
-    arrays = _checks.views(views)
-    _check_rows(arrays)
-    return _of_batch_jit(arrays, _check_weights(weights, arrays), kind=kind)
+    data = _samples(views, weights, look=False)
+    _check_any(data)
+    state, finite = _from_samples(data, kind=kind)
+    _check(finite, data.views)
+    return state
 
 
 def update(state: Statistic, views: Views, *, weights: Any = None) -> Statistic:
     """Return the statistic of what ``state`` has seen and one more batch.
 
-    Compiles once per batch shape and, while there are fewer samples than features, once per
-    number of rows so far.
+    Compiles once per batch shape for a state from ``init``.
 
     Args:
         state: what was seen before, of any kind.
-        views: a batch ``(x1, x2)`` of shapes ``(b, d1)`` and ``(b, d2)``, of the state's dtype.
+        views: a batch ``(x1, x2, ...)`` of shapes ``(b, d_m)``, of the state's dtype.
         weights: shape ``(b,)``, as in ``from_views``.
 
     Returns:
@@ -304,7 +518,8 @@ def update(state: Statistic, views: Views, *, weights: Any = None) -> Statistic:
 
     Raises:
         TypeError: if a view does not hold real numbers, or the dtypes differ.
-        ValueError: if the shapes do not fit, or a value is not finite.
+        ValueError: if the shapes do not fit, or a value is not finite; its row is counted over all
+            that the state has seen.
 
     Example:
         >>> import numpy as np, perfalign_jax as pa
@@ -312,20 +527,19 @@ def update(state: Statistic, views: Views, *, weights: Any = None) -> Statistic:
         >>> state = pa.statistics.init((2, 3), dtype="float32")
         >>> for i in range(0, 6, 2):
         ...     state = pa.statistics.update(state, (x1[i : i + 2], x2[i : i + 2]))
-        >>> int(state.samples)
+        >>> state.samples
         6
     """
     _check_state(state, "state")
-    arrays = _checks.views(views)
-    _check_rows(arrays)
-    came = tuple(x.shape[1] for x in arrays)
-    if came != state.dims:
-        raise ValueError(f"views must have {state.dims} features like the state, got {came}.")
-    if arrays[0].dtype != state.weight.dtype:
-        raise TypeError(
-            f"views must have the state's dtype {state.weight.dtype}, got {arrays[0].dtype}."
-        )
-    return _update_jit(state, arrays, _check_weights(weights, arrays))
+    batch = _samples(views, weights, look=False)
+    _check_any(batch)
+    if batch.dims != state.dims:
+        raise ValueError(f"views must have {state.dims} features like the state, got {batch.dims}.")
+    if batch.dtype != state.dtype:
+        raise TypeError(f"views must have the state's dtype {state.dtype}, got {batch.dtype}.")
+    result, finite = _update(state, batch)
+    _check(finite, batch.views, state)
+    return result
 
 
 def merge(a: Statistic, b: Statistic) -> Statistic:
@@ -358,95 +572,83 @@ def merge(a: Statistic, b: Statistic) -> Statistic:
         )
     if a.dims != b.dims:
         raise ValueError(f"a and b must have the same features, got {a.dims} and {b.dims}.")
-    if a.weight.dtype != b.weight.dtype:
-        raise TypeError(f"a and b must share a dtype, got {a.weight.dtype} and {b.weight.dtype}.")
-    return _merge_jit(a, b)
+    if a.dtype != b.dtype:
+        raise TypeError(f"a and b must share a dtype, got {a.dtype} and {b.dtype}.")
+    return _merge(a, b)
 
 
-def as_statistic(data: Any) -> Statistic:
-    """Return ``data`` itself if it is a statistic, and the ``Factor`` of two views otherwise.
+def as_statistic(
+    data: Any, *, weights: Any = None, center: bool = False, views: int | None = None
+) -> Statistic:
+    """Return ``data`` itself if it is a statistic, and the ``Samples`` of views otherwise.
 
     Args:
-        data: a statistic, or views ``(x1, x2)`` of shapes ``(n, d1)`` and ``(n, d2)``.
-
-    Returns:
-        A ``Factor`` or a ``Gram``.
+        data: a statistic, or views ``(x1, x2, ...)`` of shapes ``(n, d_m)``.
+        weights: shape ``(n,)``, for views only, as in ``from_views``.
+        center: whether the means are to be removed, which takes two samples.
+        views: how many there must be, if it matters.
 
     Raises:
         TypeError: if it is neither.
-        ValueError: if the shapes do not fit, a value is not finite, or no sample has been seen.
+        ValueError: if the shapes do not fit, a value is not finite, there are too few samples or
+            another number of views, or weights come with a statistic.
 
     Example:
         >>> import numpy as np
         >>> from perfalign_jax.statistics import as_statistic
-        >>> as_statistic((np.eye(4, 2), np.eye(4, 3))).dims
-        (2, 3)
+        >>> as_statistic((np.eye(4, 2, dtype="f4"), np.eye(4, 3, dtype="f4")))
+        Samples(samples=4, dims=(2, 3), dtype=float32)
     """
-    if isinstance(data, Factor | Gram):
-        if data.empty:
-            raise ValueError("data is a statistic that has seen no samples; update it first.")
-        return data
-    return from_views(data)
+    given = isinstance(data, Statistic)
+    if given and weights is not None:
+        raise ValueError("weights must be None with a statistic, which has its own, got weights.")
+    state = data if given else _samples(data, weights, look=True)
+    if views is not None and len(state.dims) != views:
+        raise ValueError(f"data must have {views} views, got {len(state.dims)} of them.")
+    least = 2 if center else 1
+    if not _checks.is_traced(state.samples) and np.min(state.samples) < least:
+        if given:
+            raise ValueError(
+                "data is a statistic that has seen no samples; update it first."
+                if np.min(state.samples) == 0
+                else "data must have at least two samples to be centred, got one."
+            )
+        names = " and ".join(f"x{m + 1}" for m in range(len(state.dims)))
+        raise ValueError(
+            f"{names} must have at least {('one row', 'two rows')[least - 1]}"
+            f"{' to be centred' if center else ''}, got shape {state.views[0].shape}."
+        )
+    return state
 
 
-def rows(state: Statistic, *, center: bool) -> tuple[Float[Array, "r d1"], Float[Array, "r d2"]]:
-    """Return few rows that stand for all the samples: same Gram matrix, same singular values.
+def rows(state: Statistic, *, center: bool) -> Rows:
+    """Return rows that stand for all the samples: same Gram matrix, same singular values.
 
     Args:
         state: a statistic.
         center: whether the means are removed.
 
     Returns:
-        Blocks ``B1, B2`` of shapes ``(r, d1)`` and ``(r, d2)`` with ``Bi' Bj`` equal to the
-        weighted sum of ``xi xj'`` over the samples; ``r <= d1 + d2 + 1``.
+        ``Rows``; a ``Factor`` or ``Gram`` has at most ``d + 1`` of them.
 
     Example:
         >>> import numpy as np, perfalign_jax as pa
         >>> x = np.arange(200, dtype=np.float32).reshape(100, 2) / 100
-        >>> b1, b2 = pa.statistics.rows(pa.statistics.from_views((x, x)), center=False)
+        >>> b1, b2 = pa.statistics.rows(pa.statistics.from_views((x, x)), center=False).blocks
         >>> bool(np.allclose(b1.T @ b2, x.T @ x, rtol=1e-5))
         True
     """
-    if isinstance(state, Gram):
-        values, vectors = jnp.linalg.eigh(state.scatter)
-        stacked = jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
-    else:
-        stacked = _concatenate(state.blocks)
-    if not center:
-        first = jnp.sqrt(state.weight) * _concatenate(tuple(m[None, :] for m in state.means))
-        stacked = jnp.concatenate([first, stacked])
-    b1, b2 = _split(stacked, state.dims)
-    return b1, b2
+    return state._rows(center)
 
 
-def means(state: Statistic) -> tuple[Float[Array, " d1"], Float[Array, " d2"]]:
-    """Return the weighted means of the two views, shapes ``(d1,)`` and ``(d2,)``.
-
-    Example:
-        >>> import numpy as np, perfalign_jax as pa
-        >>> pa.statistics.means(pa.statistics.from_views((np.ones((4, 2)), np.eye(4))))[0].shape
-        (2,)
-    """
-    first, second = state.means
-    return first, second
-
-
-def total_weight(state: Statistic) -> Float[Array, ""]:
-    """Return the sum of the samples' weights: their number when unweighted.
-
-    Example:
-        >>> import numpy as np, perfalign_jax as pa
-        >>> float(pa.statistics.total_weight(pa.statistics.from_views((np.eye(4), np.eye(4)))))
-        4.0
-    """
-    return state.weight
-
-
-def _check_rows(arrays: tuple[Array, ...]) -> None:
-    if arrays[0].shape[0] < 1:
-        raise ValueError(f"x1 and x2 must have at least one row, got shape {arrays[0].shape}.")
+def _check_any(data: Samples) -> None:
+    if data.samples < 1:
+        names = " and ".join(f"x{m + 1}" for m in range(len(data.dims)))
+        raise ValueError(f"{names} must have at least one row, got shape {data.views[0].shape}.")
 
 
 def _check_state(state: Any, name: str) -> None:
-    if not isinstance(state, Factor | Gram):
-        raise TypeError(f"{name} must be a statistic (Factor or Gram), got {type(state).__name__}.")
+    if not isinstance(state, Statistic):
+        raise TypeError(
+            f"{name} must be a statistic (Samples, Factor or Gram), got {type(state).__name__}."
+        )

@@ -1,16 +1,19 @@
 """The small frozen pytrees that the functions of this package take and return."""
 
 import dataclasses
+import numbers
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-__all__ = ["Alignment", "CollapseWarning", "Diagnosis", "PrecisionWarning", "Views"]
+__all__ = ["Alignment", "CollapseWarning", "Diagnosis", "OverfitWarning", "PrecisionWarning"]
+__all__ += ["Views"]
 
 Views = Sequence[jax.Array | np.ndarray]
-"""Two arrays of paired rows, ``(n, d1)`` and ``(n, d2)``: row ``i`` of both is the same thing."""
+"""Two or more arrays of paired rows, shapes ``(n, d_m)``: row ``i`` of all is the same thing."""
 
 
 class CollapseWarning(UserWarning):
@@ -33,21 +36,35 @@ class PrecisionWarning(UserWarning):
     """
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Alignment:
-    """One affine map per modality into a shared latent space.
+class OverfitWarning(UserWarning):
+    """There are no more pairs than joint features, so any pairing at all would align perfectly.
 
-    The latent of modality ``m`` is ``(x_m - means[m]) @ projections[m].T + offset``.
+    Example:
+        >>> import warnings
+        >>> warnings.simplefilter("ignore", OverfitWarning)  # when held-out pairs are measured
+        >>> warnings.simplefilter("default", OverfitWarning)
+    """
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, repr=False)
+class Alignment:
+    """One affine map per view into a shared latent space.
+
+    The latent of view ``m`` is ``(x_m - means[m]) @ projections[m].T + offset``.
 
     Attributes:
-        projections: ``(A1, A2)``, shapes ``(k, d1)`` and ``(k, d2)``: the paper's A split by
-            modality (Eq. 5). A perfect alignment has ``A1 A1' + A2 A2' = I``.
-        singular_values: shape ``(k,)``. For a perfect alignment the singular values of the stacked
-            matrix that belong to the rows, in units of the data, largest first (as in Eq. 7) or in
-            the order of the latents' energy; a baseline says in its docstring what it stores here.
-        means: shapes ``(d1,)`` and ``(d2,)``, in units of the data; zeros when not centred.
+        projections: ``(A1, A2, ...)``, shapes ``(k, d_m)``: the paper's A split by view (Eq. 5). A
+            perfect alignment has ``A1 A1' + A2 A2' + ... = I``.
+        singular_values: shape ``(k,)``, what the alignment leaves over on each latent axis: the
+            square root of the summed squared differences of the views' latents, over all pairs of
+            views. For a perfect alignment these are the singular values of the stacked matrix
+            that belong to the rows, largest first (as in Eq. 7) or in the order of the latents'
+            energy. In units of the latents.
+        means: shapes ``(d_m,)``, in units of the data; zeros when not centred.
         offset: shape ``(k,)``, in units of the latents; zeros unless calibrated.
+        coupling: shape ``(k,)``, what a baseline made as large as it could: canonical correlations,
+            or singular values of the cross-covariance; empty for all others.
         method: the method that computed it.
         select: how the directions were chosen; empty for a baseline.
         space: the space in which it was solved; empty for a baseline.
@@ -56,15 +73,15 @@ class Alignment:
     Example:
         >>> import numpy as np, perfalign_jax as pa
         >>> x = np.eye(6, 3, dtype=np.float32)
-        >>> alignment = pa.fit((x, x), k=3)
-        >>> alignment.k, alignment.dims
-        (3, (3, 3))
+        >>> pa.fit((x, x), k=3).take(2)
+        Alignment(k=2, dims=(3, 3), method='null', select='trailing', dtype=float32)
     """
 
     projections: tuple[Float[Array, "... k _"], ...]
     singular_values: Float[Array, "... k"]
     means: tuple[Float[Array, "... _"], ...]
     offset: Float[Array, "... k"]
+    coupling: Float[Array, "... _"]
     method: str = dataclasses.field(metadata={"static": True})
     select: str = dataclasses.field(default="", metadata={"static": True})
     space: str = dataclasses.field(default="", metadata={"static": True})
@@ -77,16 +94,45 @@ class Alignment:
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """Number of features of each modality."""
+        """Number of features of each view."""
         return tuple(p.shape[-1] for p in self.projections)
+
+    def take(self, k: int) -> "Alignment":
+        """Return the alignment to the first ``k`` latent dimensions.
+
+        Raises:
+            TypeError: if ``k`` is no integer.
+            ValueError: if there are fewer.
+        """
+        if isinstance(k, bool) or not isinstance(k, numbers.Integral):
+            raise TypeError(f"k must be an integer, got {k!r} ({type(k).__name__}).")
+        if not 1 <= k <= self.k:
+            raise ValueError(f"k must be between 1 and {self.k}, got {k}.")
+        return dataclasses.replace(
+            self,
+            projections=tuple(p[..., :k, :] for p in self.projections),
+            singular_values=self.singular_values[..., :k],
+            offset=self.offset[..., :k],
+            coupling=self.coupling[..., :k],
+        )
+
+    def __repr__(self) -> str:
+        """Say on one line what it is."""
+        shape = np.shape(self.offset)[:-1]
+        facts = {"batch": shape} if shape else {}
+        facts |= {"k": self.k, "dims": self.dims, "method": self.method}
+        facts |= {"select": self.select} if self.select else {}
+        facts |= {"center": True} if self.center else {}
+        words = ", ".join(f"{name}={value!r}" for name, value in facts.items())
+        return f"Alignment({words}, dtype={self.offset.dtype})"
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Diagnosis:
-    """What the stacked matrix of two views allows, before any ``k`` is chosen.
+    """What the stacked matrix of the views allows, before any ``k`` is chosen.
 
-    With ``d = d1 + d2`` features, the null space of the stacked matrix has a trivial part, on which
+    With ``d`` features in all, the null space of the stacked matrix has a trivial part, on which
     both latents are identically zero, and an informative part, on which the latents coincide and
     carry energy.
 
@@ -95,10 +141,12 @@ class Diagnosis:
             times ``sqrt(n)``.
         energies: shape ``(d,)``; the latent energy ``sum_i |z_i|^2`` of each informative null
             direction, largest first, then zeros; in squared units of the data.
-        view_energies: shape ``(2,)``, ``sum_i |x_i|^2`` of each view.
+        view_energies: shape ``(M,)``, ``sum_i |x_i|^2`` of each view.
         cutoff: the value at or below which a singular value counts as zero.
         ranks: rank of each view.
         rank: rank of the stacked matrix.
+        equations: how many rows the stacked matrix has, one for each sample (less one if centred)
+            and further view. Where its rank reaches them, any pairing would align as perfectly.
         null_dimension: ``d - rank``: up to this ``k`` the alignment is perfect (Theorem 2.2).
         informative_dimension: how many null directions carry energy.
         samples: number of rows ``n``.
@@ -119,9 +167,10 @@ class Diagnosis:
     cutoff: Float[Array, "..."]
     ranks: Int[Array, "... m"]
     rank: Int[Array, "..."]
+    equations: Float[Array, "..."]
     null_dimension: Int[Array, "..."]
     informative_dimension: Int[Array, "..."]
-    samples: Int[Array, "..."]
+    samples: Any
     dims: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     center: bool = dataclasses.field(default=False, metadata={"static": True})
 
@@ -131,25 +180,35 @@ class Diagnosis:
         return self.null_dimension - self.informative_dimension
 
     @property
-    def perfect_up_to(self) -> Int[Array, "..."]:
-        """Largest ``k`` with zero alignment error (Theorem 2.2)."""
-        return self.null_dimension
+    def any_pairing(self) -> Bool[Array, "..."]:
+        """Whether any pairing of these rows would align as perfectly: the joint rank reaches n."""
+        return self.rank >= self.equations
+
+    def __repr__(self) -> str:
+        """Say on one line what it is."""
+        if np.ndim(self.cutoff):
+            return f"Diagnosis(batch={np.shape(self.cutoff)}, dims={self.dims})"
+        return (
+            f"Diagnosis(samples={self.samples}, dims={self.dims}, rank={self.rank}, "
+            f"null={self.null_dimension}, informative={self.informative_dimension})"
+        )
 
     def __str__(self) -> str:
         """Say it in words."""
-        d1, d2 = self.dims
-        rank1, rank2 = (int(r) for r in self.ranks)
+        ranks = " and ".join(f"{int(r):,}" for r in self.ranks)
         null, informative = int(self.null_dimension), int(self.informative_dimension)
         kept = float(self.energies.sum()) / max(float(self.view_energies.mean()), 1e-300)
+        things = "pairs" if len(self.dims) == 2 else "rows of each view"
         lines = [
-            f"{int(self.samples):,} pairs, {d1:,} + {d2:,} features"
+            f"{int(self.samples):,} {things}, {' + '.join(f'{d:,}' for d in self.dims)} features"
             + (", centred" if self.center else ""),
-            f"  rank          {rank1:,} and {rank2:,} of the views, {int(self.rank):,} of both "
-            f"(singular values above {float(self.cutoff):.2g} of {float(self.largest):.4g})",
+            f"  rank          {ranks} of the views, {int(self.rank):,} of all together "
+            f"(singular values above {float(self.cutoff):.2g} of "
+            f"{float(self.singular_values[0]):.4g})",
             f"  null space    {null:,} directions: the alignment is perfect up to k = {null:,}",
             f"  informative   {informative:,} of them carry energy"
             + (f" ({kept:.2g} times the mean energy of a view)" if informative else ""),
-            f"  trivial       {null - informative:,} of them map both views to zero",
+            f"  trivial       {null - informative:,} of them map every view to zero",
         ]
         if informative:
             advice = f"select='energy' with k <= {informative:,}" + (
@@ -163,14 +222,9 @@ class Diagnosis:
                 "k smallest directions approximate it, and baselines.ridge_cca is the safer choice"
             )
         lines.append(f"  advice        {advice}")
-        if null and int(self.samples) <= min(d1, d2):
+        if bool(self.any_pairing) and null:
             lines.append(
-                "  beware        with no more pairs than features any pairing aligns perfectly, "
-                "even of noise: measure on held-out pairs"
+                "  beware        the rank reaches the number of samples, so any pairing of these "
+                "rows aligns perfectly, even of noise: measure on held-out pairs"
             )
         return "\n".join(lines)
-
-    @property
-    def largest(self) -> Float[Array, "..."]:
-        """The largest singular value."""
-        return self.singular_values[..., 0]

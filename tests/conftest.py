@@ -1,17 +1,20 @@
-"""What every test shares: strict array promotion and a 64-bit switch."""
+"""What every test shares: strict array promotion, a 64-bit switch, and one compilation cache."""
 
 import os
+from pathlib import Path
+
+# Nearly all of the tests' time is compilation. One cache serves workers, sessions, and the
+# subprocesses and notebooks that tests start; JAX reads these when it is imported.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "compiled")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import numpy as np
 import pytest
 
-# Nearly all of the tests' time is compilation of programs that run once. Not level 0: with it
-# jaxlib 0.10.2 compiles some gradients of layer normalisation into NaN.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
-)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 

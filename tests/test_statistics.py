@@ -12,6 +12,7 @@ import perfalign_jax as pa
 from perfalign_jax import statistics
 
 KINDS = ("factor", "gram")
+ALL_KINDS = ("samples", *KINDS)
 
 
 def reference(x1, x2, weights, center):
@@ -23,7 +24,7 @@ def reference(x1, x2, weights, center):
 
 
 def moments(state, center):
-    b = np.hstack([np.asarray(block) for block in statistics.rows(state, center=center)])
+    b = np.hstack([np.asarray(block) for block in statistics.rows(state, center=center).blocks])
     return b.T @ b
 
 
@@ -37,11 +38,18 @@ def assert_same(state, x1, x2, weights, *, digits=1):
         error = np.abs(moments(state, center) - wanted)
         # 40 eps per entry covers the few dozen operations on each; measured: below 10 eps.
         assert (error <= 40 * digits * eps * scale.max()).all()
+        rows = statistics.rows(state, center=center)
         np.testing.assert_allclose(
-            np.concatenate(statistics.means(state)), mean, atol=20 * eps * np.abs(size).max()
+            np.concatenate(rows.means), mean, atol=20 * eps * np.abs(size).max()
         )
-    np.testing.assert_allclose(statistics.total_weight(state), weights.sum(), rtol=20 * eps)
-    assert int(state.samples) == len(weights)
+        constant = np.sqrt(weights.sum()) * mean * (not center)
+        np.testing.assert_allclose(
+            np.concatenate([rows.constant @ block for block in rows.blocks]),
+            constant,
+            atol=40 * eps * np.sqrt(len(weights)) * np.abs(size).max(),
+        )
+    np.testing.assert_allclose(state.weight, weights.sum(), rtol=20 * eps)
+    assert state.samples == len(weights)
 
 
 @st.composite
@@ -54,7 +62,7 @@ def batches(draw):
     return sizes, order, seed, offset, weighted
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 @settings(max_examples=25, deadline=None)
 @given(plan=batches())
 def test_any_batches_in_any_order_give_the_statistic_of_the_whole(kind, plan):
@@ -66,12 +74,12 @@ def test_any_batches_in_any_order_give_the_statistic_of_the_whole(kind, plan):
     edges = np.concatenate([[0], np.cumsum(sizes)])
     with jax.enable_x64(True):
         parts = [slice(edges[i], edges[i + 1]) for i in order]
-        streamed = statistics.init((3, 2), kind=kind)
-        for part in parts:
-            streamed = statistics.update(streamed, (x1[part], x2[part]), weights=weights[part])
         states = [
             statistics.from_views((x1[p], x2[p]), weights=weights[p], kind=kind) for p in parts
         ]
+        streamed = statistics.init((3, 2), kind=kind) if kind in KINDS else states[0]
+        for part in parts if kind in KINDS else parts[1:]:
+            streamed = statistics.update(streamed, (x1[part], x2[part]), weights=weights[part])
         while len(states) > 1:  # a merge tree
             states = [
                 statistics.merge(*states[i : i + 2]) if i + 1 < len(states) else states[i]
@@ -110,7 +118,7 @@ def test_factor_is_the_r_factor_of_ones_and_views(x64, rng):
 def test_rows_never_outnumber_samples_or_features(n, x64, rng):
     state = statistics.from_views((rng.normal(size=(n, 3)), rng.normal(size=(n, 2))))
     assert state.blocks[0].shape[0] == min(n - 1, 5)
-    assert statistics.rows(state, center=False)[0].shape[0] == min(n, 6)
+    assert statistics.rows(state, center=False).blocks[0].shape[0] == min(n, 6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,7 +141,7 @@ def test_all_zero_weights_leave_nothing_and_no_nan(kind, rng):
     state = statistics.from_views((x, x), weights=np.zeros(6, np.float32), kind=kind)
     merged = statistics.merge(state, state)
     chex.assert_tree_all_finite(merged)
-    assert float(statistics.total_weight(merged)) == 0
+    assert float(merged.weight) == 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -150,13 +158,57 @@ def test_jit_and_vmap(kind, x64, rng):
         chex.assert_trees_all_close(jax.tree.map(lambda leaf, i=i: leaf[i], batch), one, atol=1e-12)
 
 
-def test_a_full_state_can_be_carried_through_a_scan(x64, rng):
-    x1, x2 = rng.normal(size=(6, 8, 3)), rng.normal(size=(6, 8, 2))
-    start = statistics.from_views((x1[0], x2[0]))
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("batches", [1, 6])
+def test_a_scan_carries_the_statistic_of_nothing_through_batches(kind, batches, x64, rng):
+    x1, x2 = rng.normal(size=(batches, 3, 3)), rng.normal(size=(batches, 3, 2))
     end, _ = jax.lax.scan(
-        lambda state, batch: (statistics.update(state, batch), None), start, (x1[1:], x2[1:])
+        lambda state, batch: (statistics.update(state, batch), None),
+        statistics.init((3, 2), kind=kind),
+        (x1, x2),
     )
-    assert_same(end, x1.reshape(48, 3), x2.reshape(48, 2), np.ones(48))
+    n = 3 * batches
+    assert_same(end, x1.reshape(n, 3), x2.reshape(n, 2), np.ones(n))
+
+
+def test_an_update_is_compiled_once_for_a_batch_shape(rng):
+    x = rng.normal(size=(4, 5)).astype(np.float32)
+    statistics._update.clear_cache()
+    state = statistics.init((5, 5))
+    for _ in range(5):  # from fewer samples than features to more
+        state = statistics.update(state, (x, x))
+    assert statistics._update._cache_size() == 1
+
+
+def test_ten_billion_samples_are_counted_right_in_float32(rng):
+    """A float32 sum of ones stops at 2^24, and an int32 at 2^31."""
+    x = rng.normal(size=(1_000_003, 1)).astype(np.float32)
+    state = statistics.from_views((x, x), kind="gram")
+    for _ in range(14):
+        state = statistics.merge(state, state)
+    batch = statistics.from_views((x[:1], x[:1]), kind="gram")
+    for _ in range(3):  # each far below the rounding of the sum
+        state = statistics.merge(state, batch)
+    exact = 1_000_003 * 2**14 + 3
+    assert state.samples == exact
+    assert np.asarray(state.total, np.float64).sum() == exact
+
+
+def test_a_bad_row_is_counted_over_all_batches(rng):
+    x = rng.normal(size=(6, 2)).astype(np.float32)
+    bad = x.copy()
+    bad[2, 1] = np.nan
+    state = statistics.update(statistics.init((2, 2)), (x, x))
+    with pytest.raises(ValueError, match=r"x2 must be finite, but row 8 has NaN"):
+        statistics.update(state, (x, bad))
+    assert state.samples == 6  # what was seen before is kept
+
+
+def test_it_is_said_on_a_line(rng):
+    x = rng.normal(size=(6, 2)).astype(np.float32)
+    for kind in ALL_KINDS:
+        state = statistics.from_views((x, x), kind=kind)
+        assert repr(state) == f"{type(state).__name__}(samples=6, dims=(2, 2), dtype=float32)"
 
 
 def test_gradient_through_the_factor_equals_that_of_the_gram_matrix(x64, rng):
@@ -184,6 +236,8 @@ def test_bad_input_is_named(rng):
     state = statistics.from_views((x1, x2))
     with pytest.raises(ValueError, match=r"kind must be one of 'factor', 'gram', got 'qr'"):
         statistics.init((3, 2), kind="qr")
+    with pytest.raises(ValueError, match=r"weights must be None with a statistic"):
+        pa.fit(state, k=1, weights=np.ones(6, np.float32))
     with pytest.raises(ValueError, match=r"dims must be a tuple \(d1, d2\), got 3"):
         statistics.init(3)
     with pytest.raises(ValueError, match=r"dims\[1\] must be at least 1, got 0"):
@@ -218,4 +272,4 @@ def test_dtypes_do_not_mix_silently(x64, rng):
     with pytest.raises(TypeError, match=r"share a dtype, got float32 and float64"):
         statistics.merge(state, statistics.from_views((x1.astype(float), x2.astype(float))))
     with pytest.warns(pa.PrecisionWarning, match=r"x1 has dtype float32 and x2 float64"):
-        assert statistics.from_views((x1, x2.astype(float))).weight.dtype == jnp.float64
+        assert statistics.from_views((x1, x2.astype(float))).dtype == jnp.float64

@@ -1,7 +1,9 @@
-"""The numerics of the solver: singular subspaces of the stacked matrix ``X = [B1, -B2]``.
+"""The numerics of the solver: singular subspaces of the stacked matrix of the views.
 
-``B1, B2`` are rows: the views themselves, centred or not, or a statistic's factor. Every function
-here is pure, un-jitted and knows nothing of samples beyond their number.
+With ``C' C = M I - 1 1'`` the stacked matrix of M views is ``X = sum_m C[:, m] (x) B_m``, so that
+``|X a|^2`` sums the squared differences of the latents over all pairs of views; for two views it
+is ``[B1, -B2]``. The ``B_m`` are rows: the views themselves, centred or not, or a statistic's
+factor. Every function here is pure, un-jitted and knows nothing of samples beyond their number.
 
 Ways to the trailing subspace:
 
@@ -16,29 +18,34 @@ Ways to the trailing subspace:
   trivial directions lives. Nothing of size d x d is formed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from perfalign_jax._numerics import flip_signs, matmul, rank_cutoff
-from perfalign_jax.statistics import compress
+from perfalign_jax._numerics import compress, flip_signs, matmul, rank_cutoff
+from perfalign_jax.statistics import Rows
 
 __all__ = [
     "METHODS",
     "Spectrum",
     "choose_method",
-    "directions_offered",
+    "contrasts",
+    "latents",
+    "moments",
+    "row_spectrum",
     "solve",
     "solve_by_energy",
     "spectrum",
+    "split",
 ]
 
 METHODS = ("auto", "svd", "qr", "gram", "null", "dual")
 
-Blocks = tuple[Float[Array, "r d1"], Float[Array, "r d2"]]
+Blocks = tuple[Float[Array, "r _"], ...]
 
 
 class Spectrum(NamedTuple):
@@ -52,24 +59,56 @@ class Spectrum(NamedTuple):
     ranks: Int[Array, " m"]
 
 
-def _stack(blocks: Blocks) -> Float[Array, "r d"]:
-    return jnp.concatenate([blocks[0], -blocks[1]], axis=1)
+def contrasts(views: int) -> np.ndarray:
+    """Return C of shape ``(M - 1, M)`` with ``C' C = M I - 1 1'``; ``[1, -1]`` for two views."""
+    rows = np.tril(np.ones((views - 1, views)))
+    rows[np.arange(views - 1), np.arange(1, views)] = -np.arange(1, views)
+    return rows * np.sqrt(views / (np.arange(1, views) * np.arange(2, views + 1)))[:, None]
 
 
-def _times(blocks: Blocks, columns: Float[Array, "d k"]) -> Float[Array, "r k"]:
+def _dims(blocks: Blocks) -> tuple[int, ...]:
+    return tuple(block.shape[1] for block in blocks)
+
+
+def split(columns: Float[Array, "d k"], dims: tuple[int, ...]) -> tuple[Float[Array, "_ k"], ...]:
+    """Part what belongs to the features of each view."""
+    return tuple(jnp.split(columns, np.cumsum(dims)[:-1].tolist()))
+
+
+def _stack(blocks: Blocks) -> Float[Array, "q d"]:
+    c = contrasts(len(blocks)).tolist()
+    return jnp.concatenate(
+        [jnp.concatenate([w * b for w, b in zip(row, blocks, strict=True)], axis=1) for row in c]
+    )
+
+
+def latents(blocks: Blocks, columns: Float[Array, "d k"]) -> tuple[Float[Array, "r k"], ...]:
+    """Latents of every view."""
+    parts = split(columns, _dims(blocks))
+    return tuple(matmul(b, part) for b, part in zip(blocks, parts, strict=True))
+
+
+def _times(blocks: Blocks, columns: Float[Array, "d k"]) -> Float[Array, "q k"]:
     """Product of X with columns, without stacking X."""
-    d1 = blocks[0].shape[1]
-    return matmul(blocks[0], columns[:d1]) - matmul(blocks[1], columns[d1:])
+    each = latents(blocks, columns)
+    c = contrasts(len(blocks)).tolist()
+    return jnp.concatenate([sum(w * z for w, z in zip(row, each, strict=True)) for row in c])
 
 
-def _times_transposed(blocks: Blocks, columns: Float[Array, "r k"]) -> Float[Array, "d k"]:
-    return jnp.concatenate([matmul(blocks[0].T, columns), -matmul(blocks[1].T, columns)])
+def _times_transposed(blocks: Blocks, columns: Float[Array, "q k"]) -> Float[Array, "d k"]:
+    c = contrasts(len(blocks))
+    parts = jnp.split(columns, len(blocks) - 1)
+    return jnp.concatenate(
+        [
+            matmul(b.T, sum(w * part for w, part in zip(weights, parts, strict=True)))
+            for b, weights in zip(blocks, c.T.tolist(), strict=True)
+        ]
+    )
 
 
 def _mean_latents(blocks: Blocks, columns: Float[Array, "d k"]) -> Float[Array, "r k"]:
-    """Latents of both views, averaged: on a null direction both are this."""
-    d1 = blocks[0].shape[1]
-    return (matmul(blocks[0], columns[:d1]) + matmul(blocks[1], columns[d1:])) / 2
+    """Latents averaged over the views: on a null direction each of them is this."""
+    return sum(latents(blocks, columns)) / len(blocks)
 
 
 def _pad(values: Float[Array, " r"], size: int) -> Float[Array, " size"]:
@@ -115,18 +154,31 @@ def _trailing_by_reflectors(
     return jax.lax.linalg.ormqr(reflectors, taus, coordinates), values
 
 
-def _gram(blocks: Blocks) -> Float[Array, "d d"]:
-    b1, b2 = blocks
-    cross = -matmul(b1.T, b2)
-    return jnp.block([[matmul(b1.T, b1), cross], [cross.T, matmul(b2.T, b2)]])
+def row_spectrum(blocks: Blocks) -> Float[Array, " q"]:
+    """Return the singular values of X with no more rows than columns, by its QR."""
+    return jnp.linalg.svd(jnp.linalg.qr(_stack(blocks).T, mode="r"), compute_uv=False)
+
+
+def moments(blocks: Blocks) -> Float[Array, "d d"]:
+    """Return all products ``B_i' B_j``, each computed once."""
+    views = range(len(blocks))
+    upper = {(i, j): matmul(blocks[i].T, blocks[j]) for i in views for j in views if i <= j}
+    return jnp.block([[upper[i, j] if i <= j else upper[j, i].T for j in views] for i in views])
+
+
+def _stacked_moments(second: Float[Array, "d d"], dims: tuple[int, ...]) -> Float[Array, "d d"]:
+    """``X' X`` from the products of the views: ``M - 1`` of its own to each, less all others."""
+    view = np.repeat(np.arange(len(dims)), dims)
+    own = view[:, None] == view[None, :]
+    return jnp.where(own, len(dims) - 1, -1).astype(second.dtype) * second
 
 
 def _trailing_by_gram(
-    blocks: Blocks, k: int, samples: Array
+    blocks: Blocks, second: Float[Array, "d d"], k: int, samples: Array
 ) -> tuple[Float[Array, "d k"], Float[Array, " k"], Bool[Array, ""]]:
     """Last k columns of the right basis through X'X, and whether they are as good as an SVD's."""
-    d = blocks[0].shape[1] + blocks[1].shape[1]
-    values, vectors = jnp.linalg.eigh(_gram(blocks))
+    d = sum(_dims(blocks))
+    values, vectors = jnp.linalg.eigh(_stacked_moments(second, _dims(blocks)))
     values, vectors = jnp.maximum(values[::-1], 0), vectors[:, ::-1]
     eps, largest = jnp.finfo(values.dtype).eps, values[0]
 
@@ -159,57 +211,49 @@ def _trailing_by_gram(
 
 
 def choose_method(
-    method: str, select: str, shape: tuple[int, int, int], *, k: int, gram_only: bool = False
+    method: str, select: str, rows: int, dims: tuple[int, ...], *, k: int | None
 ) -> str:
     """Turn "auto" into a method, and refuse one that the shapes cannot have.
 
     Args:
         method: one of ``METHODS``.
         select: "trailing" or "energy".
-        shape: number of rows and of features of either view, ``(r, d1, d2)``.
-        k: number of directions.
-        gram_only: whether the data is known through its Gram matrix alone.
+        rows: how many there are of each view.
+        dims: number of features of each view.
+        k: number of directions; None for all that carry energy.
 
     Raises:
         ValueError: naming what does not fit, and what does.
     """
-    r, d1, d2 = shape
-    d = d1 + d2
-    if gram_only and method in ("auto", "gram"):
-        return "qr"  # of the square root of the Gram matrix
+    equations, d = (len(dims) - 1) * rows, sum(dims)
+    inside = sum(min(rows, size) for size in dims)  # dimensions of the views' row spaces
+    k = k or 1
     if method == "auto":
-        if select == "energy":
-            return "dual" if r < max(d1, d2) else "qr"
-        return "null" if r < d else "gram"
-    if gram_only:
-        raise ValueError(
-            f"method={method!r} needs the data, but a Gram statistic has only its squares; "
-            "use method='gram' or 'auto', or a Factor statistic."
-        )
+        if select == "trailing":
+            return "null" if equations < d else "gram"
+        return "dual" if rows < max(dims) and k <= inside else "qr"
     if method == "gram" and select == "energy":
         raise ValueError(
             "method='gram' finds trailing directions only; for select='energy' use "
             "'auto', 'svd', 'qr', 'null' or 'dual'."
         )
-    if method in ("null", "dual") and r >= d:
+    if method in ("null", "dual") and equations >= d:
         raise ValueError(
-            f"method={method!r} needs fewer rows than features, got {r} rows and d = {d} "
+            f"method={method!r} needs fewer rows than features, got {equations} rows and d = {d} "
             "features; use 'auto', 'svd', 'qr' or 'gram'."
         )
-    if method == "dual" and select == "trailing":
-        offered = min(r, d1) + min(r, d2) - r
-        if k > offered:
+    if method == "dual":
+        if select == "trailing" and k > inside - equations:
             raise ValueError(
-                f"method='dual' works inside the views' row spaces, which with {r} rows have "
-                f"{offered} null directions, got k={k}; use 'null', or select='energy'."
+                f"method='dual' works inside the views' row spaces, which with {rows} rows have "
+                f"{inside - equations} null directions, got k={k}; use 'null', or select='energy'."
+            )
+        if k > inside:
+            raise ValueError(
+                f"method='dual' offers at most {inside} directions for {rows} rows, got k={k}; "
+                "use 'svd' or 'qr'."
             )
     return method
-
-
-def directions_offered(method: str, shape: tuple[int, int, int]) -> int:
-    """Return how many directions a method can return at most."""
-    r, d1, d2 = shape
-    return min(r, d1) + min(r, d2) if method == "dual" else d1 + d2
 
 
 class _RowSpace(NamedTuple):
@@ -257,17 +301,17 @@ def _expand(view: _RowSpace, columns: Float[Array, "p k"]) -> Float[Array, "d k"
 def _in_row_spaces(blocks: Blocks, solve_small: Callable[[Blocks], tuple]) -> tuple:
     """Solve for the views in bases of their row spaces, and expand the columns found."""
 
-    def run(one: _RowSpace, two: _RowSpace) -> tuple:
-        columns, *others = solve_small((one.small, two.small))
-        p = one.small.shape[1]
-        expanded = jnp.concatenate([_expand(one, columns[:p]), _expand(two, columns[p:])])
-        return (expanded, *others)
+    def run(spaces: Sequence[_RowSpace]) -> tuple:
+        columns, *others = solve_small(tuple(space.small for space in spaces))
+        parts = split(columns, tuple(space.small.shape[1] for space in spaces))
+        expanded = [_expand(space, part) for space, part in zip(spaces, parts, strict=True)]
+        return (jnp.concatenate(expanded), *others)
 
-    (one, good_one), (two, good_two) = _by_cholesky(blocks[0]), _by_cholesky(blocks[1])
+    quick, good = zip(*map(_by_cholesky, blocks), strict=True)
     return jax.lax.cond(
-        good_one & good_two,
-        lambda: run(one, two),
-        lambda: run(_by_householder(blocks[0]), _by_householder(blocks[1])),
+        jnp.stack(good).all(),
+        lambda: run(quick),
+        lambda: run([_by_householder(block) for block in blocks]),
     )
 
 
@@ -278,14 +322,14 @@ def _small(block: Float[Array, "r d"]) -> Float[Array, "r p"]:
 
 
 def _lent_energy(
-    latents: Float[Array, "r d"], values: Float[Array, " d"], is_null: Bool[Array, " d"]
+    shared: Float[Array, "r d"], values: Float[Array, " d"], is_null: Bool[Array, " d"]
 ) -> Float[Array, ""]:
     """Latent size that rounding alone can give to a null direction.
 
     It turns a null direction towards each other one by eps * largest / its singular value, and
     lends it that share of the other's latent.
     """
-    sizes = jnp.linalg.norm(latents, axis=0)
+    sizes = jnp.linalg.norm(shared, axis=0)
     lent = jnp.where(is_null, 0, sizes / jnp.where(is_null, 1, values))
     return 4 * jnp.finfo(values.dtype).eps * values[0] * jnp.max(lent)
 
@@ -302,8 +346,8 @@ def _by_energy(
     basis, values = _basis_by_svd(x) if plain else _basis(x)
     cutoff = cutoff_scale * values[0]
     is_null = values <= cutoff
-    latents = _mean_latents(blocks, basis)
-    floor = jnp.maximum(cutoff, _lent_energy(latents, values, is_null))
+    shared = _mean_latents(blocks, basis)
+    floor = jnp.maximum(cutoff, _lent_energy(shared, values, is_null))
 
     def any_rank() -> tuple[Array, Array, Array]:
         # Null directions decouple from the others: their columns carry energy, and ballast at the
@@ -312,16 +356,16 @@ def _by_energy(
         ballast = jnp.where(is_null, 1, (1 + jnp.arange(d)) / (2 * d + 2)).astype(x.dtype)
         weight = jnp.where(cutoff > 0, cutoff, 1) * ballast
         _, _, turn = jnp.linalg.svd(
-            compress(jnp.concatenate([jnp.where(is_null[None, :], latents, 0), jnp.diag(weight)])),
+            compress(jnp.concatenate([jnp.where(is_null[None, :], shared, 0), jnp.diag(weight)])),
             full_matrices=False,
         )
         chosen = turn[:k].T
         columns = matmul(basis, chosen)
-        sizes = jnp.linalg.norm(matmul(latents, jnp.where(is_null[:, None], chosen, 0)), axis=0)
+        sizes = jnp.linalg.norm(matmul(shared, jnp.where(is_null[:, None], chosen, 0)), axis=0)
         return columns, jnp.linalg.norm(values[:, None] * chosen, axis=0), sizes
 
     def full_rank() -> tuple[Array, Array, Array]:
-        turn, sizes = _basis_by_svd(compress(latents[:, r:]))
+        turn, sizes = _basis_by_svd(compress(shared[:, r:]))
         return matmul(basis[:, r:], turn[:, :k]), jnp.zeros((k,), x.dtype), sizes[:k]
 
     if r < d and k <= d - r:
@@ -333,15 +377,9 @@ def _by_energy(
 
 
 def solve(
-    blocks: Blocks,
-    cutoff_scale: Array,
-    samples: Array,
-    *,
-    k: int,
-    select: str,
-    method: str,
-) -> tuple[Float[Array, "k d"], Float[Array, " k"]]:
-    """Return k orthonormal rows A, and the singular values of ``X A'``.
+    rows: Rows, second: Float[Array, "d d"] | None, *, k: int, select: str, method: str
+) -> tuple[Float[Array, "k d"], Float[Array, " k"], Float[Array, ""]]:
+    """Return k orthonormal rows A, the singular values of ``X A'``, and whether Gram was enough.
 
     Differentiable in the blocks, once, in forward and reverse mode, whatever the method. The
     derivative is that of the subspace: rows do not turn inside it, so functions of the projector
@@ -351,24 +389,29 @@ def solve(
     have no meaning there.
 
     Args:
-        blocks: rows ``B1, B2`` of shapes ``(r, d1)`` and ``(r, d2)``.
-        cutoff_scale: singular values at or below this share of the largest count as zero.
-        samples: number of samples the rows stand for.
+        rows: blocks of shapes ``(r, d_m)``, and the share of the largest singular value at or
+            below which another counts as zero.
+        second: ``moments`` of the blocks, for ``method="gram"``.
         k: number of directions.
         select: "trailing" or "energy".
         method: one of ``METHODS`` except "auto".
     """
-    return _solve(blocks, cutoff_scale, samples, k, select, method)
+    return _solve(rows.blocks, second, rows.rounding, rows.samples, k, select, method)
 
 
 def _solve_primal(
-    blocks: Blocks, cutoff_scale: Array, samples: Array, k: int, select: str, method: str
-) -> tuple[Float[Array, "k d"], Float[Array, " k"]]:
-    b1, b2 = blocks
-    d = b1.shape[1] + b2.shape[1]
+    blocks: Blocks,
+    second: Float[Array, "d d"] | None,
+    cutoff_scale: Array,
+    samples: Array,
+    k: int,
+    select: str,
+    method: str,
+) -> tuple[Float[Array, "k d"], Float[Array, " k"], Float[Array, ""]]:
+    d, enough = sum(_dims(blocks)), jnp.ones((), blocks[0].dtype)
     if select == "energy":
-        rows, values, _ = solve_by_energy(blocks, cutoff_scale, k=k, method=method)
-        return rows, values
+        stacked, values, _ = _all_by_energy(blocks, cutoff_scale, k=k, method=method)
+        return stacked, values, enough
     if method == "dual":
         columns, values = _in_row_spaces(
             blocks, lambda small: _trailing_by_reflectors(_stack(small), k)
@@ -376,24 +419,30 @@ def _solve_primal(
     elif method == "null":
         columns, values = _trailing_by_reflectors(_stack(blocks), k)
     elif method == "gram":
-        found, found_values, good = _trailing_by_gram(blocks, k, samples)
+        found, found_values, good = _trailing_by_gram(blocks, second, k, samples)
         columns, values = jax.lax.cond(
             good, lambda: (found, found_values), lambda: _last(_basis(_stack(blocks)), d - k)
         )
+        enough = good.astype(values.dtype)
     else:
         x = _stack(blocks)
         columns, values = _last(_basis_by_svd(x if method == "svd" else compress(x)), d - k)
-    return flip_signs(columns.T), values
+    return flip_signs(columns.T), values, enough
 
 
 def solve_by_energy(
-    blocks: Blocks, cutoff_scale: Array, *, k: int, method: str
+    rows: Rows, *, k: int, method: str
 ) -> tuple[Float[Array, "k d"], Float[Array, " k"], Int[Array, ""]]:
     """Return the k null directions of most energy, and how many of them carry any.
 
     As ``solve`` with ``select="energy"``, without its derivative.
     """
+    return _all_by_energy(rows.blocks, rows.rounding, k=k, method=method)
 
+
+def _all_by_energy(
+    blocks: Blocks, cutoff_scale: Array, *, k: int, method: str
+) -> tuple[Float[Array, "k d"], Float[Array, " k"], Int[Array, ""]]:
     def solve_small(small: Blocks) -> tuple[Array, Array, Array]:
         return _by_energy(small, k, cutoff_scale, plain=method == "svd")
 
@@ -409,16 +458,16 @@ def _last(
     return basis[0][:, start:], basis[1][start:]
 
 
-_solve = jax.custom_jvp(_solve_primal, nondiff_argnums=(3, 4, 5))
+_solve = jax.custom_jvp(_solve_primal, nondiff_argnums=(4, 5, 6))
 
 
 @_solve.defjvp
 def _solve_jvp(
     k: int, select: str, method: str, primals: tuple, tangents: tuple
 ) -> tuple[tuple, tuple]:
-    blocks, cutoff_scale, samples = primals
+    blocks, second, cutoff_scale, samples = primals
     tangent = tangents[0]
-    rows, values = _solve(blocks, cutoff_scale, samples, k, select, method)
+    rows, values, enough = _solve(blocks, second, cutoff_scale, samples, k, select, method)
     columns = rows.T
     residual = _times(blocks, columns)
 
@@ -446,7 +495,7 @@ def _solve_jvp(
     along = jnp.sum(residual * _times(tangent, columns), axis=0)
     positive = values > cutoff
     slopes = jnp.where(positive, along / jnp.where(positive, values, 1), 0)
-    return (rows, values), (turned.T, slopes)
+    return (rows, values, enough), (turned.T, slopes, jnp.zeros_like(enough))
 
 
 def _turn_inside_null_space(
@@ -460,12 +509,12 @@ def _turn_inside_null_space(
     """How the null directions of most energy turn towards the other null directions."""
     frame, sizes = _basis_by_svd(compress(_mean_latents(blocks, others)))
     others = matmul(others, frame)
-    latents, other_latents = _mean_latents(blocks, columns), _mean_latents(blocks, others)
-    own = jnp.sum(latents**2, axis=0)
+    shared, other_shared = _mean_latents(blocks, columns), _mean_latents(blocks, others)
+    own = jnp.sum(shared**2, axis=0)
     other_turned = _counter_turn(blocks, tangent, others, cutoff)
     change = matmul(
-        (_mean_latents(tangent, others) + _mean_latents(blocks, other_turned)).T, latents
-    ) + matmul(other_latents.T, _mean_latents(tangent, columns) + _mean_latents(blocks, turned))
+        (_mean_latents(tangent, others) + _mean_latents(blocks, other_turned)).T, shared
+    ) + matmul(other_shared.T, _mean_latents(tangent, columns) + _mean_latents(blocks, turned))
     gaps = own[None, :] - sizes[:, None] ** 2
     apart = gaps > cutoff**2
     return matmul(others, jnp.where(apart, change / jnp.where(apart, gaps, 1), 0))
@@ -481,21 +530,16 @@ def _counter_turn(
     return -matmul(basis, inverse[:, None] * matmul(basis.T, pulled))
 
 
-def spectrum(blocks: Blocks, cutoff_scale: Array) -> Spectrum:
-    """Return the whole spectrum of X and the energies of its informative null directions.
-
-    Args:
-        blocks: rows ``B1, B2`` of shapes ``(r, d1)`` and ``(r, d2)``.
-        cutoff_scale: singular values at or below this share of the largest count as zero.
-    """
-    d = blocks[0].shape[1] + blocks[1].shape[1]
-    small = (_small(blocks[0]), _small(blocks[1]))
+def spectrum(rows: Rows) -> Spectrum:
+    """Return the whole spectrum of X and the energies of its informative null directions."""
+    d, scale = sum(_dims(rows.blocks)), rows.rounding
+    small = tuple(_small(block) for block in rows.blocks)
     basis, values = _basis(_stack(small))
-    cutoff = cutoff_scale * values[0]
+    cutoff = scale * values[0]
     is_null = values <= cutoff
-    latents = _mean_latents(small, basis)
-    sizes = jnp.linalg.svd(compress(jnp.where(is_null[None, :], latents, 0)), compute_uv=False)
-    informative = sizes > jnp.maximum(cutoff, _lent_energy(latents, values, is_null))
+    mean_latents = _mean_latents(small, basis)
+    sizes = jnp.linalg.svd(compress(jnp.where(is_null[None, :], mean_latents, 0)), compute_uv=False)
+    informative = sizes > jnp.maximum(cutoff, _lent_energy(mean_latents, values, is_null))
     own = [jnp.linalg.svd(compress(block), compute_uv=False) for block in small]
     return Spectrum(
         singular_values=_pad(values, d),
@@ -503,5 +547,5 @@ def spectrum(blocks: Blocks, cutoff_scale: Array) -> Spectrum:
         cutoff=cutoff,
         null_dimension=jnp.sum(is_null) + (d - values.shape[0]),
         informative_dimension=jnp.sum(informative),
-        ranks=jnp.stack([jnp.sum(v > cutoff_scale * v[0]) for v in own]),
+        ranks=jnp.stack([jnp.sum(v > scale * v[0]) for v in own]),
     )
