@@ -172,17 +172,22 @@ def _clouds(
 ) -> list[tuple[Float[Array, "n _"], Float[Array, " n"]]]:
     """Rows to compare by Euclidean distance, each with the norm it was rounded at.
 
-    For ``"cosine"`` they have length one; else they move to a common scale and centre: no rank
-    changes, nothing overflows, and products lose fewer digits. The scale is a power of two: exact,
-    so that a row has the same bits wherever XLA computes it anew.
+    For ``"cosine"`` they have length one; else they move to a common centre and by a power of two
+    to a common scale: no rank changes, nothing overflows, and products lose fewer digits.
     """
     rows = list(jax.lax.stop_gradient(latents))
     if metric == "cosine":
-        return [(z, jnp.sqrt(_squares(z))) for z in map(unit_rows, rows)]
-    size = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(z)) for z in rows])
-    rows = [jnp.ldexp(z, -jnp.frexp(size)[1]) for z in rows]
-    middle = jnp.mean(rows[-1], axis=0, keepdims=True)
-    return [(z - middle, jnp.sqrt(_squares(z))) for z in rows]
+        scaled = points = [unit_rows(z) for z in rows]
+    else:
+        size = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(z)) for z in rows])
+        scaled = [jnp.ldexp(z, -jnp.frexp(size)[1]) for z in rows]
+        middle = jnp.mean(scaled[-1], axis=0, keepdims=True)
+        # Some bits fewer, so that no fused multiply-add of the mean's division by n gives a row
+        # other bits wherever XLA computes it anew.
+        kind = jnp.finfo(middle.dtype)
+        middle = jax.lax.reduce_precision(middle, kind.nexp, kind.nmant - 2)
+        points = [z - middle for z in scaled]
+    return [(z, jnp.sqrt(_squares(s))) for z, s in zip(points, scaled, strict=True)]
 
 
 def _band(
