@@ -123,6 +123,14 @@ def test_blocks_hold_less_than_all_pairs():
         assert memory.temp_size_in_bytes < 150e6
 
 
+@pytest.mark.parametrize("exponent", [-30, -7, 0, 30])
+def test_scale_and_rotation_change_no_rank(x64, rng, exponent):
+    z1, z2 = draw_pair(rng, n=12)
+    q = 10.0**exponent * np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    for figure in FIGURES.values():
+        np.testing.assert_allclose(figure(z1 @ q, z2 @ q), figure(z1, z2), rtol=1e-12)
+
+
 @pytest.mark.parametrize("scale", [1e-20, 1.0, 1e20])
 def test_retrieval_does_not_depend_on_units(scale, rng):
     z1 = (rng.normal(size=(50, 3)) * scale).astype(np.float32)
@@ -130,6 +138,87 @@ def test_retrieval_does_not_depend_on_units(scale, rng):
     assert float(found.recall_12[0]) == 1.0
     other = neighbours.retrieval(z1, z1[rng.permutation(50)], at=(1,))
     assert float(other.recall_12[0]) < 0.2
+
+
+# Ties up to rounding.
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+@pytest.mark.parametrize("shift", [0.0, 30.0, 1000.0])
+def test_copies_that_differ_by_rounding_are_tied_in_blocks_of_any_size(rng, shift, metric):
+    kinds = rng.integers(0, 40, size=400)
+    points = rng.normal(size=(40, 16))[kinds]
+    # 1000 apart, cosines see angles of 1e-3 and float32 their squares: no copy is told apart.
+    points *= 1 + (metric == "cosine") * shift
+    z1, z2 = (
+        (
+            points + shift + 6e-8 * (points + shift) * rng.choice([-1, 0, 1], size=points.shape)
+        ).astype(np.float32)
+        for _ in range(2)
+    )
+    sizes = np.bincount(kinds)[kinds]
+    for chunk in (1, 7, 64, 333, 400):
+        found = neighbours.retrieval(z1, z2, at=(1, 5), metric=metric, chunk=chunk)
+        for recall, median in (
+            (found.recall_12, found.median_rank_12),
+            (found.recall_21, found.median_rank_21),
+        ):
+            # 1e-6: float32 rounding of a mean of 400 shares.
+            expected = [np.mean(1 / sizes), np.mean(np.minimum(5 / sizes, 1))]
+            np.testing.assert_allclose(recall, expected, rtol=1e-6)
+            assert float(median) == np.median((sizes + 1) / 2)
+
+
+def test_latents_equal_up_to_rounding_score_at_chance(x64, rng):
+    for constant in (0.3, 1.0, -1e5):
+        z1, z2 = constant * (1 + 1e-17 / 0.3 * rng.normal(size=(2, 50, 3)))
+        one_bit = np.nextafter(z2, np.where(rng.random(z2.shape) < 0.5, np.inf, -np.inf))
+        for a, b in ((z1, z2), (z1, one_bit), (one_bit, one_bit)):
+            found = neighbours.retrieval(a, b, at=(1, 5), chunk=16)
+            np.testing.assert_allclose(found.recall_12, [0.02, 0.1], rtol=1e-12)
+            assert float(found.median_rank_21) == 25.5
+            share = neighbours.mutual_knn(a, b, neighbors=7, metric="euclidean")
+            np.testing.assert_allclose(share, 7 / 49, rtol=1e-12)
+
+
+def test_neighbours_that_differ_by_rounding_are_tied(rng):
+    # Five copies of 20 points: a sample's nearest four are its copies, the next five a whole kind.
+    kinds = np.repeat(np.arange(20), 5)
+    points = rng.normal(size=(20, 6))[kinds] + 10
+    z1, z2 = (
+        (points * (1 + 6e-8 * rng.choice([-1, 0, 1], size=points.shape))).astype(np.float32)
+        for _ in range(2)
+    )
+    # Sharing is certain for the four; of the five tied next, two of each: (2/5)^2 * 5 = 0.8.
+    for neighbors, expected in ((4, 1), (6, (4 + 0.8) / 6)):
+        for chunk in (1, 7, 64, 100):
+            share = neighbours.mutual_knn(
+                z1, z2, neighbors=neighbors, metric="euclidean", chunk=chunk
+            )
+            np.testing.assert_allclose(share, expected, rtol=1e-5)  # rounding of 100 sums
+
+
+def test_one_far_sample_ties_no_others(rng):
+    # The band is each query's own: an outlier widens no other's.
+    z = rng.normal(size=(100, 4)).astype(np.float32)
+    z[7] = 1e4
+    np.testing.assert_array_equal(neighbours.retrieval(z, z, at=(1,)).recall_12, 1)
+
+
+# What is not finite.
+
+
+@each
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_the_figure_of_a_nan_is_nan(rng, figure, value):
+    z1, z2 = (z.astype(np.float32) for z in draw_pair(rng, n=20))
+    bad = z2.copy()
+    bad[5, 1] = value
+    for a, b in ((z1, bad), (bad, z1), (bad, bad), (0 * z1, bad), (bad * value, bad * value)):
+        assert np.isnan(jax.jit(figure)(a, b)).all()
+    clean, spoilt = jax.vmap(figure)(np.stack([z1, z1]), np.stack([z2, bad]))
+    np.testing.assert_allclose(clean, figure(z1, z2), rtol=1e-6)  # a batch's other members stand
+    assert np.isnan(spoilt).all()
 
 
 # Transformations and errors.
