@@ -40,7 +40,7 @@ from _transfer_data import (
 )
 from rich.progress import track
 
-from perfalign_jax import metrics, plotting
+from perfalign_jax import metrics, neighbours, plotting
 from perfalign_jax.har import features, splits, transfer
 from perfalign_jax.har.closed_form import INFORMATIVE, align_by_all
 from perfalign_jax.report import Result, Row
@@ -90,7 +90,7 @@ def run_split(
 def agreement(z1: np.ndarray, z2: np.ndarray, split: splits.Split) -> dict[str, float]:
     """How well the two latents of a clip coincide: on fitted pairs and on held-out ones."""
     seen, unseen = split.align, split.evaluated
-    found = metrics.retrieval(z1[unseen], z2[unseen], at=(1,))
+    found = neighbours.retrieval(z1[unseen], z2[unseen], at=(1,))
     return {
         "relative CMAE, fitted pairs": float(metrics.relative_cmae(z1[seen], z2[seen])),
         "relative CMAE, held-out pairs": float(metrics.relative_cmae(z1[unseen], z2[unseen])),

@@ -24,11 +24,10 @@ from perfalign_jax.metrics import (
     linear_cka,
     mlre,
     mlre_affine,
-    mutual_knn,
     ncmae,
     relative_cmae,
-    retrieval,
 )
+from perfalign_jax.neighbours import mutual_knn, retrieval
 from perfalign_jax.serialization import load, save
 from perfalign_jax.solver import encode, fit, predict, transform
 from perfalign_jax.types import (

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 import perfalign_jax as pa
-from perfalign_jax import _checks, metrics, solver
+from perfalign_jax import _checks, metrics, neighbours, solver
 from perfalign_jax.arrays import path_of, read_array
 from perfalign_jax.report import format_number
 from perfalign_jax.reproduce import reproduce
@@ -316,7 +316,7 @@ def _fit_facts(alignment: pa.Alignment, views: tuple[np.ndarray, np.ndarray]) ->
 
 def _score_facts(alignment: pa.Alignment, views: tuple[Any, ...]) -> dict[str, Any]:
     z1, z2 = solver.transform(alignment, views)
-    found = metrics.retrieval(z1, z2)
+    found = neighbours.retrieval(z1, z2)
     facts: dict[str, Any] = {
         "n": z1.shape[0],
         "k": alignment.k,

@@ -30,7 +30,7 @@ from rich import get_console
 from rich.progress import Progress
 from threadpoolctl import threadpool_limits
 
-from perfalign_jax import _checks, baselines, metrics, solver, statistics
+from perfalign_jax import _checks, baselines, metrics, neighbours, solver, statistics
 from perfalign_jax._numerics import matmul
 from perfalign_jax.serialization import check_target, write_whole
 from perfalign_jax.statistics import Factor
@@ -666,7 +666,7 @@ def _measure_levels(
         if {"held_out_relative_cmae", "held_out_recall"} & set(grid.metrics):
             z1, z2 = (matmul(c.T, test[:, : grid.held_out]).T for c in cell.estimates)
             found["held_out_relative_cmae"] = metrics.relative_cmae(z1, z2)
-            found["held_out_recall"] = metrics.retrieval(z1, z2, at=(1,)).recall_12[0]
+            found["held_out_recall"] = neighbours.retrieval(z1, z2, at=(1,)).recall_12[0]
         return {name: found[name] for name in grid.metrics}
 
     measured = jax.lax.map(measure, (flat, jnp.asarray(numbers)))

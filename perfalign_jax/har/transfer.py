@@ -22,7 +22,7 @@ import sklearn.linear_model
 from jaxtyping import Float, Int, Shaped
 from scipy import stats
 
-from perfalign_jax import _checks, metrics
+from perfalign_jax import _checks, metrics, neighbours
 from perfalign_jax._numerics import to_common_scale
 from perfalign_jax.har.splits import Split
 
@@ -459,7 +459,7 @@ class Exam:
             "CMAE": float(metrics.cmae(z1, z2)),
             "NCMAE": float(metrics.ncmae(z1, z2)),
             "relative CMAE": float(metrics.relative_cmae(*centred)),
-            "R@1": 100 * float(metrics.retrieval(*centred, at=(1,)).recall_21[0]),
+            "R@1": 100 * float(neighbours.retrieval(*centred, at=(1,)).recall_21[0]),
         }
 
 
