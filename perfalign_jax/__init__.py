@@ -6,7 +6,6 @@ the metrics whether it did.
 """
 
 from perfalign_jax import (
-    _threads,
     baselines,
     contrastive,
     gauge,
@@ -32,7 +31,6 @@ from perfalign_jax.serialization import load, save
 from perfalign_jax.solver import diagnose, encode, fit, predict, transform
 from perfalign_jax.types import Alignment, CollapseWarning, Diagnosis, PrecisionWarning
 
-_threads.widen_pool()
 __version__ = "0.1.0"
 __all__ = [
     "Alignment",
