@@ -76,9 +76,7 @@ def main(options: Options) -> None:
     def trained(draw: tuple[jax.Array, synthetic.Problem]) -> dict[str, jax.Array]:
         key, problem = draw
         some = tuple(x[:pairs].astype(jnp.float32) for x in problem.views)
-        alignment, _ = train_linear_contrastive(
-            some, k=2, key=jax.random.fold_in(key, 1), steps=steps
-        )
+        alignment, _ = train_linear_contrastive(jax.random.fold_in(key, 1), some, k=2, steps=steps)
         return score(jax.tree.map(lambda a: a.astype(jnp.float64), alignment), problem)
 
     some = jax.tree.map(lambda leaf: leaf[:draws], problems)

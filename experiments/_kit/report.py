@@ -320,7 +320,10 @@ def write_report(out: Path, *, order: Sequence[str], title: str) -> tuple[Path, 
 
 def _made(result: dict[str, Any]) -> str:
     parts = {**result["config"], **result["provenance"]}
-    return f"{result['seconds']:.0f} s; " + ", ".join(f"{k} {v}" for k, v in parts.items())
+    took = (
+        [f"{result['seconds']:.0f} s"] if result["seconds"] else []
+    )  # a transcribed file has none
+    return "; ".join([*took, ", ".join(f"{k} {v}" for k, v in parts.items())])
 
 
 def _cell(text: str) -> str:
