@@ -5,11 +5,16 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# With as many threads jaxlib's pool does not wait for itself (experiments/benchmarks/thread_pool.py).
+export NPROC ?= 16
 
-.PHONY: reproduce test check clean
+.PHONY: reproduce results test check clean
 
 reproduce: $(STAMP)
 	$(BIN)/perfalign reproduce $(ARGS)
+
+results: $(STAMP)
+	$(BIN)/python experiments/_kit/results.py
 
 test: check
 

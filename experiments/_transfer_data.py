@@ -10,9 +10,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import rich.console
+from _kit.options import Options
 
 from perfalign_jax.har import dataset, features, simulate, splits
-from perfalign_jax.report import Options
 
 RAW, LIFTED = "raw signals", "random convolutions"
 AUTHORS, RANDOM, HELD_OUT = "authors' split", "random splits", "subject held out"

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import sklearn.manifold
-import tyro
 from _har_data import (
     AUTHORS,
     TARGET,
@@ -32,12 +31,13 @@ from _har_data import (
     pose_latents,
     train_and_encode,
 )
-from _shared import config_of, draw_figures, finish
+from _kit.options import config_of, start
+from _kit.report import Result, Row, format_number
+from _kit.rows import draw_figures, finish
 from rich.progress import track
 
 from perfalign_jax import plotting, solver
 from perfalign_jax.har import transfer
-from perfalign_jax.report import Result, Row, format_number
 from perfalign_jax.types import CollapseWarning
 
 NAME = "fig6_tsne"
@@ -158,4 +158,4 @@ def main(options: HarOptions) -> Result:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(HarOptions, description=__doc__))
+    start(main, HarOptions, __doc__)

@@ -9,17 +9,18 @@ The caption of Fig. 7a gives the line, the margin and the numbers of points, but
 here x is uniform on [-10, 10]. Whether a line divides the classes is decided by a linear program.
 """
 
+import itertools
 import time
 
 import jax
 import numpy as np
-import tyro
-from _shared import config_of, distribution_row, draw_figures, finish, map_draws
+from _kit.options import Options, config_of, start
+from _kit.report import Result, Row, reduce
+from _kit.rows import distribution_row, draw_figures, finish, map_draws
 from rich.progress import track
 from scipy.optimize import linprog
 
 from perfalign_jax import metrics, plotting, solver, synthetic
-from perfalign_jax.report import Options, Result, Row
 
 SAMPLES = 2000
 PAPER = {"CMAE": 1.36e-14, "MLRE": 15.6}
@@ -123,7 +124,14 @@ def main(options: Options) -> None:
             f"modalities' latents in {int(separable.all(axis=1).sum())} of the {programs} draws "
             "examined, and the line found in one modality serves the other."
         ),
-        rows=rows,
+        rows=reduce(
+            rows,
+            options.protocol(
+                "{} of {} draws, {} of {} programs".format(
+                    *itertools.chain(*zip(SIZES["quick"], SIZES["default"], strict=True))
+                )
+            ),
+        ),
         figures=draw_figures(options.out, {"fig7_uniform.png": (figure, caption)}),
         values={**values, "margins": margins, "separable": separable, "transfer": transfer},
         config=config_of(options, samples=SAMPLES, draws=draws, programs=programs),
@@ -152,4 +160,4 @@ def make_figure(key: jax.Array) -> tuple:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    start(main, Options, __doc__)

@@ -16,14 +16,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
-from _shared import config_of, finish
+from _kit.options import Options, config_of, start
+from _kit.report import Result, Row, reduce
+from _kit.rows import finish
 from rich.progress import track
 from sklearn.linear_model import LinearRegression
 
 from perfalign_jax import solver
 from perfalign_jax.baselines import least_squares, total_least_squares
-from perfalign_jax.report import Options, Result, Row
 from perfalign_jax.types import CollapseWarning
 
 DRAWS = {"quick": 1, "default": 8, "full": 50}
@@ -158,7 +158,12 @@ def main(options: Options) -> None:
             "regression is the alignment loss with A1 fixed; alignment is risk minimisation over "
             "two linear maps, and needs the constraint A A' = I, without which A = 0 would win."
         ),
-        rows=rows,
+        rows=reduce(
+            rows,
+            options.protocol(
+                f"{DRAWS['quick']} of {DRAWS['default']} draws, 1 of {len(SHAPES)} shapes"
+            ),
+        ),
         values=worst,
         config=config_of(options, draws=draws, shapes=shapes),
         seconds=time.perf_counter() - start,
@@ -167,4 +172,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    start(main, Options, __doc__)

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import rich.console
-import tyro
 from _har_data import (
     AUTHORS,
     HELD_OUT,
@@ -49,12 +48,13 @@ from _har_scores import (
     name_of_papers,
     run_job,
 )
-from _shared import config_of, describe, draw_figures, estimate_hits, finish
+from _kit.options import config_of, start
+from _kit.report import Result, Row
+from _kit.rows import describe, draw_figures, estimate_hits, finish
 from scipy import stats
 
 from perfalign_jax import plotting
 from perfalign_jax.har import transfer
-from perfalign_jax.report import Result, Row
 from perfalign_jax.types import CollapseWarning
 
 NAME = "table1_har"
@@ -555,4 +555,4 @@ def main(options: HarOptions) -> Result:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(HarOptions, description=__doc__))
+    start(main, HarOptions, __doc__)

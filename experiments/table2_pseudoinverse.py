@@ -13,11 +13,11 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
-from _shared import config_of, distribution_row, draw_figures, finish, map_draws
+from _kit.options import Options, config_of, start
+from _kit.report import Result, reduce
+from _kit.rows import distribution_row, draw_figures, finish, map_draws
 
 from perfalign_jax import metrics, plotting, synthetic
-from perfalign_jax.report import Options, Result
 
 PAPER = (2.98e-16, 6.47e-16)
 DRAWS = {"quick": 20, "default": 1000, "full": 5000}
@@ -65,7 +65,7 @@ def main(options: Options) -> None:
             f"Over {draws} draws the error is rounding: at most {worst:.1e} times the condition "
             "number of S in every draw. The metric sees a perfect reconstruction."
         ),
-        rows=rows,
+        rows=reduce(rows, options.protocol(f"{DRAWS['quick']} of {DRAWS['default']} draws")),
         figures=draw_figures(options.out, {"table2_pseudoinverse.png": (figure, caption)}),
         values={**values, "largest MLRE over condition number": worst},
         config=config_of(options, samples=2000, draws=draws),
@@ -75,4 +75,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    start(main, Options, __doc__)

@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 import rich.console
 import threadpoolctl
-import tyro
-from _shared import config_of, describe, draw_figures, estimate_hits, finish
+from _kit.options import config_of, start
+from _kit.report import Result, Row
+from _kit.rows import describe, draw_figures, estimate_hits, finish
 from _transfer_data import (
     LIFTED,
     RANDOM,
@@ -43,7 +44,6 @@ from rich.progress import track
 from perfalign_jax import metrics, neighbours, plotting
 from perfalign_jax.har import features, splits, transfer
 from perfalign_jax.har.closed_form import INFORMATIVE, align_by_all
-from perfalign_jax.report import Result, Row
 from perfalign_jax.types import CollapseWarning
 
 NAME = "utd_mhad_linear"
@@ -246,4 +246,4 @@ def main(options: TransferOptions) -> Result:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(TransferOptions, description=__doc__))
+    start(main, TransferOptions, __doc__)

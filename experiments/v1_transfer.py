@@ -17,13 +17,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
-from _shared import Figure, config_of, distribution_row, draw_figures, finish, map_draws
+from _kit.options import Options, config_of, start
+from _kit.report import Result, Row, format_number, reduce
+from _kit.rows import Figure, distribution_row, draw_figures, finish, map_draws
 from rich.progress import track
 
 from perfalign_jax import gaussian, plotting, solver, synthetic
 from perfalign_jax.baselines import ridge_cca
-from perfalign_jax.report import Options, Result, Row, format_number
 
 SAMPLES, HALF, SHOTS = 2000, 1000, 5
 SIZES = {"quick": (8, 2), "default": (60, 20), "full": (1000, 200)}  # draws, draws with a mixture
@@ -50,7 +50,7 @@ def transfer(method: str, problem: synthetic.Problem) -> dict[str, jax.Array]:
     if method == "perfect":
         alignment = solver.fit(train, k=2, method="qr")
     else:
-        alignment = ridge_cca(train, k=2, ridge=0.01)
+        alignment = ridge_cca(train, k=2, ridge=0.01, center=True)
     z1, z2 = solver.transform(alignment, problem.views)
     labels = problem.labels
     # The first shots of each class: the same number of each, whatever the draw.
@@ -157,7 +157,10 @@ def main(options: Options) -> None:
             "modality 2. With noise the loss of zero-shot transfer, in points (mean, median), is: "
             f"{lost}. Ridge CCA, which scales each view first, is the last of these."
         ),
-        rows=make_rows(values),
+        rows=reduce(
+            make_rows(values),
+            options.protocol(f"{SIZES['quick'][0]} of {SIZES['default'][0]} draws"),
+        ),
         figures=draw_figures(options.out, make_figures(values, first)),
         values=values,
         config=config_of(
@@ -215,4 +218,4 @@ def make_figures(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    start(main, Options, __doc__)

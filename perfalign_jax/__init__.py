@@ -6,7 +6,6 @@ the metrics whether it did.
 """
 
 from perfalign_jax import (
-    _threads,
     baselines,
     contrastive,
     gauge,
@@ -38,7 +37,6 @@ from perfalign_jax.types import (
     PrecisionWarning,
 )
 
-_threads.widen_pool()
 __version__ = "0.1.0"
 __all__ = [
     "Alignment",

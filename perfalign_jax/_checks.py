@@ -24,6 +24,7 @@ __all__ = [
     "paired",
     "positive",
     "tolerance",
+    "two_views",
     "views",
     "warn",
 ]
@@ -169,6 +170,13 @@ def views(
         came = came.replace("x1 ", "x1 has dtype ", 1)
         warn(f"{came}; all are computed in {dtype}.", PrecisionWarning)
     return tuple(x.astype(dtype) for x in arrays), coarsest
+
+
+def two_views(data: Any, name: str = "views") -> tuple[Float[Array, "n d1"], Float[Array, "n d2"]]:
+    """Return two finite arrays of paired rows of one dtype, or raise."""
+    if isinstance(data, Sequence) and len(data) > 2:
+        raise TypeError(f"{name} must be a tuple of two arrays (x1, x2), got {len(data)} of them.")
+    return views(data, name)[0]
 
 
 def _same_rows(a: tuple[int, ...], b: tuple[int, ...], a_name: str, b_name: str) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Key, UInt32
 
 from perfalign_jax import _checks
@@ -64,10 +63,10 @@ def info_nce(
 
 
 def train_linear_contrastive(
+    key: Key[Array, ""] | UInt32[Array, "2"],
     views: Views,
     *,
     k: int,
-    key: Key[Array, ""] | UInt32[Array, "2"],
     steps: int = 500,
     learning_rate: float | Array = 0.02,
     temperature: float | Array = 0.07,
@@ -81,9 +80,9 @@ def train_linear_contrastive(
     full-batch step costs ``n^2`` similarities.
 
     Args:
+        key: random key of the initial encoders and of the mini-batches.
         views: two arrays of paired rows, shapes ``(n, d1)`` and ``(n, d2)``.
         k: number of latent dimensions.
-        key: random key of the initial encoders and of the mini-batches.
         steps: number of gradient steps.
         learning_rate: Adam's, the same throughout.
         temperature: where the learned temperature starts; it stays above 1/100.
@@ -91,8 +90,8 @@ def train_linear_contrastive(
 
     Returns:
         The alignment, and the loss before each step, shape ``(steps,)``, in nats. The alignment's
-        ``singular_values`` are the correlations of the two latents, coordinate by coordinate, on
-        the training data. The loss sees directions only, so the length of the latents is arbitrary.
+        ``coupling`` is the correlations of the two latents, coordinate by coordinate, on the
+        training data. The loss sees directions only, so the length of the latents is arbitrary.
 
     Raises:
         TypeError: if the views are no pair of real arrays, or an option is of the wrong kind.
@@ -106,12 +105,12 @@ def train_linear_contrastive(
         >>> from perfalign_jax import contrastive
         >>> x = np.random.default_rng(0).normal(size=(32, 3)).astype("float32")
         >>> alignment, losses = contrastive.train_linear_contrastive(
-        ...     (x, x[:, ::-1]), k=3, key=jax.random.key(0), steps=50
+        ...     jax.random.key(0), (x, x[:, ::-1]), k=3, steps=50
         ... )
         >>> alignment.projections[0].shape, bool(losses[-1] < losses[0])
         ((3, 3), True)
     """
-    x1, x2 = _checks.views(views)
+    x1, x2 = _checks.two_views(views)
     n = x1.shape[0]
     _checks.integer(k, "k", low=1)
     _checks.integer(steps, "steps", low=1)
@@ -177,6 +176,8 @@ def _train(
         for one_key, x in zip(jax.random.split(start_key), inputs, strict=True)
     )
     parameters = (start, -jnp.log(jnp.asarray(temperature, dtype)))
+    import optax
+
     optimizer = optax.adam(learning_rate)
 
     def loss_of(parameters: Any, batch: tuple[Array, ...]) -> Array:
@@ -203,9 +204,10 @@ def _train(
     correlations = jnp.sum(z1 * z2, axis=0) / jnp.where(lengths > 0, lengths, 1)
     alignment = Alignment(
         projections=tuple(w / size for w, size in zip(encoders, sizes, strict=True)),
-        singular_values=correlations,
+        singular_values=jnp.linalg.norm(z1 - z2, axis=0),
         means=means,
         offset=jnp.zeros_like(correlations),
+        coupling=correlations,
         method="train_linear_contrastive",
         center=True,
     )

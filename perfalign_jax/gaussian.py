@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt32
-from scipy.optimize import linear_sum_assignment
-from sklearn.mixture import GaussianMixture
 
 from perfalign_jax import _checks
 from perfalign_jax._numerics import matmul
@@ -233,6 +231,8 @@ def fit_mixture(
     floor = 100 * z.shape[1] * float(jnp.finfo(z.dtype).eps) * variances[-1]
     root = axes * np.sqrt(np.maximum(variances, floor) if floor > 0 else np.ones_like(variances))
     white = np.linalg.solve(root, (host - middle).T).T
+    from sklearn.mixture import GaussianMixture
+
     model = GaussianMixture(
         components,
         covariance_type="tied" if covariance == "shared" else "full",
@@ -279,6 +279,8 @@ def match_classes(predicted: Labels, labels: Labels, *, classes: int) -> Int[np.
     _checks.paired(first, second, "predicted", "labels")
     hits = np.zeros((classes, classes), np.int64)
     np.add.at(hits, (first, second), 1)
+    from scipy.optimize import linear_sum_assignment
+
     return linear_sum_assignment(hits, maximize=True)[1]
 
 

@@ -12,7 +12,6 @@ up to a quarter less at ``n = k* + 1``. Host functions of plain numbers.
 import math
 
 import numpy as np
-from scipy.special import gammaln
 
 from perfalign_jax import _checks
 
@@ -42,7 +41,7 @@ def chi_mean(k: int | float) -> float:
     _checks.positive(k, "k")
     if k > 1e5:  # the logarithms below would cancel
         return math.sqrt(k - 0.5)
-    return math.sqrt(2) * math.exp(float(gammaln((k + 1) / 2) - gammaln(k / 2)))
+    return math.sqrt(2) * math.exp(math.lgamma((k + 1) / 2) - math.lgamma(k / 2))
 
 
 def largest_perfect_k(n: int, d: int, *, latents: int, noise: int | float = 0.0) -> int:
@@ -192,7 +191,7 @@ def _lower_tail(rows: int, columns: int, count: int) -> np.ndarray:
 
 
 def _log_beta(a: float, b: float) -> float:
-    return float(gammaln(a) + gammaln(b) - gammaln(a + b))
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
 
 
 def _check_sizes(n: int, d: int, latents: int, noise: int | float) -> None:

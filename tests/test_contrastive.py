@@ -71,13 +71,13 @@ def test_loss_sees_neither_scale_nor_a_common_rotation(x64, rng):
 
 
 def test_training_lowers_the_loss_and_correlates_the_latents(x64, views):
-    alignment, losses = train(views, key=jax.random.key(0))
+    alignment, losses = train(jax.random.key(0), views)
     assert losses.shape == (200,)
     assert losses[0] > 0.5 * np.log(40)
     assert losses[-1] < 0.5 * losses[0]
     z1, z2 = encode(alignment, views)
     correlations = [np.corrcoef(z1[:, j], z2[:, j])[0, 1] for j in range(2)]
-    np.testing.assert_allclose(alignment.singular_values, correlations, atol=1e-12)
+    np.testing.assert_allclose(alignment.coupling, correlations, atol=1e-12)
     assert min(correlations) > 0.95  # the noise allows 0.99
     cosine = np.sum(z1 * z2, 1) / np.linalg.norm(z1, axis=1) / np.linalg.norm(z2, axis=1)
     assert np.median(cosine) > 0.99
@@ -88,7 +88,7 @@ def test_training_lowers_the_loss_and_correlates_the_latents(x64, views):
 
 def test_first_loss_is_that_of_the_first_encoders(x64, views):
     # With a learning rate of nearly zero the encoders that come out are those that went in.
-    alignment, losses = train(views, key=jax.random.key(3), learning_rate=1e-14)
+    alignment, losses = train(jax.random.key(3), views, learning_rate=1e-14)
     z1, z2 = encode(alignment, views)
     np.testing.assert_allclose(losses[0], loss_in_numpy(z1, z2, 0.07), rtol=1e-9)
 
@@ -96,8 +96,8 @@ def test_first_loss_is_that_of_the_first_encoders(x64, views):
 def test_units_do_not_matter(x64, views):
     # Powers of two: scaling by them rounds nothing, and training amplifies rounding.
     scaled = (64 * views[0], views[1] / 1024)
-    a, losses = train(views, key=jax.random.key(0))
-    b, scaled_losses = train(scaled, key=jax.random.key(0))
+    a, losses = train(jax.random.key(0), views)
+    b, scaled_losses = train(jax.random.key(0), scaled)
     np.testing.assert_allclose(losses, scaled_losses, rtol=1e-9)
     np.testing.assert_allclose(a.projections[0], 64 * b.projections[0], rtol=1e-7)
 
@@ -105,24 +105,24 @@ def test_units_do_not_matter(x64, views):
 def test_temperature_stays_above_a_hundredth(x64, views):
     # Equal views are told apart perfectly, so a lower temperature always pays.
     same = (views[0], views[0])
-    alignment, losses = train(same, key=jax.random.key(0), temperature=0.0101)
+    alignment, losses = train(jax.random.key(0), same, temperature=0.0101)
     z1, z2 = encode(alignment, same)
     assert losses[-1] >= loss_in_numpy(z1, z2, 0.01) * (1 - 1e-2)
 
 
 def test_batches_train_as_well(x64, views):
-    alignment, losses = train(views, key=jax.random.key(0), batch_size=10)
+    alignment, losses = train(jax.random.key(0), views, batch_size=10)
     assert losses.shape == (200,)
-    start, _ = train(views, key=jax.random.key(0), batch_size=10, learning_rate=1e-14)
+    start, _ = train(jax.random.key(0), views, batch_size=10, learning_rate=1e-14)
     end_loss, start_loss = (
         loss_in_numpy(*encode(a, views), temperature=0.07) for a in (alignment, start)
     )
     assert end_loss < 0.5 * start_loss
     # At a high temperature nothing is told apart: the loss counts the rows of a batch.
-    _, losses = train(views, key=jax.random.key(0), batch_size=10, temperature=1e6)
+    _, losses = train(jax.random.key(0), views, batch_size=10, temperature=1e6)
     np.testing.assert_allclose(losses[0], np.log(10), rtol=1e-5)
-    whole, _ = train(views, key=jax.random.key(0), batch_size=40)
-    full, _ = train(views, key=jax.random.key(0))
+    whole, _ = train(jax.random.key(0), views, batch_size=40)
+    full, _ = train(jax.random.key(0), views)
     # The same rows in another order: sums round differently, and training amplifies that.
     np.testing.assert_allclose(whole.projections[0], full.projections[0], rtol=1e-5)
 
@@ -131,9 +131,9 @@ def test_vmap_over_views_and_key_equals_a_loop(x64, views, rng):
     others = tuple(rng.normal(size=x.shape) for x in views)
     batch = tuple(jnp.stack(pair) for pair in zip(views, others, strict=True))
     keys = jax.random.split(jax.random.key(1), 2)
-    together, losses = jax.vmap(lambda v, key: train(v, key=key))(batch, keys)
+    together, losses = jax.vmap(lambda v, key: train(key, v))(batch, keys)
     for i, one in enumerate((views, others)):
-        alone, alone_losses = train(one, key=keys[i])
+        alone, alone_losses = train(keys[i], one)
         np.testing.assert_allclose(losses[i], alone_losses, rtol=1e-9)
         for a, b in zip(together.projections, alone.projections, strict=True):
             np.testing.assert_allclose(a[i], b, rtol=1e-7, atol=1e-9)
@@ -141,9 +141,7 @@ def test_vmap_over_views_and_key_equals_a_loop(x64, views, rng):
 
 def test_dtype_is_kept_and_a_view_without_variance_is_harmless(x64, views):
     constant = np.ones((40, 2), np.float32)
-    alignment, losses = train(
-        (views[0].astype(np.float32), constant), key=jax.random.key(0), steps=3
-    )
+    alignment, losses = train(jax.random.key(0), (views[0].astype(np.float32), constant), steps=3)
     leaves = jax.tree.leaves((alignment, losses))
     assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}
     assert all(np.isfinite(leaf).all() for leaf in leaves)
@@ -164,13 +162,13 @@ def test_dtype_is_kept_and_a_view_without_variance_is_harmless(x64, views):
 def test_wrong_options_are_refused(rng, options, error, message):
     x = rng.normal(size=(8, 3)).astype(np.float32)
     with pytest.raises(error, match=message):
-        train((x, x), key=jax.random.key(0), **options)
+        train(jax.random.key(0), (x, x), **options)
 
 
 def test_wrong_data_is_refused(rng):
     x = rng.normal(size=(8, 3)).astype(np.float32)
     with pytest.raises(TypeError, match="tuple of two arrays"):
-        train(x, key=jax.random.key(0))
+        train(jax.random.key(0), x)
     with pytest.raises(ValueError, match="same shape"):
         contrastive.info_nce(x, x[:, :2], temperature=1.0)
     with pytest.raises(ValueError, match="temperature must be above zero"):

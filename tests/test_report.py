@@ -2,19 +2,20 @@
 
 import base64
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
-
-from perfalign_jax.report import (
-    Options,
+from _kit import results
+from _kit.options import Options
+from _kit.report import (
     Result,
     Row,
     format_number,
-    interval_of_mean,
     load_result,
     percentile_of,
+    reduce,
     save_result,
     write_report,
 )
@@ -22,25 +23,6 @@ from perfalign_jax.report import (
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
-
-
-def test_interval_is_scipy_s(rng):
-    values = rng.normal(size=12)
-    mean, low, high = interval_of_mean(values)
-    wanted = stats.ttest_1samp(values, 0).confidence_interval(0.95)
-    assert (low, high) == pytest.approx((wanted.low, wanted.high))
-    assert mean == pytest.approx(values.mean())
-    assert interval_of_mean(np.array([2.0])) == (2.0, -np.inf, np.inf)
-    with pytest.raises(ValueError, match="at least one number"):
-        interval_of_mean(np.array([]))
-
-
-def test_interval_covers_as_often_as_it_says(rng):
-    covered = [
-        low <= 0 <= high
-        for _, low, high in (interval_of_mean(rng.normal(size=5)) for _ in range(2000))
-    ]
-    assert np.mean(covered) == pytest.approx(0.95, abs=0.015)  # three standard errors
 
 
 def test_percentile_counts_ties_half():
@@ -124,3 +106,43 @@ def test_only_short_numbers_keep_to_one_line(tmp_path):
     assert f"<td>{sentence}</td>" in page
     for number in ("5.7e-15", "1.0e-15 to 2.4e-14"):
         assert f"<td class='number'>{number}</td>" in page
+
+
+def test_less_than_the_full_protocol_is_never_set_beside_the_paper(tmp_path):
+    row = Row("CMAE", paper="3.66e-15", ours="2.1e-15", verdict="reproduced")
+    own = Row("cells", ours="9 of 9", verdict="as derived")
+    assert reduce([row, own], "") == [row, own]
+    save_result(
+        Result("one", "One", "Text.", reduce([row, own], "quick: 2 of 500 draws")), tmp_path
+    )
+    page, text = write_report(tmp_path, order=["one"], title="Report")
+    for content in (page.read_text(), text.read_text()):
+        assert "quick: 2 of 500 draws" in content
+        assert "3.66e-15" not in content
+        assert "reproduced" not in content
+        assert "as derived" in content
+
+
+def test_the_page_of_results_comes_from_the_committed_files():
+    files = results.PAGE.parent / "results"
+    assert results.PAGE.read_text() == results.make_page(files)
+    for file in files.glob("*.json"):
+        assert load_result(file)["config"]["scale"] != "quick"
+
+
+def test_results_are_taken_without_what_every_draw_gave_and_never_of_a_quick_run(tmp_path):
+    make(tmp_path, "remarks", values={"all": [1, 2]}, config={"scale": "default"})
+    assert results.take(tmp_path, tmp_path / "docs") == ["remarks"]
+    assert load_result(tmp_path / "docs" / "remarks.json")["values"] == {}
+    make(tmp_path, "remarks", config={"scale": "quick"})
+    with pytest.raises(ValueError, match="comes from a quick run"):
+        results.take(tmp_path, tmp_path / "docs")
+
+
+def test_every_number_in_the_readme_s_tables_of_results_is_on_the_page():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    tables = re.findall(r"^\|[^\n]*\| paper \|[^\n]*\n((?:\|[^\n]*\n)+)", readme, flags=re.M)
+    number = r"\d+(?:\.\d+)?(?:e-?\d+)?"
+    page = set(re.findall(number, results.PAGE.read_text()))
+    for table in tables:
+        assert set(re.findall(number, table)) <= page

@@ -2,8 +2,12 @@
 
 import dataclasses
 import functools
+import os
 import re
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +33,7 @@ def by_loop(seed, method, n, d, k, noise, *, latents, held_out):
         for count, which in ((n, False), (held_out, True))
     )
     if method == "ridge_cca":
-        alignment = baselines.ridge_cca(train.views, k=k, ridge=1e-3)
+        alignment = baselines.ridge_cca(train.views, k=k, ridge=1e-3, center=True)
     else:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", pa.CollapseWarning)
@@ -227,7 +231,7 @@ def test_an_interrupted_sweep_goes_on(x64, tmp_path, monkeypatch):
     grid = sweeps.make_grid(n=(5, 20), d=4, k=2, noise=1.0, metrics="held_out_cmae")
     path = tmp_path / "sweep.npz"
     whole = run(grid, seeds=5, batch_size=2)
-    real, calls = sweeps._compiled, []
+    real, calls = sweeps.runner._compiled, []
 
     def counting(*args, stop_after):
         compiled = real(*args)
@@ -240,12 +244,12 @@ def test_an_interrupted_sweep_goes_on(x64, tmp_path, monkeypatch):
 
         return call
 
-    monkeypatch.setattr(sweeps, "_compiled", functools.partial(counting, stop_after=1))
+    monkeypatch.setattr(sweeps.runner, "_compiled", functools.partial(counting, stop_after=1))
     with pytest.raises(KeyboardInterrupt):
         run(grid, seeds=5, batch_size=2, path=path)
     assert sweeps.load_sweep(path).seeds == (0, 1)
     calls.clear()
-    monkeypatch.setattr(sweeps, "_compiled", functools.partial(counting, stop_after=9))
+    monkeypatch.setattr(sweeps.runner, "_compiled", functools.partial(counting, stop_after=9))
     resumed = run(grid, seeds=5, batch_size=2, path=path)
     assert len(calls) == 2
     np.testing.assert_allclose(resumed.get("held_out_cmae"), whole.get("held_out_cmae"), rtol=1e-12)
@@ -344,6 +348,81 @@ def test_keys_whose_numbers_depend_on_the_batch_are_refused():
         run(grid, key=jax.random.key(0, impl="rbg"))
     legacy = run(grid, key=jax.random.PRNGKey(5))
     np.testing.assert_array_equal(legacy.get("train_mlre"), run(grid).get("train_mlre"))
+
+
+def test_the_best_affine_map_keeps_weak_directions_of_many_samples_in_float32():
+    # This seed's estimates are a linear map of the latents with directions some 1 : 0.02 apart.
+    grid = sweeps.make_grid(n=200_000, d=4, k=2, metrics=("train_cmae", "train_mlre_affine"))
+    key = jax.random.fold_in(KEY, 8)
+    values = jax.jit(functools.partial(sweeps.sweep_seed, grid=grid))(key)
+    assert values["train_cmae"].dtype == jnp.float32
+    assert values["train_cmae"].item() < 1e-4
+    # Rounding of latents of size 5, times 1 / 0.02.
+    assert values["train_mlre_affine"].item() < 1e-3
+
+
+TWO_CORES = """
+import os, sys, warnings
+os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+before = dict(os.environ)
+import jax
+from perfalign_jax import sweeps
+assert dict(os.environ) == before
+warnings.simplefilter("error")
+grid = sweeps.make_grid(n=5, d=4, k=2, metrics="train_cmae")
+for _ in range(2):
+    try:
+        sweeps.sweep(jax.random.key(0), grid, seeds=1, progress=False)
+    except UserWarning as warning:
+        sys.exit(str(warning))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+@pytest.mark.parametrize("threads", [None, "16"])
+def test_a_pool_of_few_threads_is_warned_of_and_nothing_is_set(threads):
+    environment = {name: value for name, value in os.environ.items() if name != "NPROC"}
+    if threads:
+        environment["NPROC"] = threads
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_CORES],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if threads:
+        assert done.returncode == 0, done.stderr
+    else:
+        assert done.returncode == 1
+        assert "set the environment variable NPROC=16" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_the_warning_comes_once(monkeypatch):
+    monkeypatch.delenv("NPROC", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    sweeps.runner._warn_of_few_threads.cache_clear()
+    with pytest.warns(UserWarning, match="this process has 2 CPU cores"):
+        sweeps.runner._warn_of_few_threads()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sweeps.runner._warn_of_few_threads()
+
+
+def test_many_batched_factorisations_end_with_a_pool_of_16_threads():
+    # With a pool of two threads this program waits for itself for ever.
+    program = Path(__file__).parents[1] / "experiments" / "benchmarks" / "thread_pool.py"
+    done = subprocess.run(
+        [sys.executable, str(program), "3"],
+        env={**os.environ, "NPROC": "16"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == "3 rounds done\n", done.stderr
 
 
 def test_bad_calls_are_named():

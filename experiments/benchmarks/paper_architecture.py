@@ -15,6 +15,7 @@ import dataclasses
 import json
 import os
 import re
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -25,9 +26,11 @@ import rich.console
 import tyro
 
 from perfalign_jax.har import contrastive, dataset, encoders, methods, splits, transfer
-from perfalign_jax.report import provenance
 from perfalign_jax.serialization import write_whole
 from perfalign_jax.types import CollapseWarning
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from _kit.report import provenance
 
 TARGET, LATENT = "inertial", 2048
 

@@ -114,9 +114,10 @@ def run_package(settings: Settings) -> dict[str, object]:
     import jax
 
     jax.config.update("jax_enable_x64", True)
+    from _kit import report
     from fig4_robustness import BASE, LINES, line_grid
 
-    from perfalign_jax import report, sweeps
+    from perfalign_jax import sweeps
 
     before = peak()
     times = []

@@ -5,6 +5,7 @@ only if its code, its size or its data changed.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -14,10 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import perfalign_jax
-from perfalign_jax.report import write_report
+from _kit.report import write_report
 from perfalign_jax.serialization import write_whole
 
-__all__ = ["EXPERIMENTS", "reproduce"]
+__all__ = ["EXPERIMENTS", "FOLDER", "reproduce"]
+
+FOLDER = Path(__file__).parents[1]
+"""Where the scripts are."""
 
 EXPERIMENTS = {
     "fig3_synthetic": "Section 3.1: errors of perfect and contrastive alignment (Figs. 1-3)",
@@ -34,21 +38,12 @@ EXPERIMENTS = {
 """Every experiment of the report, in its order: name of the script to one line about it."""
 
 
-def _experiments_folder() -> Path:
-    for base in (Path(perfalign_jax.__file__).parents[1], Path.cwd()):
-        if (base / "experiments" / "fig3_synthetic.py").is_file():
-            return base / "experiments"
-    raise FileNotFoundError(
-        "the experiments are scripts of the project's repository; run this in a checkout of it."
-    )
-
-
 def _fingerprint(script: Path, scale: str) -> str:
     """Digest of everything that decides an experiment's numbers."""
     digest = hashlib.sha256(f"{scale} {os.environ.get('UTD_MHAD_ROOT', '')}".encode())
     package = Path(perfalign_jax.__file__).parent
-    shared = script.parent.glob("_*.py")
-    for file in [script, *sorted(shared), *sorted(package.rglob("*.py"))]:
+    shared = script.parent.glob("_*/*.py"), script.parent.glob("_*.py")
+    for file in [script, *sorted(itertools.chain(*shared)), *sorted(package.rglob("*.py"))]:
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -73,10 +68,9 @@ def reproduce(
 
     Raises:
         ValueError: if a name in ``only`` is unknown.
-        FileNotFoundError: if the experiments are not at hand (an installation without checkout).
 
     Example:
-        >>> from perfalign_jax.reproduce import EXPERIMENTS
+        >>> from _kit.reproduce import EXPERIMENTS
         >>> "fig3_synthetic" in EXPERIMENTS
         True
     """
@@ -85,7 +79,6 @@ def reproduce(
         raise ValueError(
             f"only must name experiments of {', '.join(EXPERIMENTS)}, got {', '.join(unknown)}."
         )
-    folder = _experiments_folder()
     out.mkdir(parents=True, exist_ok=True)
     ledger = out / "finished.json"
     finished = _read_ledger(ledger)
@@ -93,7 +86,7 @@ def reproduce(
     failed: list[str] = []
     start = time.perf_counter()
     for i, name in enumerate(chosen):
-        script = folder / f"{name}.py"
+        script = FOLDER / f"{name}.py"
         heading = f"[{i + 1}/{len(chosen)}] {name}: {EXPERIMENTS[name]}"
         fingerprint = _fingerprint(script, scale)
         if finished.get(name) == fingerprint and (out / f"{name}.json").is_file():

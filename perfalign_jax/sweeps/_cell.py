@@ -1,282 +1,28 @@
-"""Robustness sweeps: alignment errors over grids of n, d, k and noise, for many seeds at once.
-
-A seed draws once, at the largest sizes of the grid, and every cell of the grid is a corner of that
-draw: the first ``n`` samples, the first features, the first latent dimensions, the same noise at
-another scale. So a cell never depends on the rest of the grid, and neighbouring cells differ by
-what the axis changes and not by luck.
-
-Views are linear in the drawn variables, ``x = S z + noise * e``, so a statistic of ``(z, e)`` over
-the first ``n`` samples gives the statistic of every cell's views, and every residual is one product
-with the drawn samples. Nothing is fitted to samples twice: prefixes are merged, one factorisation
-gives every ``k`` (where the true latents' dimension is fixed and does not follow ``k``), and the
-long products are few and large.
-"""
+"""The numerics of a cell: draw, fit from the statistic of what was drawn, measure."""
 
 import dataclasses
 import functools
-import importlib.util
-import io
 import itertools
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Key, UInt32
-from rich import get_console
-from rich.progress import Progress
-from threadpoolctl import threadpool_limits
+from jaxtyping import Array, Bool, Float
 
 from perfalign_jax import _checks, baselines, metrics, neighbours, solver, statistics
-from perfalign_jax._numerics import matmul
-from perfalign_jax.serialization import check_target, write_whole
+from perfalign_jax._numerics import matmul, rank_cutoff
 from perfalign_jax.statistics import Factor
-from perfalign_jax.synthetic import Problem
+from perfalign_jax.sweeps.grid import Grid, Level, make_grid
+from perfalign_jax.synthetic import Problem, RandomKey
 
-__all__ = [
-    "AXES",
-    "METHODS",
-    "METRICS",
-    "Grid",
-    "SweepResult",
-    "draw_cell",
-    "load_sweep",
-    "make_grid",
-    "sweep",
-    "sweep_seed",
-]
+__all__ = ["check_key", "draw_cell", "sweep_seed"]
 
-AXES = ("seed", "method", "n", "d", "k", "noise")
-"""Names of the axes of every measured array, in their order."""
-
-METHODS = ("trailing", "energy", "ridge_cca")
-"""``fit`` with ``select="trailing"`` (the paper) or ``"energy"``, and ``baselines.ridge_cca``.
-
-Where the null space is larger than ``k``, trailing directions are an arbitrary choice in it, here
-that of a QR and an SVD of its factor. ``fit`` by another method, or another library, chooses
-otherwise, and everything but the training error (MLRE and energy above all) differs with it.
-"""
-
-METRICS = (
-    "train_cmae",
-    "held_out_cmae",
-    "train_mlre",
-    "held_out_mlre",
-    "train_mlre_affine",
-    "held_out_mlre_affine",
-    "held_out_relative_cmae",
-    "held_out_recall",
-    "train_energy",
-)
-"""What can be measured in a cell.
-
-CMAE and MLRE (mean of both modalities) in units of the latents, MLRE also after the affine map that
-fits the training pairs best, relative CMAE, the share of held-out samples whose partner is the
-nearest (R@1, modality 1 asking), and the share of the views' variance that the latents keep.
-"""
-
-Level = int | float | tuple[int | float, int | float]
-RandomKey = Key[Array, ""] | UInt32[Array, "2"]
 _BLOCK = 512  # samples at a time: what is made of them stays in a processor's cache
 
 
-@dataclasses.dataclass(frozen=True)
-class Grid:
-    """A grid of settings, and what to do in each cell; see ``make_grid``.
-
-    Attributes:
-        n: numbers of training pairs.
-        d: numbers of features of both modalities together; the first has ``d - d // 2`` of them.
-        k: latent dimensions of the fit.
-        noise: standard deviations of the noise in either view, in units of the views.
-        latents: dimension of the true latents; None for that of the fit, as in the paper.
-        methods: among ``METHODS``.
-        metrics: among ``METRICS``.
-        held_out: number of pairs, the same in every cell, that are never trained on.
-        ridge: of ridge CCA, relative to the mean eigenvalue of a view's covariance.
-
-    Example:
-        >>> from perfalign_jax import sweeps
-        >>> sweeps.make_grid(n=(10, 100), d=8, k=2).n
-        (10, 100)
-    """
-
-    n: tuple[int, ...]
-    d: tuple[int, ...]
-    k: tuple[int, ...]
-    noise: tuple[tuple[float, float], ...]
-    latents: int | None
-    methods: tuple[str, ...]
-    metrics: tuple[str, ...]
-    held_out: int
-    ridge: float
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Numbers of methods, n, d, k and noise levels."""
-        return tuple(map(len, (self.methods, self.n, self.d, self.k, self.noise)))
-
-
-@dataclasses.dataclass(frozen=True)
-class SweepResult:
-    """Every seed's value in every cell of a grid.
-
-    Attributes:
-        grid: what was swept.
-        seeds: numbers of the seeds, one per entry of the first axis.
-        values: for each metric an array with the axes ``AXES``. NaN where a cell does not exist: k
-            above d (for ridge CCA, above either centred view's rank), or raw MLRE with k unlike
-            the true latents'.
-
-    Example:
-        >>> import jax
-        >>> from perfalign_jax import sweeps
-        >>> grid = sweeps.make_grid(n=(5, 50), d=4, k=2, metrics=("train_cmae",))
-        >>> result = sweeps.sweep(jax.random.key(0), grid, seeds=3, progress=False)
-        >>> result.values["train_cmae"].shape, result.axes["n"]
-        ((3, 1, 2, 1, 1, 1), (5, 50))
-    """
-
-    grid: Grid
-    seeds: tuple[int, ...]
-    values: dict[str, Float[np.ndarray, "seed method n d k noise"]]
-
-    @property
-    def axes(self) -> dict[str, tuple[Any, ...]]:
-        """Name to values of every axis."""
-        g = self.grid
-        return dict(zip(AXES, (self.seeds, g.methods, g.n, g.d, g.k, g.noise), strict=True))
-
-    def get(self, metric: str, **at: Any) -> Float[np.ndarray, "..."]:
-        """Return a metric at chosen values of axes.
-
-        Args:
-            metric: a name in ``values``.
-            **at: for some axes the value at which to look; ``noise`` may be one number for both
-                views.
-
-        Returns:
-            The seeds along the first axis (unless ``seed`` is chosen), then the axes that were not
-            chosen and have more than one value, in the order of ``AXES``.
-
-        Raises:
-            ValueError: if the metric, an axis or a value is not there.
-
-        Example:
-            >>> import jax
-            >>> from perfalign_jax import sweeps
-            >>> grid = sweeps.make_grid(n=(5, 50), d=4, k=2, noise=(0, 1), metrics=("train_cmae",))
-            >>> result = sweeps.sweep(jax.random.key(0), grid, seeds=3, progress=False)
-            >>> result.get("train_cmae", noise=1).shape
-            (3, 2)
-        """
-        _checks.one_of(metric, "metric", tuple(self.values))
-        index: list[Any] = []
-        for name, found in self.axes.items():
-            if name in at:
-                wanted = at[name]
-                if name == "noise" and np.ndim(wanted) == 0:
-                    wanted = (wanted, wanted)
-                if isinstance(wanted, np.ndarray | np.generic | jax.Array):
-                    wanted = np.asarray(wanted).tolist()
-                wanted = tuple(wanted) if isinstance(wanted, list) else wanted
-                if wanted not in found:
-                    raise ValueError(f"{name} must be one of {found}, got {at[name]!r}.")
-                index.append(found.index(wanted))
-            else:
-                index.append(0 if len(found) == 1 and name != "seed" else slice(None))
-        unknown = set(at) - set(AXES)
-        if unknown:
-            raise ValueError(f"axes must be among {', '.join(AXES)}, got {', '.join(unknown)}.")
-        return self.values[metric][tuple(index)]
-
-
-def make_grid(
-    *,
-    n: int | Sequence[int],
-    d: int | Sequence[int],
-    k: int | Sequence[int],
-    noise: Level | Sequence[Level] = 0.0,
-    latents: int | None = None,
-    methods: str | Sequence[str] = "trailing",
-    metrics: str | Sequence[str] = METRICS,
-    held_out: int = 200,
-    ridge: int | float = 1e-3,
-) -> Grid:
-    """Check the values of a sweep's axes and what to measure.
-
-    Args:
-        n: numbers of training pairs, one or several.
-        d: numbers of features of both modalities together, at least 2; of an odd number the first
-            modality has one more.
-        k: latent dimensions of the fit.
-        noise: standard deviations, in units of the views. In a sequence every entry is one level: a
-            number for both views, or a pair, one for each; so ``(0, 1)`` is two levels and
-            ``[(0, 1)]`` one.
-        latents: dimension k* of the true latents. None lets it follow ``k``, as the paper does.
-        methods: among ``METHODS``.
-        metrics: among ``METRICS``.
-        held_out: pairs to measure on that are never trained on.
-        ridge: of ridge CCA, relative to the mean eigenvalue of a view's covariance.
-
-    Raises:
-        TypeError: if a value has the wrong type.
-        ValueError: if a value is out of range, repeated, or no cell of the grid exists.
-
-    Example:
-        >>> from perfalign_jax import sweeps
-        >>> sweeps.make_grid(n=100, d=(4, 8), k=(1, 2), noise=(0, (0.1, 1))).noise
-        ((0.0, 0.0), (0.1, 1.0))
-    """
-    levels = []
-    for level in _several(noise, "noise"):
-        pair = tuple(level) if isinstance(level, tuple | list) else (level, level)
-        if len(pair) != 2:
-            raise ValueError(f"noise must be numbers or pairs of numbers, got {level!r}.")
-        for scale in pair:
-            _checks.positive(scale, "noise", zero=True)
-        levels.append((float(pair[0]), float(pair[1])))
-    _checks.positive(ridge, "ridge", zero=True)
-    words = {"methods": methods, "metrics": metrics}
-    chosen: dict[str, tuple[str, ...]] = {}
-    for name, allowed in (("methods", METHODS), ("metrics", METRICS)):
-        chosen[name] = _several(words[name], name)
-        for word in chosen[name]:
-            _checks.one_of(word, name, allowed)
-    grid = Grid(
-        n=tuple(_checks.integer(v, "n", low=1) for v in _several(n, "n")),
-        d=tuple(_checks.integer(v, "d", low=2) for v in _several(d, "d")),
-        k=tuple(_checks.integer(v, "k", low=1) for v in _several(k, "k")),
-        noise=tuple(levels),
-        latents=None if latents is None else _checks.integer(latents, "latents", low=1),
-        methods=chosen["methods"],
-        metrics=chosen["metrics"],
-        held_out=_checks.integer(held_out, "held_out", low=2),
-        ridge=float(ridge),
-    )
-    for name in ("n", "d", "k", "noise", "methods", "metrics"):
-        values = getattr(grid, name)
-        if len(set(values)) < len(values):
-            raise ValueError(f"{name} must hold every value once, got {values}.")
-    if min(grid.k) > max(grid.d):
-        raise ValueError(f"k must be at most d in some cell, got k={grid.k} and d={grid.d}.")
-    return grid
-
-
-def _several(value: Any, name: str) -> tuple[Any, ...]:
-    if isinstance(value, np.ndarray | np.generic | jax.Array):
-        value = np.asarray(value).tolist()
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        return (value,)
-    if not value:
-        raise ValueError(f"{name} must hold at least one value, got none.")
-    return tuple(value)
-
-
-def _check_key(key: Any) -> None:
+def check_key(key: Any) -> None:
     """Refuse what is no single key, or one whose numbers depend on how many are drawn at a time."""
     _checks.key(key)
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
@@ -371,7 +117,7 @@ def draw_cell(
         >>> bool((small.views[0] == large.views[0][:4, :4]).all())
         True
     """
-    _check_key(key)
+    check_key(key)
     scales, dims = make_grid(n=n, d=d, k=1, noise=(noise,), latents=k).noise[0], _dims(d)
     drawn = _draw(key, n=n, dims=dims, k=k, held_out=held_out)
     x1, x2 = (
@@ -447,12 +193,7 @@ def _prefixes(samples: Float[Array, "p m"], sizes: tuple[int, ...], k: int) -> F
     block, variables = _block(max(sizes)), samples[1:]
     p, dtype = variables.shape[0], variables.dtype
     blocks = variables.reshape(p, -1, block).transpose(1, 2, 0)
-    nothing = Factor(
-        weight=jnp.zeros((), dtype),
-        means=(jnp.zeros((k,), dtype), jnp.zeros((p - k,), dtype)),
-        blocks=(jnp.zeros((p, k), dtype), jnp.zeros((p, p - k), dtype)),
-        samples=jnp.asarray(0, jnp.int32),
-    )
+    nothing = statistics.init((k, p - k), dtype=dtype)
 
     def add(state: Factor, rows: Array, weights: Array | None = None) -> Any:
         return statistics.update(state, (rows[:, :k], rows[:, k:]), weights=weights)
@@ -465,7 +206,8 @@ def _prefixes(samples: Float[Array, "p m"], sizes: tuple[int, ...], k: int) -> F
         weights = (last * block + jnp.arange(block) < n).astype(dtype)
         state = add(state, blocks[last], weights)
         spread = tuple(jnp.where(n > 1, part, 0) for part in state.blocks)  # one sample has none
-        return dataclasses.replace(state, blocks=spread, samples=n)
+        count = jnp.stack([n, jnp.zeros_like(n)]).astype(dtype)
+        return dataclasses.replace(state, blocks=spread, count=count)
 
     return jax.vmap(up_to)(jnp.asarray(sizes, jnp.int32))
 
@@ -556,7 +298,7 @@ def _fit(views: Factor, *, method: str, d: int, grid: Grid) -> tuple[tuple[Array
     )
     k, select = _rank(method, d, grid), cast(Any, method)
     if method == "ridge_cca":
-        found = baselines.ridge_cca(views, k=k, ridge=grid.ridge)
+        found = baselines.ridge_cca(views, k=k, ridge=grid.ridge, center=True)
     else:
         found = solver.fit(views, k=k, select=select, method="qr")
     short = max(grid.k) - k
@@ -614,7 +356,7 @@ def _judge(
     goal = matmul(centred, target[1:])
     inverse = jnp.linalg.pinv(
         jnp.concatenate([*moved, apart[None, :]]),
-        rtol=jnp.finfo(mean.dtype).eps * jnp.maximum(2 * state.weight, index.size),
+        rtol=rank_cutoff(jnp.ones(1, mean.dtype), (2 * state.weight, index.size)),
     )
     weights = matmul(inverse, jnp.concatenate([goal, goal, jnp.zeros_like(goal[:1])]))
     both = jnp.stack(estimates)
@@ -709,193 +451,3 @@ def _mean_lengths(
         prefix + name: jnp.mean(means[a:b])
         for name, (a, b) in zip(groups, itertools.pairwise(ends), strict=True)
     }
-
-
-def sweep(
-    key: RandomKey,
-    grid: Grid,
-    *,
-    seeds: int,
-    batch_size: int = 8,
-    path: Path | str | None = None,
-    progress: bool = True,
-) -> SweepResult:
-    """Evaluate a grid for many seeds, in batches.
-
-    Args:
-        key: random key; seed ``i`` has the key ``jax.random.fold_in(key, i)``.
-        grid: what to sweep, from ``make_grid``.
-        seeds: how many seeds.
-        batch_size: seeds that are computed together: memory grows with it, and with the number of
-            cells.
-        path: file (``.npz``) that keeps what is finished: the same sweep goes on from there, also
-            with more seeds. ``load_sweep`` reads it.
-        progress: show a progress bar in a terminal, or in a notebook that has ipywidgets.
-
-    Returns:
-        Every seed's values, as NumPy arrays in JAX's default float.
-
-    Raises:
-        TypeError: if an argument has the wrong type.
-        ValueError: if ``seeds`` or ``batch_size`` is below 1, or ``path`` holds another sweep.
-
-    Source: paper Fig. 4 and its Section 3.1, Parameter and Noise Experiments.
-
-    Example:
-        >>> import jax
-        >>> from perfalign_jax import sweeps
-        >>> grid = sweeps.make_grid(n=50, d=(4, 8), k=2, noise=1.0, metrics="held_out_cmae")
-        >>> result = sweeps.sweep(jax.random.key(0), grid, seeds=3, progress=False)
-        >>> result.get("held_out_cmae").shape
-        (3, 2)
-    """
-    if not isinstance(grid, Grid):
-        raise TypeError(f"grid must be a Grid of make_grid, got {type(grid).__name__}.")
-    _check_key(key)
-    seeds = _checks.integer(seeds, "seeds", low=1)
-    batch_size = min(_checks.integer(batch_size, "batch_size", low=1), seeds)
-    wide = bool(jax.config.read("jax_enable_x64"))
-    made_by = _describe(key, grid, wide)
-    if path is not None:
-        check_target(path)
-    done = {} if path is None else _read_seeds(Path(path), made_by)
-    missing = [seed for seed in range(seeds) if seed not in done]
-    batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
-    if batches:
-        # One shape, compiled once: a last batch that is too short repeats its last seed.
-        keys = [
-            jax.vmap(lambda seed: jax.random.fold_in(key, seed))(
-                jnp.asarray(batch + batch[-1:] * (batch_size - len(batch)))
-            )
-            for batch in batches
-        ]
-        run = _compiled(grid, batch_size, keys[0].dtype, keys[0].shape, wide)
-        _run_batches(run, batches, keys, done, lambda: _write_seeds(path, made_by, done), progress)
-    values = {name: np.stack([done[seed][name] for seed in range(seeds)]) for name in grid.metrics}
-    return SweepResult(grid, tuple(range(seeds)), values)
-
-
-@functools.lru_cache(maxsize=16)
-def _compiled(grid: Grid, batch: int, dtype: Any, shape: tuple[int, ...], wide: bool) -> Any:
-    """Compile a grid for a batch of seeds; ``wide`` tells 64-bit programs from others."""
-    del batch, wide
-    keys = jax.ShapeDtypeStruct(shape, dtype)
-    return jax.jit(jax.vmap(functools.partial(sweep_seed, grid=grid))).lower(keys).compile()
-
-
-def _run_batches(
-    run: Any,
-    batches: list[list[int]],
-    keys: list[Array],
-    done: dict[int, dict[str, np.ndarray]],
-    keep: Callable[[], None],
-    progress: bool,
-) -> None:
-    """Run one batch after the other; what is finished is kept when a later one is interrupted."""
-    # The factorisations are small and many: threads inside each of them only get in the way.
-    console = get_console()
-    widgets = console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
-    shown = progress and (console.is_terminal or widgets)
-    with threadpool_limits(1), Progress(transient=True, disable=not shown) as bar:
-        task = bar.add_task("seeds", total=sum(map(len, batches)))
-        for batch, some in zip(batches, keys, strict=True):
-            values = jax.tree.map(np.asarray, run(some))
-            for i, seed in enumerate(batch):
-                done[seed] = {name: array[i] for name, array in values.items()}
-            keep()
-            bar.advance(task, len(batch))
-
-
-def _describe(key: RandomKey, grid: Grid, wide: bool) -> dict[str, Any]:
-    """Everything that decides a sweep's numbers, but the number of seeds."""
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    data = jax.random.key_data(key) if typed else key
-    described = {**dataclasses.asdict(grid), "key": np.asarray(data), "float64": wide}
-    return json.loads(json.dumps(described, default=lambda value: value.tolist()))
-
-
-def _write_seeds(
-    path: Path | str | None, made_by: dict[str, Any], done: dict[int, dict[str, np.ndarray]]
-) -> None:
-    if path is None:
-        return
-    seeds = sorted(done)
-    arrays: dict[str, Any] = {
-        "_seeds": np.asarray(seeds),
-        "_made_by": np.asarray(json.dumps(made_by)),
-        **{name: np.stack([done[seed][name] for seed in seeds]) for name in done[seeds[0]]},
-    }
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    write_whole(Path(path), buffer.getvalue())
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[int, dict[str, np.ndarray]]]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            made_by = json.loads(str(file["_made_by"]))
-            arrays = {name: file[name] for name in made_by["metrics"]}
-            seeds = [int(seed) for seed in file["_seeds"]]
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # a damaged archive fails in many ways
-        raise ValueError(
-            f"{path} is not a file of a sweep, or damaged ({type(error).__name__}); delete it to "
-            "start anew."
-        ) from None
-    axes = [made_by[name] for name in ("methods", "n", "d", "k", "noise")]
-    shape = (len(set(seeds)), *map(len, axes))
-    for name, array in arrays.items():
-        if array.shape != shape or len(seeds) != shape[0]:
-            raise ValueError(f"{path} is damaged: {name} has shape {array.shape}, not {shape}.")
-    return made_by, {
-        seed: {name: array[i] for name, array in arrays.items()} for i, seed in enumerate(seeds)
-    }
-
-
-def _read_seeds(path: Path, made_by: dict[str, Any]) -> dict[int, dict[str, np.ndarray]]:
-    if not path.exists():
-        return {}
-    found, done = _read(path)
-    other = [name for name in made_by if found.get(name) != made_by[name]]
-    if other:
-        raise ValueError(
-            f"path {path} holds another sweep: {other[0]} is {found.get(other[0])} there and "
-            f"{made_by[other[0]]} here; give another path, or delete the file."
-        )
-    return done
-
-
-def load_sweep(path: Path | str) -> SweepResult:
-    """Read the file that ``sweep`` keeps, finished or not.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The seeds that are finished.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a file of a sweep.
-
-    Example:
-        >>> import jax, pathlib, tempfile
-        >>> from perfalign_jax import sweeps
-        >>> grid = sweeps.make_grid(n=20, d=4, k=1, metrics="train_cmae")
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder) / "sweep.npz"
-        ...     _ = sweeps.sweep(jax.random.key(0), grid, seeds=2, path=path, progress=False)
-        ...     sweeps.load_sweep(path).seeds
-        (0, 1)
-    """
-    made_by, done = _read(Path(path))
-    fields = {field.name: made_by[field.name] for field in dataclasses.fields(Grid)}
-    grid = Grid(**{name: _as_tuple(value) for name, value in fields.items()})
-    seeds = tuple(sorted(done))
-    values = {name: np.stack([done[seed][name] for seed in seeds]) for name in grid.metrics}
-    return SweepResult(grid, seeds, values)
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value

@@ -20,53 +20,17 @@ from scipy import stats
 from perfalign_jax.serialization import write_whole
 
 __all__ = [
-    "Options",
     "Result",
     "Row",
+    "as_markdown",
     "format_number",
-    "interval_of_mean",
     "load_result",
     "percentile_of",
     "provenance",
+    "reduce",
     "save_result",
     "write_report",
 ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """Options that every experiment script takes.
-
-    Attributes:
-        out: folder for the numbers (``<name>.json``) and figures (``figures/``).
-        quick: a small version that runs in seconds; its numbers are not for comparison.
-        full: the most careful version, where the default had to be reduced to save time.
-        seed: seed of everything random.
-
-    Raises:
-        ValueError: if both sizes are asked for, or ``out`` is a file.
-
-    Example:
-        >>> from perfalign_jax.report import Options
-        >>> Options(quick=True).scale
-        'quick'
-    """
-
-    out: Path = Path("results")
-    quick: bool = False
-    full: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.quick and self.full:
-            raise ValueError("quick and full exclude each other; give one of them.")
-        if self.out.exists() and not self.out.is_dir():
-            raise ValueError(f"out must be a folder, got the file {self.out}.")
-
-    @property
-    def scale(self) -> str:
-        """Name of the chosen size: quick, default or full."""
-        return "quick" if self.quick else "full" if self.full else "default"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +44,10 @@ class Row:
         interval: 95 % interval, empty if there is none.
         verdict: what the comparison says, in a few words.
         note: anything the reader must know.
+        protocol: what was less than the full protocol; see ``reduce``.
 
     Example:
-        >>> from perfalign_jax.report import Row
+        >>> from _kit.report import Row
         >>> Row("CMAE", paper="3.66e-15", ours="2.1e-15", verdict="reproduced").paper
         '3.66e-15'
     """
@@ -93,6 +58,34 @@ class Row:
     interval: str = ""
     verdict: str = ""
     note: str = ""
+    protocol: str = ""
+
+
+def reduce(rows: Sequence[Row], protocol: str) -> list[Row]:
+    """Mark rows that come from less than the full protocol: they are not set beside the paper.
+
+    Args:
+        rows: as from the full protocol.
+        protocol: what was less, as "quick: 20 of 500 draws"; if empty the rows stay as they are.
+
+    Returns:
+        The rows with their protocol; where the paper has a number, without it and the verdict.
+
+    Example:
+        >>> from _kit.report import Row, reduce
+        >>> row = Row("CMAE", paper="3.66e-15", ours="2.1e-15", verdict="reproduced")
+        >>> (reduced,) = reduce([row], "quick: 20 of 500 draws")
+        >>> reduced.paper, reduced.verdict, reduced.protocol
+        ('', '', 'quick: 20 of 500 draws')
+    """
+    if not protocol:
+        return list(rows)
+    return [
+        dataclasses.replace(
+            row, protocol=protocol, paper="", verdict="" if row.paper else row.verdict
+        )
+        for row in rows
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +103,7 @@ class Result:
         seconds: wall time.
 
     Example:
-        >>> from perfalign_jax.report import Result, Row
+        >>> from _kit.report import Result, Row
         >>> Result("demo", "Demo", "Nothing.", [Row("CMAE", ours="0")]).name
         'demo'
     """
@@ -125,42 +118,12 @@ class Result:
     seconds: float = 0.0
 
 
-def interval_of_mean(values: Float[np.ndarray, " n"]) -> tuple[float, float, float]:
-    """Return the mean and its 95 % interval by Student's t.
-
-    Args:
-        values: one number per independent draw or split, shape ``(n,)``.
-
-    Returns:
-        ``(mean, low, high)``; a single value has an infinite interval.
-
-    Raises:
-        ValueError: if there is no value.
-
-    Example:
-        >>> import numpy as np
-        >>> from perfalign_jax.report import interval_of_mean
-        >>> [round(v, 2) for v in interval_of_mean(np.array([1.0, 2.0, 3.0]))]
-        [2.0, -0.48, 4.48]
-    """
-    values = np.asarray(values, np.float64)
-    if values.size == 0:
-        raise ValueError("values must hold at least one number, got none.")
-    mean = float(values.mean())
-    if values.size == 1:
-        return mean, -math.inf, math.inf
-    half = float(stats.t.ppf(0.975, values.size - 1)) * float(
-        values.std(ddof=1) / math.sqrt(values.size)
-    )
-    return mean, mean - half, mean + half
-
-
 def percentile_of(value: float, values: Float[np.ndarray, " n"]) -> float:
     """Return the share of ``values`` below ``value``, in percent, ties counting half.
 
     Example:
         >>> import numpy as np
-        >>> from perfalign_jax.report import percentile_of
+        >>> from _kit.report import percentile_of
         >>> percentile_of(2.5, np.array([1.0, 2.0, 3.0, 4.0]))
         50.0
     """
@@ -171,7 +134,7 @@ def format_number(value: float) -> str:
     """Format a number for a table: three digits, scientific where that is shorter.
 
     Example:
-        >>> from perfalign_jax.report import format_number
+        >>> from _kit.report import format_number
         >>> [format_number(v) for v in (0.0, 3.66e-15, 10.94, 2210.0, 43.9)]
         ['0', '3.66e-15', '10.9', '2210', '43.9']
     """
@@ -191,7 +154,7 @@ def provenance() -> dict[str, str]:
         name of the processor's cores; ``dtype``, what JAX computes in by default.
 
     Example:
-        >>> from perfalign_jax.report import provenance
+        >>> from _kit.report import provenance
         >>> sorted(provenance())[-3:]
         ['python', 'scikit-learn', 'scipy']
     """
@@ -233,7 +196,7 @@ def save_result(result: Result, out: Path) -> Path:
 
     Example:
         >>> import tempfile, pathlib
-        >>> from perfalign_jax.report import Result, load_result, save_result
+        >>> from _kit.report import Result, load_result, save_result
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = save_result(Result("demo", "Demo", "Nothing."), pathlib.Path(folder))
         ...     load_result(path)["title"]
@@ -272,7 +235,7 @@ def load_result(path: Path) -> dict[str, Any]:
 
     Example:
         >>> import tempfile, pathlib
-        >>> from perfalign_jax.report import Result, load_result, save_result
+        >>> from _kit.report import Result, load_result, save_result
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = save_result(Result("demo", "Demo", "Nothing."), pathlib.Path(folder))
         ...     load_result(path)["name"]
@@ -287,8 +250,15 @@ def load_result(path: Path) -> dict[str, Any]:
     return content
 
 
-_COLUMNS = ("quantity", "paper", "ours", "interval", "verdict", "note")
-_HEADINGS = ("quantity", "paper", "ours", "95 % interval", "verdict", "note")
+_HEADINGS = {
+    "quantity": "quantity",
+    "protocol": "less than the full protocol",
+    "paper": "paper",
+    "ours": "ours",
+    "interval": "95 % interval",
+    "verdict": "verdict",
+    "note": "note",
+}
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem;
@@ -321,7 +291,7 @@ def write_report(out: Path, *, order: Sequence[str], title: str) -> tuple[Path, 
 
     Example:
         >>> import tempfile, pathlib
-        >>> from perfalign_jax.report import Result, save_result, write_report
+        >>> from _kit.report import Result, save_result, write_report
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     out = pathlib.Path(folder)
         ...     _ = save_result(Result("demo", "Demo", "Nothing."), out)
@@ -344,13 +314,16 @@ def write_report(out: Path, *, order: Sequence[str], title: str) -> tuple[Path, 
         )
     page, text = out / "report.html", out / "report.md"
     write_whole(page, _as_html(title, notes, results, out).encode())
-    write_whole(text, _as_markdown(title, notes, results).encode())
+    write_whole(text, as_markdown(title, notes, results).encode())
     return page, text
 
 
 def _made(result: dict[str, Any]) -> str:
     parts = {**result["config"], **result["provenance"]}
-    return f"{result['seconds']:.0f} s; " + ", ".join(f"{k} {v}" for k, v in parts.items())
+    took = (
+        [f"{result['seconds']:.0f} s"] if result["seconds"] else []
+    )  # a transcribed file has none
+    return "; ".join([*took, ", ".join(f"{k} {v}" for k, v in parts.items())])
 
 
 def _cell(text: str) -> str:
@@ -369,11 +342,10 @@ def _as_html(title: str, notes: list[str], results: list[dict[str, Any]], out: P
     for result in results:
         parts.append(f"<h2>{e(result['title'])}</h2><p>{e(result['summary'])}</p>")
         if result["rows"]:
-            shown = [i for i, c in enumerate(_COLUMNS) if any(row[c] for row in result["rows"])]
-            head = "".join(f"<th>{_HEADINGS[i]}</th>" for i in shown)
+            shown = _columns(result["rows"])
+            head = "".join(f"<th>{_HEADINGS[c]}</th>" for c in shown)
             body = "".join(
-                "<tr>" + "".join(_cell(row[_COLUMNS[i]]) for i in shown) + "</tr>"
-                for row in result["rows"]
+                "<tr>" + "".join(_cell(row[c]) for c in shown) + "</tr>" for row in result["rows"]
             )
             parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
         for name, caption in result["figures"].items():
@@ -386,17 +358,21 @@ def _as_html(title: str, notes: list[str], results: list[dict[str, Any]], out: P
     return "\n".join([*parts, "</body></html>\n"])
 
 
-def _as_markdown(title: str, notes: list[str], results: list[dict[str, Any]]) -> str:
+def as_markdown(title: str, notes: Sequence[str], results: Sequence[dict[str, Any]]) -> str:
+    """Return a page in Markdown: a section for each result file, with its table and figures."""
     parts = [f"# {title}", *(f"**{note}**" for note in notes)]
     for result in results:
         parts += [f"## {result['title']}", result["summary"]]
         if result["rows"]:
-            shown = [i for i, c in enumerate(_COLUMNS) if any(row[c] for row in result["rows"])]
-            lines = [[_HEADINGS[i] for i in shown], ["---"] * len(shown)]
-            lines += [
-                [row[_COLUMNS[i]].replace("|", "\\|") for i in shown] for row in result["rows"]
-            ]
+            shown = _columns(result["rows"])
+            lines = [[_HEADINGS[c] for c in shown], ["---"] * len(shown)]
+            lines += [[row[c].replace("|", "\\|") for c in shown] for row in result["rows"]]
             parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
         parts += [f"![{text}](figures/{name})" for name, text in result["figures"].items()]
         parts.append(f"*{_made(result)}*")
     return "\n\n".join(parts) + "\n"
+
+
+def _columns(rows: Sequence[dict[str, str]]) -> list[str]:
+    """The columns in which any row says something."""
+    return [name for name in _HEADINGS if any(row[name] for row in rows)]

@@ -1,4 +1,4 @@
-"""What the experiment scripts share: mapping over draws with progress, rows, and the last step."""
+"""Mapping over draws with progress, rows made of draws, and the last step of every script."""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 from rich import box
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group
 from rich.padding import Padding
 from rich.progress import track
 from rich.table import Table
@@ -17,16 +17,16 @@ from rich.text import Text
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
-from perfalign_jax.har import transfer
-from perfalign_jax.plotting import save_figure
-from perfalign_jax.report import (
-    Options,
+from _kit.options import Options
+from _kit.report import (
     Result,
     Row,
     format_number,
     percentile_of,
     save_result,
 )
+from perfalign_jax.har import transfer
+from perfalign_jax.plotting import save_figure
 
 threadpool_limits(1)  # BLAS threads are of no use to many small factorisations
 
@@ -131,11 +131,6 @@ def describe(entry: dict[str, Any]) -> str:
     return f"{entry['value']:.1f} [{entry['low']:.1f}, {entry['high']:.1f}]"
 
 
-def config_of(options: Options, **more: Any) -> dict[str, Any]:
-    """Return the configuration that a result file carries."""
-    return {"scale": options.scale, "seed": options.seed, **more}
-
-
 def draw_figures(out: Path, figures: dict[str, tuple[Figure, str]]) -> dict[str, str]:
     """Save figures into the folder of figures; file names to captions back."""
     for name, (figure, _) in figures.items():
@@ -153,12 +148,12 @@ def finish(result: Result, options: Options) -> None:
         table.add_column("paper", max_width=16)
     table.add_column("ours [95 % interval]", min_width=20, max_width=31)
     for row in result.rows:
-        quantity: list[RenderableType] = [Text(row.quantity)]
-        if row.verdict:  # below it: beside it, a narrow terminal would fold every cell
-            quantity.append(Padding(Text(row.verdict, style="dim"), (0, 0, 0, 2)))
+        # Below it: beside it, a narrow terminal would fold every cell.
+        below = [Text(more, style="dim") for more in (row.protocol, row.verdict) if more]
+        quantity = Group(Text(row.quantity), *(Padding(text, (0, 0, 0, 2)) for text in below))
         interval = row.interval if row.interval.startswith("[") else f"[{row.interval}]"
         ours = f"{row.ours} {interval}" if row.interval else row.ours
-        table.add_row(Group(*quantity), *([Text(row.paper)] if compared else []), Text(ours))
+        table.add_row(quantity, *([Text(row.paper)] if compared else []), Text(ours))
     console = Console()
     console.print(table)
     console.print(f"{result.summary}\n{result.seconds:.0f} s; numbers: {path}", highlight=False)

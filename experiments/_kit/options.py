@@ -1,0 +1,69 @@
+"""How an experiment starts: its options, and what has to be set before JAX computes."""
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+__all__ = ["Options", "config_of", "start"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Options that every experiment script takes.
+
+    Attributes:
+        out: folder for the numbers (``<name>.json``) and figures (``figures/``).
+        quick: a small version that runs in seconds; its numbers are not for comparison.
+        full: the most careful version, where the default had to be reduced to save time.
+        seed: seed of everything random.
+
+    Raises:
+        ValueError: if both sizes are asked for, or ``out`` is a file.
+
+    Example:
+        >>> from _kit.options import Options
+        >>> Options(quick=True).scale
+        'quick'
+    """
+
+    out: Path = Path("results")
+    quick: bool = False
+    full: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.quick and self.full:
+            raise ValueError("quick and full exclude each other; give one of them.")
+        if self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"out must be a folder, got the file {self.out}.")
+
+    @property
+    def scale(self) -> str:
+        """Name of the chosen size: quick, default or full."""
+        return "quick" if self.quick else "full" if self.full else "default"
+
+    def protocol(self, less: str) -> str:
+        """Say what a quick run has less than the full protocol; nothing of another run."""
+        return f"quick: {less}" if self.quick else ""
+
+
+AnyOptions = TypeVar("AnyOptions", bound=Options)
+
+
+def start(main: Callable[[AnyOptions], Any], options: type[AnyOptions], about: str | None) -> None:
+    """Run an experiment with the options of the command line.
+
+    Where the user says nothing else, jaxlib's pool gets as many threads as it needs not to wait for
+    itself (``experiments/benchmarks/thread_pool.py``).
+    """
+    os.environ.setdefault("NPROC", str(max(16, os.cpu_count() or 1)))
+    main(tyro.cli(options, description=about))
+
+
+def config_of(options: Options, **more: Any) -> dict[str, Any]:
+    """Return the configuration that a result file carries."""
+    return {"scale": options.scale, "seed": options.seed, **more}
