@@ -53,7 +53,7 @@ def test_fit_transform_score_diagnose(files, capsys, x64):
     facts = json.loads(out)
     z1, z2 = pa.transform(alignment, (x1, x2))
     assert facts["cmae"] == pytest.approx(float(metrics.cmae(z1, z2)))
-    assert facts["recall_at_1_view_1_to_2"] == 1.0
+    assert facts["recall_at_1_view_0_to_1"] == 1.0
     status, out, _ = run(capsys, "score", "a.safetensors", "x1.npy", "x2.npy")
     assert status == 0
     assert "relative CMAE" in out
@@ -145,7 +145,7 @@ BAD = {
         "x1.npy views.safetensors:x2 -k 2 --out views.safetensors",
         "would overwrite an input",
     ),
-    "method": ("x1.npy x2.npy -k 2 --method null", "method='null' needs fewer rows than features"),
+    "method": ("x1.npy x2.npy -k 2 --method null", "--method null needs fewer rows than features"),
     "rtol": ("x1.npy x2.npy -k 2 --rtol 2", "rtol must be below 1"),
     "rtol word": ("x1.npy x2.npy -k 2 --rtol tiny", "--rtol must be a number, got 'tiny'"),
 }

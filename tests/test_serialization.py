@@ -12,7 +12,6 @@ import pytest
 import safetensors.numpy
 
 import perfalign_jax as pa
-from perfalign_jax.arrays import read_array
 from perfalign_jax.serialization import check_target, write_whole
 
 
@@ -155,45 +154,3 @@ def test_nothing_half_written_is_left(alignment, tmp_path):
         write_whole(target, "text is not bytes")
     assert target.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["kept"]
-
-
-class TestReadArray:
-    def test_every_kind(self, tmp_path):
-        a, b = np.arange(6.0).reshape(3, 2), np.ones((3, 1))
-        np.save(tmp_path / "a.npy", a)
-        np.savez(tmp_path / "one.npz", a)
-        np.savez(tmp_path / "two.npz", a=a, b=b)
-        safetensors.numpy.save_file({"a": a, "b": b}, tmp_path / "two.safetensors")
-        assert isinstance(read_array(tmp_path / "a.npy"), np.memmap)
-        for spec in ("a.npy", "one.npz", "two.npz:a", "two.safetensors:a"):
-            np.testing.assert_array_equal(read_array(tmp_path / spec), a)
-        np.save(tmp_path / "odd.npz:name.npy", a)  # a colon that belongs to the file's name
-        np.testing.assert_array_equal(read_array(tmp_path / "odd.npz:name.npy"), a)
-
-    def test_what_cannot_be_read(self, tmp_path):
-        np.savez(tmp_path / "two.npz", a=np.ones(2), b=np.ones(3))
-        np.save(tmp_path / "a.npy", np.ones((50, 50)))
-        np.save(tmp_path / "o.npy", np.array([{}, []], dtype=object), allow_pickle=True)
-        (tmp_path / "cut.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:500])
-        (tmp_path / "cut.npz").write_bytes((tmp_path / "two.npz").read_bytes()[:100])
-        (tmp_path / "text.npy").write_text("1,2,3")
-        (tmp_path / "empty.npy").write_bytes(b"")
-        (tmp_path / "empty.safetensors").write_bytes(b"")
-        (tmp_path / "a.csv").write_text("1,2,3")
-        (tmp_path / "folder.npy").mkdir()
-        for spec, error, match in [
-            ("none.npy", FileNotFoundError, "there is no file"),
-            ("folder.npy", IsADirectoryError, "is a folder"),
-            ("a.csv", ValueError, r"must be one of .npy, .npz, .safetensors, got .csv suffix"),
-            ("two.npz", KeyError, r"holds 2 arrays; name one as .*:NAME \(of a, b\)"),
-            ("two.npz:c", KeyError, r"has no array 'c'; it has a, b"),
-            ("a.npy:x", KeyError, r"holds one array without a name"),
-            ("o.npy", TypeError, "holds Python objects"),
-            ("cut.npy", ValueError, "no readable .npy file"),
-            ("cut.npz", ValueError, "no readable .npz file"),
-            ("text.npy", ValueError, "no readable .npy file"),
-            ("empty.npy", ValueError, "no readable .npy file"),
-            ("empty.safetensors", ValueError, "no readable .safetensors file"),
-        ]:
-            with pytest.raises(error, match=match):
-                read_array(tmp_path / spec)
