@@ -20,7 +20,7 @@ import safetensors
 __all__ = ["ArrayFile", "Moments", "RowReader", "open_array"]
 
 _KINDS = (".npy", ".npz", ".safetensors")
-_BLOCK = 16 * 2**20  # bytes of a block of rows
+_BLOCK = 4 * 2**20  # bytes of a block of rows
 _MOST_UNPACKED = 4 * 2**30  # bytes that a compressed array may take in memory
 
 
@@ -106,7 +106,7 @@ class RowReader:
     """Paired rows of one or more files, read in blocks.
 
     One rule for all commands: rows that make more than four blocks are read a block at a time, and
-    a block is 16 MiB or, where that is more, twice as many rows as features. Fewer rows are one
+    a block is 4 MiB or, where that is more, twice as many rows as features. Fewer rows are one
     block, so a wide matrix stays what it is: a statistic of it would hold more numbers.
 
     Nothing but shapes and dtypes is read before ``blocks`` or ``survey``.

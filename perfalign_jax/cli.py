@@ -1,7 +1,7 @@
 """The command line: align your own paired views, and reproduce the paper.
 
 Long files are read a block of rows at a time, so that memory follows the number of features. JAX
-takes seconds to import: it is imported where it is used, after paths and options are checked.
+takes seconds to import: it is imported where it is used, so that usage errors do not wait for it.
 """
 
 import argparse
@@ -218,9 +218,9 @@ def _transform(options: argparse.Namespace) -> None:
             np.lib.format.write_array_header_1_0(file, header)
             for (x,) in rows.blocks("transforming"):
                 file.write(np.asarray(pa.encode(alignment, x, view=view)).tobytes())
-    with _after_writing(f"the latents are written to {options.out}"):
-        facts = {"out": str(options.out), "n": rows.n, "k": alignment.k}
-        _show(f"latents written to {options.out}", facts, notes, as_json=options.json)
+        with _after_writing(f"the latents are written to {options.out}"):
+            facts = {"out": str(options.out), "n": rows.n, "k": alignment.k}
+            _show(f"latents written to {options.out}", facts, notes, as_json=options.json)
 
 
 def _score(options: argparse.Namespace) -> None:
@@ -254,7 +254,7 @@ def _score(options: argparse.Namespace) -> None:
                 f"R@{at}, view {way}": float(r) for at, r in zip(found.at, recalls, strict=True)
             }
             facts[f"median rank, view {way}"] = float(rank)
-    _show(f"{options.alignment} on {rows.n:,} pairs", facts, notes, as_json=options.json)
+        _show(f"{options.alignment} on {rows.n:,} pairs", facts, notes, as_json=options.json)
 
 
 def _diagnose(options: argparse.Namespace) -> None:
@@ -266,22 +266,22 @@ def _diagnose(options: argparse.Namespace) -> None:
         moments, data = rows.survey(keep=True)
         found = pa.diagnose(data, center=options.center, rtol=_tolerance(options, rows))
         _hint_at_means(options, moments)
-    if not options.json:
-        _say_notes(notes)
-        print(_in_own_words(str(found)))
-        return
-    counts = ("rank", "null_dimension", "informative_dimension", "trivial_dimension", "samples")
-    facts: dict[str, Any] = {name: int(getattr(found, name)) for name in counts}
-    facts |= {
-        "ranks": found.ranks.tolist(),
-        "dims": list(found.dims),
-        "center": found.center,
-        "cutoff": float(found.cutoff),
-        "singular_values": found.singular_values.tolist(),
-        "energies": found.energies.tolist(),
-        "view_energies": found.view_energies.tolist(),
-    }
-    _show("", facts, notes, as_json=True)
+        if not options.json:
+            _say_notes(notes)
+            print(_in_own_words(str(found)))
+            return
+        counts = ("rank", "null_dimension", "informative_dimension", "trivial_dimension", "samples")
+        facts: dict[str, Any] = {name: int(getattr(found, name)) for name in counts}
+        facts |= {
+            "ranks": found.ranks.tolist(),
+            "dims": list(found.dims),
+            "center": found.center,
+            "cutoff": float(found.cutoff),
+            "singular_values": found.singular_values.tolist(),
+            "energies": found.energies.tolist(),
+            "view_energies": found.view_energies.tolist(),
+        }
+        _show("", facts, notes, as_json=True)
 
 
 def _reproduce(options: argparse.Namespace) -> None:
