@@ -89,13 +89,14 @@ def _parser() -> argparse.ArgumentParser:
         "--select",
         choices=("trailing", "energy"),
         default="trailing",
-        help="which null directions: the last as in the paper, or those that carry most energy",
+        help="which null directions: the last as in the paper, or those that carry most energy "
+        "(default: %(default)s)",
     )
     fit.add_argument(
         "--method",
         choices=("auto", "svd", "qr", "gram", "null", "dual"),
         default="auto",
-        help="how the subspace is computed",
+        help="how the subspace is computed (default: %(default)s)",
     )
     add_fitting(fit)
 
@@ -122,7 +123,9 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
     again = command(_reproduce, "reproduce")
-    again.add_argument("--out", type=Path, default=Path("results"), help="folder of results")
+    again.add_argument(
+        "--out", type=Path, default=Path("results"), help="folder of results (default: %(default)s)"
+    )
     again.add_argument("--quick", action="store_true", help="small, in seconds; not for comparison")
     again.add_argument("--full", action="store_true", help="the most careful versions")
     again.add_argument(
@@ -137,7 +140,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_out(command: argparse.ArgumentParser, default: str, text: str) -> None:
     command.add_argument(
-        "--out", type=Path, default=Path(default), metavar=f"FILE{Path(default).suffix}", help=text
+        "--out",
+        type=Path,
+        default=Path(default),
+        metavar=f"FILE{Path(default).suffix}",
+        help=f"{text} (default: %(default)s)",
     )
 
 
