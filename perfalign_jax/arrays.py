@@ -1,45 +1,253 @@
-"""Arrays of paired rows from the files that researchers keep them in."""
+"""Arrays of paired rows in the files that researchers keep them in, read some rows at a time."""
 
+import contextlib
+import dataclasses
+import functools
+import lzma
+import math
 import os
+import sys
 import tokenize
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
 
-__all__ = ["path_of", "read_array"]
+__all__ = ["ArrayFile", "Moments", "RowReader", "open_array"]
 
 _KINDS = (".npy", ".npz", ".safetensors")
+_BLOCK = 4 * 2**20  # bytes of a block of rows
+_MOST_UNPACKED = 4 * 2**30  # bytes that a compressed array may take in memory
 
 
-def read_array(spec: str | os.PathLike[str]) -> np.ndarray:
-    """Read one array; nothing is unpickled.
+@dataclasses.dataclass(frozen=True)
+class ArrayFile:
+    """An array on disk, of which nothing but its shape and dtype has been read.
+
+    Attributes:
+        spec: how it was asked for.
+        path: the file.
+        name: the array's name inside the file; empty in a .npy file.
+        shape: its shape.
+        dtype: its dtype as stored.
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> from perfalign_jax.arrays import open_array
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(f"{folder}/x.npy", np.arange(6).reshape(3, 2))
+        ...     open_array(f"{folder}/x.npy").rows(1, 2).tolist()
+        [[2, 3]]
+    """
+
+    spec: str
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def rows(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Read rows ``start`` to ``stop``, all of them if not given.
+
+        Only those are held in memory; of a .npz file, from the first call on, the whole array.
+        """
+        with _named_errors(self.spec, self.path):
+            if self.path.suffix.lower() == ".npz":
+                return self._unpacked[start:stop]
+            if self.path.suffix.lower() == ".npy":
+                # Mapped anew each time: pages that were read do not stay with the process.
+                return np.array(np.load(self.path, mmap_mode="r", allow_pickle=False)[start:stop])
+            with safetensors.safe_open(self.path, framework="numpy") as file:
+                return file.get_slice(self.name)[start:stop]
+
+    @functools.cached_property
+    def _unpacked(self) -> np.ndarray:
+        with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.name}.npy") as member:
+            return np.lib.format.read_array(member, allow_pickle=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Means and energies of views that were read once.
+
+    Attributes:
+        means: per view, shape ``(d_m,)``, in float64.
+        energies: per view, the summed squares of its centred rows, in units of ``units`` squared.
+        units: per view, a power of two of about its size: no square overflows or vanishes.
+        samples: number of rows.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax.arrays import Moments
+        >>> Moments([np.ones(2)], [6.0], [1.0], 1).shares_of_means
+        [0.25]
+    """
+
+    means: list[np.ndarray]
+    energies: list[float]
+    units: list[float]
+    samples: int
+
+    @property
+    def shares_of_means(self) -> list[float]:
+        """Per view, the share of its energy that its mean has."""
+        common = [
+            self.samples * float(np.sum((mean / unit) ** 2))
+            for mean, unit in zip(self.means, self.units, strict=True)
+        ]
+        return [c / (c + e) if c else 0.0 for c, e in zip(common, self.energies, strict=True)]
+
+
+class RowReader:
+    """Paired rows of one or more files, read in blocks.
+
+    One rule for all commands: rows that make more than four blocks are read a block at a time, and
+    a block is 4 MiB or, where that is more, twice as many rows as features. Fewer rows are one
+    block, so a wide matrix stays what it is: a statistic of it would hold more numbers.
+
+    Nothing but shapes and dtypes is read before ``blocks`` or ``survey``.
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> from perfalign_jax.arrays import RowReader
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(f"{folder}/x.npy", np.eye(3, dtype=np.float32))
+        ...     RowReader(f"{folder}/x.npy").survey(keep=False)[0].shares_of_means[0] < 0.34
+        True
+    """
+
+    def __init__(self, *specs: str) -> None:
+        from perfalign_jax import _checks
+
+        self.files = [open_array(spec) for spec in specs]
+        self.dtypes = []
+        for m, file in enumerate(self.files):
+            probe: Any = np.broadcast_to(np.zeros((), file.dtype), file.shape)
+            probe = probe[:0] if probe.ndim == 2 else probe
+            shape = f"(n, d{m + 1})"
+            self.dtypes.append(_checks.array(probe, file.spec, ndim=2, shape=shape).dtype)
+        for file in self.files:
+            _checks.paired(self.files[0], file, self.files[0].spec, file.spec)
+            if file.shape[1] < 1:
+                raise ValueError(
+                    f"{file.spec} must have at least one column, got shape {file.shape}."
+                )
+        self.dtype = np.result_type(*self.dtypes)
+        self.n = self.files[0].shape[0]
+        d = sum(file.shape[1] for file in self.files)
+        step = max(_BLOCK // (d * self.dtype.itemsize), 2 * d)
+        self.step = step if self.n > 4 * step else max(self.n, 1)
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether a block is read at a time."""
+        return self.step < self.n
+
+    def blocks(self, doing: str) -> Iterator[tuple[np.ndarray, ...]]:
+        """Read the rows, finite and in ``dtype``, block by block, with a bar in a terminal.
+
+        Raises:
+            ValueError: if a value is not finite; the message names the file and the row.
+        """
+        starts: Any = range(0, self.n, self.step)
+        if self.in_blocks and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import track
+
+            starts = track(starts, doing, console=Console(stderr=True), transient=True)
+        for start in starts:
+            yield tuple(self._read(file, start) for file in self.files)
+
+    def survey(self, *, keep: bool) -> tuple[Moments, Any]:
+        """Read all rows once; with ``keep``, also into what a fit starts from.
+
+        That is a statistic: of the rows as they are or, in blocks, their factor.
+
+        Raises:
+            ValueError: if a value is not finite or, with ``keep``, if all rows of a view are equal.
+        """
+        from perfalign_jax import statistics
+
+        count = len(self.files)
+        means, energies, units = [np.zeros(())] * count, [0.0] * count, [1.0] * count
+        varied, seen, data = [False] * count, 0, None
+        first: tuple[np.ndarray, ...] = ()
+        for block in self.blocks("reading"):
+            b = block[0].shape[0]
+            if not seen:
+                first = tuple(x[:1].copy() for x in block)
+                units = [2.0 ** (int(np.frexp(np.abs(x).max())[1]) - 1) for x in block]
+            for m, x in enumerate(block):
+                varied[m] = varied[m] or bool((x != first[m]).any())
+                mean = x.mean(axis=0, dtype=np.float64)
+                gap = mean - means[m]
+                means[m] = means[m] + gap * (b / (seen + b))
+                between = b * seen / (seen + b) * np.sum((gap / units[m]) ** 2)
+                energies[m] += float(np.sum(((x - mean) / units[m]) ** 2) + between)
+            seen += b
+            if keep and self.in_blocks:
+                part = statistics.from_views(block, kind="factor")
+                data = part if data is None else statistics.merge(data, part)
+        for file, differs in zip(self.files, varied, strict=True):
+            if keep and not differs:
+                raise ValueError(f"{file.spec} has no variance: all its {self.n:,} rows are equal.")
+        if keep:
+            state = data or statistics.from_views(block, kind="samples")
+            kinds = [f.dtype for f in self.files if np.issubdtype(f.dtype, np.floating)]
+            coarsest = max((float(np.finfo(kind).eps) for kind in kinds), default=0.0)
+            data = dataclasses.replace(state, coarsest=np.asarray(coarsest, self.dtype))
+        return Moments(means, energies, units, seen), data
+
+    def _read(self, file: ArrayFile, start: int) -> np.ndarray:
+        with np.errstate(all="ignore"):
+            block = file.rows(start, start + self.step).astype(self.dtype, copy=False)
+            if np.isfinite(block.sum()):  # then all entries are
+                return block
+            bad = ~np.isfinite(block)
+            if not bad.any():
+                return block
+            row, count = start + int(np.argmax(bad.any(axis=1))), int(bad.sum())
+            for later in range(start + self.step, self.n, self.step):
+                rest = file.rows(later, later + self.step).astype(self.dtype, copy=False)
+                count += int((~np.isfinite(rest)).sum())
+        what = "NaN" if np.isnan(file.rows(row, row + 1)).any() else "infinity"
+        raise ValueError(
+            f"{file.spec} must be finite, but row {row} has {what} ({count:,} such values in all)."
+        )
+
+
+def open_array(spec: str | os.PathLike[str]) -> ArrayFile:
+    """Find an array and read its shape and dtype; nothing is unpickled.
 
     Args:
-        spec: ``file.npy`` (memory-mapped, so that only the rows that are used are read),
-            ``file.npz`` or ``file.safetensors``; of the last two ``file.npz:name`` picks one array,
-            and the name may be left out where there is only one.
+        spec: ``file.npy``, ``file.npz`` or ``file.safetensors``; of the last two ``file.npz:name``
+            picks one array, and the name may be left out where there is only one.
 
     Returns:
-        The array as stored.
+        An ``ArrayFile``.
 
     Raises:
         FileNotFoundError: if there is no such file.
         IsADirectoryError: if it is a folder.
         KeyError: if it has no array of that name.
         TypeError: if it holds Python objects.
-        ValueError: if it is damaged, truncated or of another kind.
+        ValueError: if it is damaged, truncated or of another kind, or if it is compressed and
+            would take more than 4 GiB.
 
     Example:
         >>> import tempfile, numpy as np
-        >>> from perfalign_jax.arrays import read_array
+        >>> from perfalign_jax.arrays import open_array
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     np.savez(f"{folder}/views.npz", x1=np.eye(3), x2=np.eye(2))
-        ...     read_array(f"{folder}/views.npz:x2").shape
+        ...     open_array(f"{folder}/views.npz:x2").shape
         (2, 2)
     """
-    path, name = _split(str(spec))
+    spec = str(spec)
+    path, name = _split(spec)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not a file.")
     if not path.is_file():
@@ -51,14 +259,54 @@ def read_array(spec: str | os.PathLike[str]) -> np.ndarray:
         raise KeyError(
             f"{path} is a .npy file, which holds one array without a name, not {name!r}."
         )
-    try:
+    with _named_errors(spec, path):
         if kind == ".npy":
-            return np.load(path, mmap_mode="r", allow_pickle=False)
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            return ArrayFile(spec, path, "", array.shape, array.dtype)
         if kind == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                return archive[_pick(path, name, list(archive.keys()))]
+            return _open_member(spec, path, name)
         with safetensors.safe_open(path, framework="numpy") as file:
-            return file.get_tensor(_pick(path, name, list(file.keys())))
+            name = _pick(path, name, list(file.keys()))
+            part = file.get_slice(name)
+            shape = tuple(part.get_shape())
+            some = part[0:0] if shape else file.get_tensor(name)
+            return ArrayFile(spec, path, name, shape, some.dtype)
+
+
+def _open_member(spec: str, path: Path, name: str | None) -> ArrayFile:
+    with zipfile.ZipFile(path) as archive:
+        names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
+        name = _pick(path, name, names)
+        info = archive.getinfo(f"{name}.npy")
+        if info.compress_type != zipfile.ZIP_STORED and info.file_size > _MOST_UNPACKED:
+            raise MemoryError(
+                f"{spec} is compressed and would unpack to {info.file_size / 2**20:,.1f} MiB in "
+                f"memory, the limit is {_MOST_UNPACKED / 2**20:,.0f} MiB; save it as .npy, which "
+                "is read in parts."
+            )
+        with archive.open(info) as member:
+            read = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }.get(np.lib.format.read_magic(member))
+            if read is None:
+                raise ValueError("the array's header is of an unknown version")
+            shape, _, dtype = read(member)
+            size = info.file_size - member.tell()
+    if dtype.hasobject:
+        raise ValueError("Python objects")
+    if size != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{size:,} bytes for an array of shape {shape} and dtype {dtype}")
+    return ArrayFile(spec, path, name, shape, dtype)
+
+
+@contextlib.contextmanager
+def _named_errors(spec: str, path: Path) -> Iterator[None]:
+    """Turn what the readers of files raise into errors that say which file it is about."""
+    try:
+        yield
+    except MemoryError as error:
+        raise ValueError(str(error) or f"{spec} does not fit into memory.") from None
     except (
         ValueError,
         TypeError,
@@ -66,28 +314,23 @@ def read_array(spec: str | os.PathLike[str]) -> np.ndarray:
         EOFError,
         AttributeError,
         OverflowError,
-        MemoryError,
+        RuntimeError,
         SyntaxError,
         tokenize.TokenError,
         zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
         safetensors.SafetensorError,
     ) as error:
-        if "Object arrays" in str(error) or "Python objects" in str(error):  # NumPy's words
+        reason = str(error)
+        if "Object arrays" in reason or "Python objects" in reason:  # NumPy's words
             raise TypeError(f"{spec} holds Python objects, expected numbers.") from None
+        if "pickle" in reason:  # NumPy's advice is to load it unsafely
+            reason = "its header is none that NumPy writes"
         raise ValueError(
-            f"{path} is no readable {kind} file (truncated, or of another kind): {error}"
+            f"{path} is no readable {path.suffix.lower()} file (truncated, or of another kind): "
+            f"{reason}"
         ) from None
-
-
-def path_of(spec: str | os.PathLike[str]) -> Path:
-    """Return the file that ``read_array`` would read.
-
-    Example:
-        >>> from perfalign_jax.arrays import path_of
-        >>> str(path_of("views.npz:x1"))
-        'views.npz'
-    """
-    return _split(str(spec))[0]
 
 
 def _split(spec: str) -> tuple[Path, str | None]:

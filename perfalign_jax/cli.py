@@ -1,341 +1,490 @@
 """The command line: align your own paired views, and reproduce the paper.
 
-Bad input is one line on stderr and exit code 2; a failed experiment is exit code 1.
+Long files are read a block of rows at a time, so that memory follows the number of features. JAX
+takes seconds to import: it is imported where it is used, so that usage errors do not wait for it.
 """
 
+import argparse
 import contextlib
 import dataclasses
-import io
+import importlib
 import json
 import math
+import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import jax
 import numpy as np
-import tyro
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-import perfalign_jax as pa
-from perfalign_jax import _checks, metrics, neighbours, solver
-from perfalign_jax.arrays import path_of, read_array
-from perfalign_jax.report import format_number
-from perfalign_jax.reproduce import reproduce
-from perfalign_jax.serialization import check_target, write_whole
+from perfalign_jax.arrays import Moments, RowReader
+
+if TYPE_CHECKING:
+    from perfalign_jax.types import Alignment
 
 __all__ = ["main"]
 
-Source = tyro.conf.Positional[str]
+_THREADS = 16  # of XLA's CPU client: with as few as cores, its batched factorisations can hang
 
 
 class _InputError(Exception):
     """Bad input, in one line."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Fit:
-    """Align two views and write the alignment.
-
-    Views are files of paired rows: .npy, .npz or .safetensors (file.npz:name picks an array).
-    """
-
-    x1: Source
-    """view 1, shape (n, d1)"""
-    x2: Source
-    """view 2, shape (n, d2)"""
-    k: Annotated[str | None, tyro.conf.arg(aliases=["-k"], metavar="INT")] = None
-    """latent dimensions; may be left out with --select energy: all that carry energy"""
-    out: Annotated[Path, tyro.conf.arg(metavar="FILE.safetensors")] = Path("alignment.safetensors")
-    """the alignment file to write"""
-    select: Literal["trailing", "energy"] = "trailing"
-    """which null directions: the last as in the paper, or those that carry most energy"""
-    method: Literal["auto", "svd", "qr", "gram", "null", "dual"] = "auto"
-    """how the subspace is computed"""
-    center: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """remove the means first"""
-    rtol: Annotated[str | None, tyro.conf.arg(metavar="FLOAT")] = None
-    """share of the largest singular value that counts as zero; rounding alone if left out"""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """print JSON instead of a table"""
-
-    def run(self) -> int:
-        """Fit, write, and print how well the training pairs align."""
-        k = None if self.k is None else _whole(self.k, "-k")
-        if k is None and self.select != "energy":
-            raise _InputError("-k is required unless --select energy, got none.")
-        _check_out(self.out, ".safetensors", (self.x1, self.x2))
-        with _collect_notes() as notes:
-            views = _load_views(self.x1, self.x2)
-            alignment = pa.fit(
-                views,
-                k=k,
-                select=self.select,
-                method=self.method,
-                center=self.center,
-                rtol=_tolerance(self.rtol, self.x1, self.x2),
-            )
-            facts = _fit_facts(alignment, views)
-        pa.save(alignment, self.out)
-        facts = {"out": str(self.out), **facts}
-        _show(f"alignment written to {self.out}", facts, notes, as_json=self.json)
-        return 0
+class _UnfinishedError(Exception):
+    """The result is written, but what was to be said about it is not."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Transform:
+class _Hint(UserWarning):
+    """What the command line itself advises."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _InputError(f"{message}; see {self.prog} --help.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="perfalign",
+        description="Perfect multimodal alignment in closed form.",
+        epilog="Views are files of paired rows, counted from 0: .npy, .npz or .safetensors "
+        "(file.npz:name picks an array).",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(run: Any, name: str) -> argparse.ArgumentParser:
+        text = run.__doc__
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    def add_views(added: argparse.ArgumentParser) -> None:
+        for m in range(2):
+            added.add_argument(f"x{m + 1}", help=f"view {m}, shape (n, d{m + 1})")
+
+    def add_fitting(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--center", action="store_true", help="remove the means first")
+        added.add_argument(
+            "--rtol",
+            type=_number("--rtol", float),
+            metavar="FLOAT",
+            help="share of the largest singular value that counts as zero (default: rounding)",
+        )
+
+    fit = command(_fit, "fit")
+    add_views(fit)
+    fit.add_argument(
+        "-k",
+        "--k",
+        type=_number("-k", int),
+        metavar="INT",
+        help="latent dimensions; with --select energy may be left out: all that carry energy",
+    )
+    _add_out(fit, "alignment.safetensors", "the alignment file to write")
+    fit.add_argument(
+        "--select",
+        choices=("trailing", "energy"),
+        default="trailing",
+        help="which null directions: the last as in the paper, or those that carry most energy "
+        "(default: %(default)s)",
+    )
+    fit.add_argument(
+        "--method",
+        choices=("auto", "svd", "qr", "gram", "null", "dual"),
+        default="auto",
+        help="how the subspace is computed (default: %(default)s)",
+    )
+    add_fitting(fit)
+
+    transform = command(_transform, "transform")
+    transform.add_argument("alignment", help="alignment file")
+    transform.add_argument("x", help="rows of the view, shape (n, d)")
+    transform.add_argument(
+        "--view",
+        type=_number("--view", int),
+        required=True,
+        metavar="INT",
+        help="which view x is, counted from 0",
+    )
+    _add_out(transform, "latents.npy", "the latents to write, shape (n, k)")
+
+    score = command(_score, "score")
+    score.add_argument("alignment", help="alignment file")
+    add_views(score)
+
+    diagnose = command(_diagnose, "diagnose")
+    add_views(diagnose)
+    add_fitting(diagnose)
+    for added in (fit, transform, score, diagnose):
+        added.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    again = command(_reproduce, "reproduce")
+    again.add_argument(
+        "--out", type=Path, default=Path("results"), help="folder of results (default: %(default)s)"
+    )
+    again.add_argument("--quick", action="store_true", help="small, in seconds; not for comparison")
+    again.add_argument("--full", action="store_true", help="the most careful versions")
+    again.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name of an experiment to run; may be given several times",
+    )
+    return parser
+
+
+def _add_out(command: argparse.ArgumentParser, default: str, text: str) -> None:
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path(default),
+        metavar=f"FILE{Path(default).suffix}",
+        help=f"{text} (default: %(default)s)",
+    )
+
+
+def _number(name: str, kind: type) -> Any:
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            what = "an integer" if kind is int else "a number"
+            raise _InputError(f"{name} must be {what}, got {text!r}.") from None
+
+    return read
+
+
+def _fit(options: argparse.Namespace) -> None:
+    """Align two views and write the alignment."""
+    if options.k is None and options.select != "energy":
+        raise _InputError("-k is required unless --select energy, got none.")
+    _check_out(options.out, ".safetensors", (options.x1, options.x2))
+    with _computing() as notes:
+        import perfalign_jax as pa
+        from perfalign_jax.metrics import effective_rank
+
+        rows = _training_rows(options)
+        moments, data = rows.survey(keep=True)
+        alignment = pa.fit(
+            data,
+            k=options.k,
+            select=options.select,
+            method=options.method,
+            center=options.center,
+            rtol=options.rtol,
+        )
+        del data
+        pa.save(alignment, options.out)
+        with _after_writing(f"the alignment is written to {options.out}"):
+            measured, halves = _measure(alignment, rows, moments)
+            gap = (halves[0].centre - halves[1].centre) * math.sqrt(rows.n / 2)
+            both = np.vstack([halves[0].rows, halves[1].rows, gap])
+            _hint_at_means(options, moments)
+            facts = {
+                "out": str(options.out),
+                "n": rows.n,
+                "d1": alignment.dims[0],
+                "d2": alignment.dims[1],
+                "k": alignment.k,
+                "method": alignment.method,
+                "select": alignment.select,
+                "center": alignment.center,
+                "dtype": str(rows.dtype),
+                **measured,
+                "effective_rank": float(effective_rank(_mirrored(both))),
+            }
+            del facts["ncmae"]
+            _show(f"alignment written to {options.out}", facts, notes, as_json=options.json)
+
+
+def _transform(options: argparse.Namespace) -> None:
     """Map one view into the shared latent space."""
+    from perfalign_jax.serialization import open_whole
 
-    alignment: Source
-    """alignment file"""
-    x: Source
-    """rows of the view, shape (n, d)"""
-    view: Annotated[str, tyro.conf.arg(metavar="{0,1}")]
-    """which view x is, counted from 0"""
-    out: Annotated[Path, tyro.conf.arg(metavar="FILE.npy")] = Path("latents.npy")
-    """the latents to write, shape (n, k)"""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """print JSON instead of a table"""
+    _check_out(options.out, ".npy", (options.alignment, options.x))
+    with _computing() as notes:
+        import perfalign_jax as pa
+        from perfalign_jax import _checks
 
-    def run(self) -> int:
-        """Encode and write."""
-        view = _whole(self.view, "--view")
-        _check_out(self.out, ".npy", (self.alignment, self.x))
-        alignment = pa.load(self.alignment)
-        view = _checks.integer(view, "--view", low=0, high=1, why=" (views are counted from 0)")
-        with _collect_notes() as notes:
-            x = _load(self.x, f"(n, {alignment.dims[view]})")
-            _check_columns(self.x, x, alignment, view)
-            latents = np.asarray(pa.encode(alignment, x.astype(_dtype(alignment)), view=view))
-        buffer = _npy_bytes(latents)
-        write_whole(self.out, buffer)
-        facts = {"out": str(self.out), "n": latents.shape[0], "k": latents.shape[1]}
-        _show(f"latents written to {self.out}", facts, notes, as_json=self.json)
-        return 0
+        alignment = pa.load(options.alignment)
+        last, why = len(alignment.dims) - 1, " (views are counted from 0)"
+        view = _checks.integer(options.view, "--view", low=0, high=last, why=why)
+        rows = RowReader(options.x)
+        _suit(rows, alignment, (view,))
+        header = {
+            "descr": np.lib.format.dtype_to_descr(rows.dtype),
+            "fortran_order": False,
+            "shape": (rows.n, alignment.k),
+        }
+        with open_whole(options.out) as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            for (x,) in rows.blocks("transforming"):
+                file.write(np.asarray(pa.encode(alignment, x, view=view)).tobytes())
+        with _after_writing(f"the latents are written to {options.out}"):
+            facts = {"out": str(options.out), "n": rows.n, "k": alignment.k}
+            _show(f"latents written to {options.out}", facts, notes, as_json=options.json)
 
 
-@dataclasses.dataclass(frozen=True)
-class Score:
+def _score(options: argparse.Namespace) -> None:
     """Measure an alignment on paired views: error, energy and retrieval."""
+    with _computing() as notes:
+        import perfalign_jax as pa
+        from perfalign_jax import metrics, neighbours
 
-    alignment: Source
-    """alignment file"""
-    x1: Source
-    """view 1, shape (n, d1)"""
-    x2: Source
-    """view 2, shape (n, d2)"""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """print JSON instead of a table"""
+        alignment = pa.load(options.alignment)
+        rows = RowReader(options.x1, options.x2)
+        _suit(rows, alignment, (0, 1))
+        if rows.n < 1:
+            raise _InputError(f"{options.x1} must have at least one row, got none.")
+        moments, _ = rows.survey(keep=False)
+        latents: list[tuple[np.ndarray, ...]] = []
+        measured, halves = _measure(alignment, rows, moments, latents)
+        facts: dict[str, Any] = {"n": rows.n, "k": alignment.k, **measured}
+        for m, half in enumerate(halves):
+            facts[f"effective_rank_{m}"] = float(metrics.effective_rank(_mirrored(half.rows)))
+        facts["linear_cka"] = float(metrics.linear_cka(*(_mirrored(h.rows) for h in halves)))
+        z1, z2 = (np.concatenate(z) for z in zip(*latents, strict=True))
+        found = neighbours.retrieval(z1, z2)
+        for way, recalls, rank in (
+            ("0 to 1", found.recall_12, found.median_rank_12),
+            ("1 to 0", found.recall_21, found.median_rank_21),
+        ):
+            facts |= {
+                f"R@{at}, view {way}": float(r) for at, r in zip(found.at, recalls, strict=True)
+            }
+            facts[f"median rank, view {way}"] = float(rank)
+        _show(f"{options.alignment} on {rows.n:,} pairs", facts, notes, as_json=options.json)
 
-    def run(self) -> int:
-        """Print every metric."""
-        alignment = pa.load(self.alignment)
-        with _collect_notes() as notes:
-            views = _load_views(self.x1, self.x2, varied=False)
-            for m, (spec, x) in enumerate(zip((self.x1, self.x2), views, strict=True)):
-                _check_columns(spec, x, alignment, m)
-            dtype = _dtype(alignment)
-            views = (views[0].astype(dtype), views[1].astype(dtype))
-            facts = _score_facts(alignment, views)
-        _show(f"{self.alignment} on {facts['n']:,} pairs", facts, notes, as_json=self.json)
-        return 0
 
-
-@dataclasses.dataclass(frozen=True)
-class Diagnose:
+def _diagnose(options: argparse.Namespace) -> None:
     """Say what two views allow: ranks, null space, and how much of it carries information."""
+    with _computing() as notes:
+        import perfalign_jax as pa
 
-    x1: Source
-    """view 1, shape (n, d1)"""
-    x2: Source
-    """view 2, shape (n, d2)"""
-    center: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """remove the means first"""
-    rtol: Annotated[str | None, tyro.conf.arg(metavar="FLOAT")] = None
-    """share of the largest singular value that counts as zero; rounding alone if left out"""
-    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """print JSON instead of a table"""
-
-    def run(self) -> int:
-        """Print the diagnosis."""
-        with _collect_notes() as notes:
-            views = _load_views(self.x1, self.x2)
-            rtol = _tolerance(self.rtol, self.x1, self.x2)
-            diagnosis = pa.diagnose(views, center=self.center, rtol=rtol)
-        if not self.json:
+        rows = _training_rows(options)
+        moments, data = rows.survey(keep=True)
+        found = pa.diagnose(data, center=options.center, rtol=options.rtol)
+        _hint_at_means(options, moments)
+        if not options.json:
             _say_notes(notes)
-            print(diagnosis)
-            return 0
-        names = ("rank", "null_dimension", "informative_dimension", "trivial_dimension", "samples")
-        facts: dict[str, Any] = {name: int(getattr(diagnosis, name)) for name in names}
+            print(_in_own_words(str(found)))
+            return
+        counts = ("rank", "null_dimension", "informative_dimension", "trivial_dimension", "samples")
+        facts: dict[str, Any] = {name: int(getattr(found, name)) for name in counts}
         facts |= {
-            "ranks": diagnosis.ranks.tolist(),
-            "dims": list(diagnosis.dims),
-            "center": diagnosis.center,
-            "cutoff": float(diagnosis.cutoff),
-            "singular_values": diagnosis.singular_values.tolist(),
-            "energies": diagnosis.energies.tolist(),
-            "view_energies": diagnosis.view_energies.tolist(),
+            "ranks": found.ranks.tolist(),
+            "dims": list(found.dims),
+            "center": found.center,
+            "cutoff": float(found.cutoff),
+            "singular_values": found.singular_values.tolist(),
+            "energies": found.energies.tolist(),
+            "view_energies": found.view_energies.tolist(),
         }
         _show("", facts, notes, as_json=True)
-        return 0
+
+
+def _reproduce(options: argparse.Namespace) -> None:
+    """Run the experiments of the paper and write the report."""
+    if options.quick and options.full:
+        raise _InputError("--quick and --full exclude each other.")
+    if options.out.exists() and not options.out.is_dir():
+        raise _InputError(f"--out {options.out} is a file, not a folder.")
+    try:
+        failed = _checkout().reproduce(
+            options.out,
+            scale="quick" if options.quick else "full" if options.full else "default",
+            only=options.only,
+            say=lambda line: print(line, flush=True),
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("what is finished is kept") from None
+    if failed:
+        raise _UnfinishedError(f"failed: {', '.join(failed)}.")
+
+
+def _checkout() -> Any:
+    """Return what runs the experiments: they are beside the package in a checkout, or here."""
+    for root in (Path(__file__).parents[1], Path.cwd()):
+        if (root / "experiments" / "_kit").is_dir():
+            sys.path.insert(0, str(root / "experiments"))
+            return importlib.import_module("_kit.reproduce")
+    raise _InputError(
+        "reproduce runs the experiments of a checkout, and none was found beside the installed "
+        "package or in the current folder."
+    )
+
+
+def _training_rows(options: argparse.Namespace) -> RowReader:
+    from perfalign_jax.types import PrecisionWarning
+
+    rows = RowReader(options.x1, options.x2)
+    if rows.n < 2:
+        file = rows.files[0]
+        raise _InputError(f"{file.spec} must have at least 2 rows, got shape {file.shape}.")
+    if rows.dtypes[0] != rows.dtypes[1]:
+        each = " and ".join(
+            f"{f.spec} in {t}" for f, t in zip(rows.files, rows.dtypes, strict=True)
+        )
+        warnings.warn(f"{each}: computed in {rows.dtype}.", PrecisionWarning, stacklevel=2)
+    return rows
+
+
+def _suit(rows: RowReader, alignment: "Alignment", views: tuple[int, ...]) -> None:
+    """Read the rows in the alignment's dtype, if their features are those of its views."""
+    for file, view in zip(rows.files, views, strict=True):
+        if file.shape[1] != alignment.dims[view]:
+            raise _InputError(
+                f"{file.spec} must have {alignment.dims[view]} columns like view {view} of the "
+                f"alignment, got shape {file.shape}."
+            )
+    rows.dtype = np.dtype(alignment.offset.dtype)
+
+
+def _hint_at_means(options: argparse.Namespace, moments: Moments) -> None:
+    for m, share in enumerate(moments.shares_of_means):
+        if share > 1 / 2 and not options.center:
+            warnings.warn(
+                f"the mean holds {share:.0%} of view {m}'s energy and passes for something that "
+                "the views share; --center removes it.",
+                _Hint,
+                stacklevel=2,
+            )
 
 
 @dataclasses.dataclass(frozen=True)
-class Reproduce:
-    """Run the experiments of the paper and write the report."""
+class _Half:
+    """Latents of one view: their mean (1, k), and few rows with the same centred products."""
 
-    out: Path = Path("results")
-    """folder of results"""
-    quick: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """small versions that run in seconds; not for comparison"""
-    full: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """the most careful versions"""
-    only: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """name of an experiment to run; may be given several times"""
-
-    def run(self) -> int:
-        """Run, and report failures by exit code 1."""
-        if self.quick and self.full:
-            raise _InputError("--quick and --full exclude each other.")
-        scale = "quick" if self.quick else "full" if self.full else "default"
-        if self.out.exists() and not self.out.is_dir():
-            raise _InputError(f"--out {self.out} is a file, not a folder.")
-        failed = reproduce(self.out, scale=scale, only=self.only, say=_say)
-        if failed:
-            print(f"perfalign: failed: {', '.join(failed)}", file=sys.stderr)
-        return 1 if failed else 0
+    centre: np.ndarray
+    rows: np.ndarray
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
+def _measure(
+    alignment: "Alignment",
+    rows: RowReader,
+    moments: Moments,
+    latents: list[tuple[np.ndarray, ...]] | None = None,
+) -> tuple[dict[str, float], tuple[_Half, _Half]]:
+    """Errors and energies of the latents; the latents themselves go into a list."""
+    import perfalign_jax as pa
+
+    k = alignment.k
+    centres = [
+        np.asarray(pa.encode(alignment, mean[None, :].astype(rows.dtype), view=m))
+        for m, mean in enumerate(moments.means)
+    ]
+    sums, factor = np.zeros(4), np.zeros((0, 2 * k), rows.dtype)
+    for block in rows.blocks("measuring"):
+        z1, z2 = (np.asarray(pa.encode(alignment, x, view=m)) for m, x in enumerate(block))
+        lengths = [
+            pa.cmae(z, np.broadcast_to(centre, z.shape))
+            for z, centre in zip((z1, z2), centres, strict=True)
+        ]
+        errors = [float(value) for value in (pa.cmae(z1, z2), pa.ncmae(z1, z2), *lengths)]
+        sums += z1.shape[0] * np.array(errors)
+        factor = np.vstack([factor, np.hstack([z1 - centres[0], z2 - centres[1]])])
+        if factor.shape[0] > 2 * k:
+            factor = np.asarray(np.linalg.qr(factor, mode="r"))
+        if latents is not None:
+            latents.append((z1, z2))
+    error, unit_error, length1, length2 = (sums / rows.n).tolist()
+    length = (length1 + length2) / 2
+    facts = {
+        "cmae": error,
+        "ncmae": unit_error,
+        "relative_cmae": error / length if length > 0 else math.inf,
+    }
+    halves = _Half(centres[0], factor[:, :k]), _Half(centres[1], factor[:, k:])
+    for m, half in enumerate(halves):
+        energy = float(np.sum((half.rows.astype(np.float64) / moments.units[m]) ** 2))
+        facts[f"energy_kept_{m}"] = energy / moments.energies[m] if moments.energies[m] else 0.0
+    return facts, halves
+
+
+def _mirrored(rows: np.ndarray) -> np.ndarray:
+    """Each row and its negative: the mean is zero, and what is measured is that of the rows."""
+    return np.vstack([rows, -rows])
+
+
+def _check_out(out: Path, suffix: str, inputs: tuple[str, ...]) -> None:
+    from perfalign_jax.serialization import check_target
+
+    if out.suffix.lower() != suffix:
+        raise _InputError(f"--out must end in {suffix}, got {out}.")
+    for spec in inputs:
+        # Also file.npz:name: what is before the colon is the file.
+        for path in (Path(spec), Path(spec.rpartition(":")[0])):
+            if path.is_file() and out.exists() and out.samefile(path):
+                raise _InputError(f"--out {out} would overwrite an input.")
+    check_target(out)
 
 
 @contextlib.contextmanager
-def _collect_notes() -> Iterator[list[warnings.WarningMessage]]:
-    """Collect what the library warns of, to be told in plain lines."""
-    with warnings.catch_warnings(record=True) as log:
+def _computing() -> Iterator[list[warnings.WarningMessage]]:
+    """Compute each array in the dtype it is stored in, and collect what is warned of."""
+    import jax
+
+    from perfalign_jax.types import CollapseWarning, OverfitWarning, PrecisionWarning
+
+    with jax.enable_x64(True), warnings.catch_warnings(record=True) as log:
         warnings.simplefilter("ignore")
-        for category in (pa.PrecisionWarning, pa.CollapseWarning):
+        for category in (PrecisionWarning, CollapseWarning, OverfitWarning, _Hint):
             warnings.simplefilter("always", category)
         yield log
 
 
-def _say_notes(notes: Any) -> None:
+@contextlib.contextmanager
+def _after_writing(done: str) -> Iterator[None]:
+    """Say, where the rest fails or is interrupted, what is there all the same."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(done) from None
+    except Exception as error:
+        raise _UnfinishedError(f"{done}, but not described: {error}") from None
+
+
+# The library's words, and what the same is called here.
+_WORDS = (
+    (r"select='energy' \(k=None takes", "--select energy (without -k it takes"),
+    (r"k=None with select='energy'", "--select energy without -k"),
+    (r"\(see diagnose\)", "(see perfalign diagnose)"),
+    (r"\bdiagnose\(\)", "perfalign diagnose"),
+    (r"\bbaselines\.ridge_cca\b", "ridge CCA (which this command does not have)"),
+    (r"\b(select|method)='(\w+)'", r"--\1 \2"),
+    (r"\b(with|or|any) k\b", r"\1 -k"),
+    (r"\bcenter=True\b", "--center"),
+    (r"^rtol must", "--rtol must"),
+    (r"^k must", "-k must"),
+)
+
+
+def _in_own_words(text: str) -> str:
+    for pattern, replacement in _WORDS:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def _printable(text: str) -> str:
+    """One line; what would steer a terminal is shown as its escape."""
+    line = " ".join(text.split(None))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def _say(text: str) -> None:
+    print(f"perfalign: {_printable(text)}", file=sys.stderr)
+
+
+def _say_notes(notes: list[warnings.WarningMessage]) -> None:
     for note in notes:
-        word = "warning" if issubclass(note.category, pa.CollapseWarning) else "note"
-        print(f"perfalign: {word}: {note.message}", file=sys.stderr)
-
-
-def _whole(text: str, name: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise _InputError(f"{name} must be an integer, got {text!r}.") from None
-
-
-def _tolerance(text: str | None, spec1: str, spec2: str) -> float | None:
-    """The user's tolerance, or the rounding of the files where they are coarser than the sums."""
-    if text is None:
-        return solver.coarser_rounding((read_array(spec1), read_array(spec2)))
-    try:
-        return float(text)
-    except ValueError:
-        raise _InputError(f"--rtol must be a number, got {text!r}.") from None
-
-
-def _check_out(out: Path, suffix: str, inputs: tuple[str, ...]) -> None:
-    if out.suffix.lower() != suffix:
-        raise _InputError(f"--out must end in {suffix}, got {out}.")
-    check_target(out)
-    if out.exists():
-        for spec in inputs:
-            if path_of(spec).exists() and out.samefile(path_of(spec)):
-                raise _InputError(f"--out {out} would overwrite an input.")
-
-
-def _load(spec: str, shape: str) -> np.ndarray:
-    """Read a view and return it in the dtype it is computed in."""
-    return np.asarray(_checks.array(read_array(spec), spec, ndim=2, shape=shape))
-
-
-def _load_views(spec1: str, spec2: str, *, varied: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    x1, x2 = _load(spec1, "(n, d1)"), _load(spec2, "(n, d2)")
-    _checks.paired(x1, x2, spec1, spec2)
-    for spec, x in ((spec1, x1), (spec2, x2)):
-        if x.shape[1] < 1:
-            raise _InputError(f"{spec} must have at least one column, got shape {x.shape}.")
-        if x.shape[0] < (2 if varied else 1):
-            raise _InputError(f"{spec} must have at least 2 rows, got shape {x.shape}.")
-        if varied and (x == x[:1]).all():
-            raise _InputError(f"{spec} has no variance: all its {x.shape[0]:,} rows are equal.")
-    return x1, x2
-
-
-def _dtype(alignment: pa.Alignment) -> np.dtype:
-    return np.dtype(alignment.offset.dtype)
-
-
-def _check_columns(spec: str, x: np.ndarray, alignment: pa.Alignment, view: int) -> None:
-    if x.shape[1] != alignment.dims[view]:
-        raise _InputError(
-            f"{spec} must have {alignment.dims[view]} columns like view {view} of the alignment, "
-            f"got shape {x.shape}."
-        )
-
-
-def _npy_bytes(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _fit_facts(alignment: pa.Alignment, views: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
-    z1, z2 = solver.transform(alignment, views)
-    center = alignment.center
-    return {
-        "n": views[0].shape[0],
-        "d1": alignment.dims[0],
-        "d2": alignment.dims[1],
-        "k": alignment.k,
-        "method": alignment.method,
-        "select": alignment.select,
-        "center": center,
-        "dtype": str(_dtype(alignment)),
-        "cmae": float(metrics.cmae(z1, z2)),
-        "relative_cmae": float(metrics.relative_cmae(z1, z2)),
-        "energy_kept_1": float(metrics.latent_energy(z1, views[0])),
-        "energy_kept_2": float(metrics.latent_energy(z2, views[1])),
-        "effective_rank": float(metrics.effective_rank(np.concatenate([z1, z2]))),
-    }
-
-
-def _score_facts(alignment: pa.Alignment, views: tuple[Any, ...]) -> dict[str, Any]:
-    z1, z2 = solver.transform(alignment, views)
-    found = neighbours.retrieval(z1, z2)
-    facts: dict[str, Any] = {
-        "n": z1.shape[0],
-        "k": alignment.k,
-        "cmae": float(metrics.cmae(z1, z2)),
-        "ncmae": float(metrics.ncmae(z1, z2)),
-        "relative_cmae": float(metrics.relative_cmae(z1, z2)),
-        "energy_kept_1": float(metrics.latent_energy(z1, views[0])),
-        "energy_kept_2": float(metrics.latent_energy(z2, views[1])),
-        "effective_rank_1": float(metrics.effective_rank(z1)),
-        "effective_rank_2": float(metrics.effective_rank(z2)),
-        "linear_cka": float(metrics.linear_cka(z1, z2)),
-    }
-    for way, recalls, rank in (
-        ("1 to 2", found.recall_12, found.median_rank_12),
-        ("2 to 1", found.recall_21, found.median_rank_21),
-    ):
-        facts |= {f"R@{at}, view {way}": float(r) for at, r in zip(found.at, recalls, strict=True)}
-        facts[f"median rank, view {way}"] = float(rank)
-    return facts
+        word = "note" if note.category.__name__ == "PrecisionWarning" else "warning"
+        _say(f"{word}: {_in_own_words(str(note.message))}")
 
 
 _LABELS = {
@@ -347,42 +496,40 @@ _LABELS = {
     "cmae": "CMAE (Eq. 8), data units",
     "ncmae": "NCMAE, of latents of length one",
     "relative_cmae": "relative CMAE, of the mean latent length",
+    "energy_kept_0": "share of view 0's energy in its latents",
     "energy_kept_1": "share of view 1's energy in its latents",
-    "energy_kept_2": "share of view 2's energy in its latents",
     "effective_rank": "effective rank of the latents",
+    "effective_rank_0": "effective rank of view 0's latents",
     "effective_rank_1": "effective rank of view 1's latents",
-    "effective_rank_2": "effective rank of view 2's latents",
     "linear_cka": "linear CKA",
     "center": "centred",
 }
 
 
-def _show(title: str, facts: dict[str, Any], notes: Any, *, as_json: bool) -> None:
+def _show(
+    title: str, facts: dict[str, Any], notes: list[warnings.WarningMessage], *, as_json: bool
+) -> None:
     if as_json:
-        said = [str(note.message) for note in notes]
-        clean = {_json_name(k): _json_number(v) for k, v in (facts | {"notes": said}).items()}
+        said = {"notes": [_in_own_words(str(note.message)) for note in notes]}
+        clean = {_json_name(name): _json_value(value) for name, value in (facts | said).items()}
         print(json.dumps(clean, indent=1))
         return
     _say_notes(notes)
-    table = Table(
-        title=Text(title), title_justify="left", show_header=False, box=None, pad_edge=False
-    )
-    for name, value in facts.items():
-        if isinstance(value, float):
-            text = format_number(value)
-        else:
-            text = f"{value:,}" if type(value) is int else str(value)
-        table.add_row(_LABELS.get(name, name.replace("_", " ")), Text(text))
-    Console(width=None if sys.stdout.isatty() else 100, highlight=False).print(table)
+    labels = [_LABELS.get(name, name.replace("_", " ")) for name in facts]
+    print(_printable(title))
+    for label, value in zip(labels, facts.values(), strict=True):
+        text = f"{value:,}" if type(value) is int else str(value)
+        text = f"{value:.4g}" if isinstance(value, float) else text
+        print(f"{label:{max(map(len, labels))}}  {_printable(text)}")
 
 
 def _json_name(name: str) -> str:
     return name.replace("R@", "recall_at_").replace(",", "").replace(" ", "_")
 
 
-def _json_number(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, list):
-        return [_json_number(v) for v in value]
+        return [_json_value(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -390,26 +537,33 @@ def main(arguments: list[str] | None = None) -> int:
     """Run ``perfalign`` with the given arguments (the process's own if None); return an exit code.
 
     Returns:
-        0 if all went well, 1 if an experiment failed, 2 for bad input, 130 if interrupted.
+        0 if all went well; 1 if an experiment failed, the memory did not suffice, or a result was
+        written but could not be described; 2 for bad input; 130 if interrupted.
 
     Example:
         >>> from perfalign_jax.cli import main
         >>> main(["diagnose", "no-such-file.npy", "other.npy"])
         2
     """
-    command = tyro.cli(
-        Fit | Transform | Score | Diagnose | Reproduce,
-        prog="perfalign",
-        description="Perfect multimodal alignment in closed form.",
-        args=arguments,
-    )
+    granted = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    if len(granted) < _THREADS:
+        os.environ.setdefault("NPROC", str(_THREADS))
     try:
-        with jax.enable_x64(True):  # each array keeps the dtype it is stored in
-            return command.run()
-    except KeyboardInterrupt:
-        print("perfalign: interrupted; what is finished is kept.", file=sys.stderr)
+        options = _parser().parse_args(arguments)
+        options.run(options)
+        return 0
+    except KeyboardInterrupt as stop:
+        _say(f"interrupted; {stop.args[0] if stop.args else 'nothing was written'}.")
         return 130
+    except _UnfinishedError as error:
+        _say(str(error))
+        return 1
     except (_InputError, OSError, ValueError, TypeError, KeyError) as error:
-        message = error.args[0] if isinstance(error, KeyError) else str(error)
-        print(f"perfalign: error: {' '.join(str(message).split())}", file=sys.stderr)
+        text = str(error.args[0] if isinstance(error, KeyError) else error)
+        _say(f"error: {_in_own_words(text)}")
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+            raise
+        _say(f"error: the memory did not suffice: {error}")
+        return 1

@@ -11,7 +11,6 @@ value is not known yet, inside ``jit`` and ``vmap``, the metric of a NaN is NaN.
 the number of samples, never with its square.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -162,15 +161,15 @@ def mlre_affine(z: Matrix, z_hat: Matrix | Sequence[Matrix]) -> Float[Array, ""]
     return _mlre_affine(pairs[0][0], tuple(e for _, e in pairs))
 
 
-def relative_cmae(z1: Latents, z2: Latents, *, center: bool = True) -> Float[Array, ""]:
-    """Alignment error over the mean norm of the latents.
+def relative_cmae(z1: Latents, z2: Latents) -> Float[Array, ""]:
+    """Alignment error over the mean norm of the latents, each modality's measured from its mean.
+
+    A mean common to all samples would make any error look small. The error itself is never
+    centred: an offset between the modalities counts.
 
     Args:
         z1: latents of modality 1, shape ``(n, k)``.
         z2: latents of modality 2, shape ``(n, k)``.
-        center: measure the norms from each modality's mean. Without it a mean common to all
-            samples makes any error look small. The error itself is never centred: an offset
-            between the modalities counts.
 
     Returns:
         A scalar without unit; 0 is perfect, unrelated latents score about ``sqrt(2)``, and latents
@@ -189,16 +188,15 @@ def relative_cmae(z1: Latents, z2: Latents, *, center: bool = True) -> Float[Arr
         >>> float(relative_cmae(z + 99.0, -z + 99.0)), float(relative_cmae(0 * z, 0 * z))
         (2.0, inf)
     """
-    return _relative_cmae(*_checks.latents(z1, z2), center=bool(center))
+    return _relative_cmae(*_checks.latents(z1, z2))
 
 
-def latent_energy(z: Matrix, x: Matrix, *, center: bool = True) -> Float[Array, ""]:
-    """Share of a view's energy (summed squares) that its latents keep.
+def latent_energy(z: Matrix, x: Matrix) -> Float[Array, ""]:
+    """Share of a view's energy (summed squares about its mean) that its latents keep.
 
     Args:
         z: latents of one modality, shape ``(n, k)``.
         x: the view they come from, shape ``(n, d)``.
-        center: remove the means of both first, so that energy is variance.
 
     Returns:
         A scalar without unit; for a perfect alignment between 0 and 1, and next to 0 if the
@@ -218,15 +216,14 @@ def latent_energy(z: Matrix, x: Matrix, *, center: bool = True) -> Float[Array, 
         >>> round(float(latent_energy(x[:, :1], x)), 6)
         0.1
     """
-    return _latent_energy(*paired_rows(z, x, "z", "x"), center=bool(center))
+    return _latent_energy(*paired_rows(z, x, "z", "x"))
 
 
-def effective_rank(z: Matrix, *, center: bool = True) -> Float[Array, ""]:
+def effective_rank(z: Matrix) -> Float[Array, ""]:
     """Effective number of directions: the exponential of the entropy of the singular values.
 
     Args:
-        z: latents, shape ``(n, k)``.
-        center: remove the mean first.
+        z: latents, shape ``(n, k)``; their mean is removed.
 
     Returns:
         A scalar between 1 and ``min(n, k)``, without unit; 0 for latents that are all zero, and
@@ -241,10 +238,10 @@ def effective_rank(z: Matrix, *, center: bool = True) -> Float[Array, ""]:
     Example:
         >>> import jax.numpy as jnp
         >>> from perfalign_jax.metrics import effective_rank
-        >>> round(float(effective_rank(jnp.eye(4), center=False)), 4)
+        >>> round(float(effective_rank(jnp.concatenate([jnp.eye(4), -jnp.eye(4)]))), 4)
         4.0
     """
-    return _effective_rank(_rows(z, "z"), center=bool(center))
+    return _effective_rank(_rows(z, "z"))
 
 
 def linear_cka(z1: Matrix, z2: Matrix) -> Float[Array, ""]:
@@ -299,12 +296,12 @@ def _named(z_hat: Matrix | Sequence[Matrix]) -> list[tuple[str, Any]]:
     return [(f"z_hat[{m}]", e) for m, e in enumerate(z_hat)]
 
 
-def _centred(z: Float[Array, "n k"], center: bool = True) -> Float[Array, "n k"]:
+def _centred(z: Float[Array, "n k"]) -> Float[Array, "n k"]:
     """Remove the mean: a second pass removes the rounding of the first sum.
 
     A mean lies between the extremes, so that a constant becomes exactly zero.
     """
-    for _ in range(2 * center):
+    for _ in range(2):
         mean = jnp.mean(z, axis=0, keepdims=True)
         low, high = (f(jax.lax.stop_gradient(z), axis=0, keepdims=True) for f in (jnp.min, jnp.max))
         z = z - jax.lax.clamp(low, mean, high)
@@ -357,28 +354,24 @@ def _mlre_affine(z: Float[Array, "n k"], estimates: tuple[Array, ...]) -> Float[
     return jnp.mean(_norms(target - matmul(stacked, weights)))
 
 
-@functools.partial(jax.jit, static_argnames="center")
-def _relative_cmae(
-    z1: Float[Array, "n k"], z2: Float[Array, "n k"], *, center: bool
-) -> Float[Array, ""]:
-    norms = jnp.stack([_norms(_centred(z, center)) for z in (z1, z2)])
+@jax.jit
+def _relative_cmae(z1: Float[Array, "n k"], z2: Float[Array, "n k"]) -> Float[Array, ""]:
+    norms = jnp.stack([_norms(_centred(z)) for z in (z1, z2)])
     return _divide(jnp.mean(_norms(z1 - z2)), jnp.mean(norms), jnp.inf)
 
 
-@functools.partial(jax.jit, static_argnames="center")
-def _latent_energy(
-    z: Float[Array, "n k"], x: Float[Array, "n d"], *, center: bool
-) -> Float[Array, ""]:
-    z, x = _centred(z, center), _centred(x, center)
+@jax.jit
+def _latent_energy(z: Float[Array, "n k"], x: Float[Array, "n d"]) -> Float[Array, ""]:
+    z, x = _centred(z), _centred(x)
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))
     scale = jnp.where(largest == 0, 1, largest)
     return _divide(jnp.sum((z / scale) ** 2), jnp.sum((x / scale) ** 2), 0.0)
 
 
-@functools.partial(jax.jit, static_argnames="center")
-def _effective_rank(z: Float[Array, "n k"], *, center: bool) -> Float[Array, ""]:
+@jax.jit
+def _effective_rank(z: Float[Array, "n k"]) -> Float[Array, ""]:
     # Full matrices would reserve n x n even where no vectors are asked for.
-    s = jnp.linalg.svd(_centred(z, center), full_matrices=False, compute_uv=False)
+    s = jnp.linalg.svd(_centred(z), full_matrices=False, compute_uv=False)
     total = jnp.sum(s)
     share = _divide(s, total, 0.0)
     entropy = -jnp.sum(share * jnp.log(jnp.where(share == 0, 1, share)))

@@ -1,10 +1,12 @@
 """Alignments on disk: one safetensors file, no pickle."""
 
+import contextlib
 import json
 import os
-import tempfile
+import secrets
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
@@ -31,9 +33,8 @@ def save(alignment: Alignment, path: str | os.PathLike[str]) -> None:
 
     Raises:
         TypeError: if it is no ``Alignment``.
-        ValueError: if it is a batch of alignments.
-        FileNotFoundError: if the folder does not exist.
-        IsADirectoryError: if the path is a folder.
+        ValueError: if it is a batch of alignments, or holds a value that is not finite.
+        OSError: if the path is a folder, or nothing can be written there.
 
     Example:
         >>> import tempfile, numpy as np, perfalign_jax as pa
@@ -50,11 +51,14 @@ def save(alignment: Alignment, path: str | os.PathLike[str]) -> None:
             "alignment must be a single one, got a batch of shape "
             f"{jnp.shape(alignment.offset)[:-1]}; save its members one by one."
         )
-    arrays = {"singular_values": alignment.singular_values, "offset": alignment.offset}
-    for m, (projection, mean) in enumerate(
-        zip(alignment.projections, alignment.means, strict=True)
-    ):
-        arrays |= {f"projections.{m}": projection, f"means.{m}": mean}
+    arrays = {
+        "singular_values": alignment.singular_values,
+        "offset": alignment.offset,
+        "coupling": alignment.coupling,
+        **{f"projections.{m}": value for m, value in enumerate(alignment.projections)},
+        **{f"means.{m}": value for m, value in enumerate(alignment.means)},
+    }
+    _check_finite("alignment", arrays)
     metadata = {
         "format": _FORMAT,
         "version": str(_VERSION),
@@ -76,27 +80,48 @@ def save(alignment: Alignment, path: str | os.PathLike[str]) -> None:
 def check_target(path: str | os.PathLike[str]) -> Path:
     """Refuse a path that cannot be written to, before the work that leads to it."""
     target = Path(path)
-    if target.is_dir():
-        raise IsADirectoryError(f"{target} is a folder, not a file to write.")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"the folder {target.parent} does not exist.")
+    handle, temporary = _create_beside(target)
+    os.close(handle)
+    temporary.unlink()
     return target
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
     """Write a file so that it appears whole or not at all."""
-    target = check_target(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    with open_whole(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def open_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file to write that appears at the end of the block, whole, or not at all."""
+    target = Path(path)
+    handle, temporary = _create_beside(target)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes the file private
+            yield file
         os.replace(temporary, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def _create_beside(target: Path) -> tuple[int, Path]:
+    """Create a file of a random name in the target's folder, with the permissions of the user."""
+    if target.is_dir():
+        raise IsADirectoryError(f"{target} is a folder, not a file to write.")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"the folder {target.parent} does not exist.")
+    if target.exists() and not os.access(target, os.W_OK):
+        raise PermissionError(f"{target} is there and must not be written to.")
+    temporary = target.with_name(f".{secrets.token_hex(8)}.part")
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0)
+    try:
+        return os.open(temporary, flags, 0o666), temporary
+    except OSError as error:
+        raise type(error)(
+            f"no file can be written in the folder {target.parent}: {error.strerror}."
+        ) from None
 
 
 def load(path: str | os.PathLike[str]) -> Alignment:
@@ -148,8 +173,9 @@ def load(path: str | os.PathLike[str]) -> Alignment:
 
 
 def _assemble(source: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> Alignment:
-    wanted = {"singular_values", "offset"} | {
-        f"{part}.{m}" for part in ("projections", "means") for m in (0, 1)
+    views = range(max(2, sum(name.startswith("projections.") for name in arrays)))
+    wanted = {"singular_values", "offset", "coupling"} | {
+        f"{part}.{m}" for part in ("projections", "means") for m in views
     }
     if set(arrays) != wanted:
         raise ValueError(f"{source} must hold the arrays {sorted(wanted)}, got {sorted(arrays)}.")
@@ -157,26 +183,24 @@ def _assemble(source: Path, arrays: dict[str, np.ndarray], metadata: dict[str, s
     fits = (
         k > 0
         and arrays["singular_values"].shape == (k,)
+        and arrays["coupling"].shape in ((k,), (0,))
         and all(
             arrays[f"means.{m}"].ndim == 1
             and arrays[f"projections.{m}"].shape == (k, arrays[f"means.{m}"].shape[0])
-            for m in (0, 1)
+            for m in views
         )
     )
     dtypes = {a.dtype for a in arrays.values()}
     if not fits or len(dtypes) != 1 or next(iter(dtypes)) not in (np.float32, np.float64):
         shapes = {name: (a.shape, str(a.dtype)) for name, a in sorted(arrays.items())}
         raise ValueError(f"{source} holds arrays that do not fit together: {shapes}.")
-    broken = sorted(name for name, a in arrays.items() if not np.isfinite(a).all())
-    if broken:
-        raise ValueError(f"{source} holds values that are not finite, in {', '.join(broken)}.")
+    _check_finite(str(source), arrays)
     dtype = next(iter(dtypes))
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(
             f"{source} holds a {dtype} alignment; call "
             'jax.config.update("jax_enable_x64", True) first to load it without loss.'
         )
-    made_by: dict[str, Any]
     try:
         made_by = json.loads(metadata["made_by"])
         words = {name: str(made_by[name]) for name in ("method", "select", "space")}
@@ -184,10 +208,17 @@ def _assemble(source: Path, arrays: dict[str, np.ndarray], metadata: dict[str, s
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{source} does not say how its alignment was made.") from None
     return Alignment(
-        projections=(jnp.asarray(arrays["projections.0"]), jnp.asarray(arrays["projections.1"])),
+        projections=tuple(jnp.asarray(arrays[f"projections.{m}"]) for m in views),
         singular_values=jnp.asarray(arrays["singular_values"]),
-        means=(jnp.asarray(arrays["means.0"]), jnp.asarray(arrays["means.1"])),
+        means=tuple(jnp.asarray(arrays[f"means.{m}"]) for m in views),
         offset=jnp.asarray(arrays["offset"]),
+        coupling=jnp.asarray(arrays["coupling"]),
         center=center,
         **words,
     )
+
+
+def _check_finite(name: str, arrays: dict[str, Any]) -> None:
+    broken = sorted(part for part, a in arrays.items() if not np.isfinite(a).all())
+    if broken:
+        raise ValueError(f"{name} holds values that are not finite, in {', '.join(broken)}.")

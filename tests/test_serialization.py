@@ -1,5 +1,7 @@
 """Alignments survive the disk; damaged and foreign files are named."""
 
+import concurrent.futures
+import dataclasses
 import json
 import os
 
@@ -10,8 +12,7 @@ import pytest
 import safetensors.numpy
 
 import perfalign_jax as pa
-from perfalign_jax.arrays import read_array
-from perfalign_jax.serialization import write_whole
+from perfalign_jax.serialization import check_target, write_whole
 
 
 @pytest.fixture
@@ -78,6 +79,68 @@ def test_foreign_files_are_named(alignment, tmp_path):
             pa.load(path)
 
 
+def test_any_number_of_views(alignment, tmp_path):
+    path = tmp_path / "a.safetensors"
+    more = dataclasses.replace(
+        alignment,
+        projections=(*alignment.projections, np.ones((2, 5), np.float32)),
+        means=(*alignment.means, np.zeros(5, np.float32)),
+    )
+    pa.save(more, path)
+    chex.assert_trees_all_equal(pa.load(path), more)
+    assert pa.load(path).dims == (3, 4, 5)
+    whole = safetensors.numpy.load_file(path)
+    with safetensors.safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    for gone in ("projections.0", "means.1", "projections.2"):
+        safetensors.numpy.save_file({n: a for n, a in whole.items() if n != gone}, path, metadata)
+        with pytest.raises(ValueError, match="must hold the arrays"):
+            pa.load(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_could_not_be_loaded_is_not_saved(value, alignment, tmp_path):
+    path = tmp_path / "a.safetensors"
+    broken = dataclasses.replace(alignment, offset=alignment.offset.at[1].set(value))
+    with pytest.raises(ValueError, match="alignment holds values that are not finite, in offset"):
+        pa.save(broken, path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o022, 0o002])
+def test_permissions_are_those_the_user_asked_for(mask, tmp_path):
+    before = os.umask(mask)
+    try:
+        write_whole(tmp_path / "a", b"content")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_writing_never_touches_the_umask(monkeypatch, tmp_path):
+    # It belongs to the whole process: for a moment any other thread would write open files.
+    monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask was changed"))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: write_whole(tmp_path / f"{i % 3}", b"%d" % i), range(60)))
+    assert sorted(os.listdir(tmp_path)) == ["0", "1", "2"]
+
+
+def test_a_place_where_nothing_can_be_written_is_found_beforehand(tmp_path, monkeypatch):
+    name = "n" * 255  # as long as names can be: the file on its way needs one of its own
+    write_whole(check_target(tmp_path / name), b"content")
+    assert os.listdir(tmp_path) == [name]
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write to all
+    with pytest.raises(PermissionError, match="is there and must not be written to"):
+        check_target(tmp_path / name)
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(PermissionError, match=r"no file can be written in the folder .*denied"):
+        check_target(tmp_path / "new")
+
+
 def test_nothing_half_written_is_left(alignment, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"the folder .* does not exist"):
         pa.save(alignment, tmp_path / "missing" / "a.safetensors")
@@ -91,45 +154,3 @@ def test_nothing_half_written_is_left(alignment, tmp_path):
         write_whole(target, "text is not bytes")
     assert target.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["kept"]
-
-
-class TestReadArray:
-    def test_every_kind(self, tmp_path):
-        a, b = np.arange(6.0).reshape(3, 2), np.ones((3, 1))
-        np.save(tmp_path / "a.npy", a)
-        np.savez(tmp_path / "one.npz", a)
-        np.savez(tmp_path / "two.npz", a=a, b=b)
-        safetensors.numpy.save_file({"a": a, "b": b}, tmp_path / "two.safetensors")
-        assert isinstance(read_array(tmp_path / "a.npy"), np.memmap)
-        for spec in ("a.npy", "one.npz", "two.npz:a", "two.safetensors:a"):
-            np.testing.assert_array_equal(read_array(tmp_path / spec), a)
-        np.save(tmp_path / "odd.npz:name.npy", a)  # a colon that belongs to the file's name
-        np.testing.assert_array_equal(read_array(tmp_path / "odd.npz:name.npy"), a)
-
-    def test_what_cannot_be_read(self, tmp_path):
-        np.savez(tmp_path / "two.npz", a=np.ones(2), b=np.ones(3))
-        np.save(tmp_path / "a.npy", np.ones((50, 50)))
-        np.save(tmp_path / "o.npy", np.array([{}, []], dtype=object), allow_pickle=True)
-        (tmp_path / "cut.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:500])
-        (tmp_path / "cut.npz").write_bytes((tmp_path / "two.npz").read_bytes()[:100])
-        (tmp_path / "text.npy").write_text("1,2,3")
-        (tmp_path / "empty.npy").write_bytes(b"")
-        (tmp_path / "empty.safetensors").write_bytes(b"")
-        (tmp_path / "a.csv").write_text("1,2,3")
-        (tmp_path / "folder.npy").mkdir()
-        for spec, error, match in [
-            ("none.npy", FileNotFoundError, "there is no file"),
-            ("folder.npy", IsADirectoryError, "is a folder"),
-            ("a.csv", ValueError, r"must be one of .npy, .npz, .safetensors, got .csv suffix"),
-            ("two.npz", KeyError, r"holds 2 arrays; name one as .*:NAME \(of a, b\)"),
-            ("two.npz:c", KeyError, r"has no array 'c'; it has a, b"),
-            ("a.npy:x", KeyError, r"holds one array without a name"),
-            ("o.npy", TypeError, "holds Python objects"),
-            ("cut.npy", ValueError, "no readable .npy file"),
-            ("cut.npz", ValueError, "no readable .npz file"),
-            ("text.npy", ValueError, "no readable .npy file"),
-            ("empty.npy", ValueError, "no readable .npy file"),
-            ("empty.safetensors", ValueError, "no readable .safetensors file"),
-        ]:
-            with pytest.raises(error, match=match):
-                read_array(tmp_path / spec)
