@@ -17,7 +17,7 @@ from rich.text import Text
 from scipy import stats
 from threadpoolctl import threadpool_limits
 
-from perfalign_jax.har import transfer
+from perfalign_jax.har.protocol import estimates as transfer
 from perfalign_jax.plotting import save_figure
 from perfalign_jax.report import (
     Options,
