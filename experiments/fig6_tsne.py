@@ -91,7 +91,7 @@ def name_part(epochs: int, seeds: int) -> str:
 
 def make_rows(values: dict[str, np.ndarray], part: str, *, comparable: bool) -> list[Row]:
     """Ratios of CA + PA to CA, of arrays ``(trainings, runs of t-SNE, 2)``, over trainings."""
-    rows = []
+    rows: list[Row] = []
     for name in ("held-out pairs", "fitted pairs"):
         before, after = values[f"{CA}, {name}"], values[f"{PA}, {name}"]
         seeds, repeats, _ = before.shape

@@ -266,9 +266,10 @@ def make_rows(
             beside = (CA_KEPT if method.space == KEPT else CA).label
             against = {kind: tell_gap(entry, beside) for kind, entry in by_kind.items()}
             part = f", {less[source]}" if less[source] and method.space in TRAINED else ""
+            where = f"IMU to {source}" if method.backwards else source
             rows.append(
                 make_row(
-                    f"{source}: {method.label}{part}",
+                    f"{where}: {replace(method, backwards=False).label}{part}",
                     first["top-1"],
                     verdict=against[AUTHORS],
                     note="; ".join(

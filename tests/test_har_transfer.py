@@ -1,5 +1,9 @@
 """The transfer protocol: the decoder, the scores, and that every shortcut is exact."""
 
+import subprocess
+import sys
+import textwrap
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -410,3 +414,31 @@ def test_crossed_intervals_hold_what_they_promise(rng):
     assert 0.92 < np.mean(hit) < 0.98  # three standard errors
     with pytest.raises(ValueError, match="at least 2 of both"):
         estimates.estimate_crossed(values[:1])
+
+
+def test_a_transfer_in_closed_form_needs_no_library_of_networks():
+    """Recordings, protocol and lifts; beyond what the package itself loads."""
+    script = """
+        import sys
+        networks = {"flax", "optax", "orbax"}
+        import perfalign_jax
+        networks -= set(sys.modules)
+        import jax, numpy as np
+        from perfalign_jax import lift
+        from perfalign_jax.har.data import dataset, simulate, splits, utd_mhad
+        from perfalign_jax.har.protocol import estimates, methods, transfer
+        x = np.random.default_rng(0).normal(size=(20, 16, 2)).astype("float32")
+        kernels = lift.fit_convolutions(x, key=jax.random.key(0), count=20)
+        z = np.asarray(lift.apply(kernels, x))
+        split = splits.split_at_random(20, key=jax.random.key(1))
+        both, labels = {"a": z, "b": z}, np.arange(20) % 2
+        posed = transfer.make_task(both, labels, split, source="a", target="b")
+        task, exam = methods.align(*methods.standardise(*posed))
+        exam.score(transfer.rank_classes(task.labelled, task.labels, task.unseen))
+        loaded = networks & set(sys.modules)
+        assert {"flax", "orbax"} <= networks and not loaded, (networks, loaded)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
