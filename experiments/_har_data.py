@@ -14,7 +14,6 @@ import numpy as np
 from _transfer_data import (
     AUTHORS,
     HELD_OUT,
-    LIFTED,
     RANDOM,
     REAL,
     SPLIT,
@@ -30,25 +29,8 @@ from perfalign_jax.har.nn import encoders, training
 from perfalign_jax.har.protocol import methods, transfer
 from perfalign_jax.serialization import write_whole
 
-__all__ = [  # with what the others need of the recordings
-    "AUTHORS",
-    "HELD_OUT",
-    "LATENT",
-    "LIFTED",
-    "RANDOM",
-    "TARGET",
-    "Encoded",
-    "HarData",
-    "HarOptions",
-    "Job",
-    "list_splits",
-    "load_har_data",
-    "make_branches",
-    "pose_latents",
-    "train_and_encode",
-]
-
 LATENT = 256
+EPOCHS, SEEDS = 100, 5  # of the full protocol
 _VERSION = 1  # of the encoders and their augmentation: raise it when what they do changes
 
 
@@ -116,6 +98,12 @@ def list_splits(
         held_out = hold_out_subjects(data.subjects, options)
         chosen.extend((HELD_OUT, split) for split in held_out)
     return chosen
+
+
+def say_what_is_less(*, epochs: int, seeds: int) -> str:
+    """How much smaller a training is than the full protocol's; empty if it is that."""
+    parts = [f"{epochs} of {EPOCHS} epochs"] * (epochs < EPOCHS)
+    return ", ".join(parts + [f"{seeds} of {SEEDS} seeds"] * (seeds < SEEDS))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 import threadpoolctl
 from _har_data import (
-    LIFTED,
     TARGET,
     Encoded,
     HarData,
@@ -19,6 +18,7 @@ from _har_data import (
     pose_latents,
     train_and_encode,
 )
+from _transfer_data import LIFTED
 
 from perfalign_jax.har.nn import training
 from perfalign_jax.har.nn.decoder import rank_by_mlp

@@ -23,6 +23,8 @@ import sklearn.manifold
 import tyro
 from _har_data import (
     AUTHORS,
+    EPOCHS,
+    SEEDS,
     TARGET,
     HarData,
     HarOptions,
@@ -30,6 +32,7 @@ from _har_data import (
     list_splits,
     load_har_data,
     pose_latents,
+    say_what_is_less,
     train_and_encode,
 )
 from _shared import config_of, draw_figures, finish
@@ -42,7 +45,6 @@ from perfalign_jax.types import CollapseWarning
 
 NAME = "fig6_tsne"
 CLASSES = 5
-EPOCHS, SEEDS = 100, 5  # of the full protocol
 CA, PA = "CA", "CA + PA"
 
 
@@ -81,12 +83,6 @@ def collect(
             found[f"{CA}, {name}"] = (z1[rows], z2[rows], labels[rows])
             found[f"{PA}, {name}"] = (*after, labels[rows])
         yield found
-
-
-def name_part(epochs: int, seeds: int) -> str:
-    """How much smaller a run is than the full protocol; empty if it is that."""
-    parts = [f"{epochs} of {EPOCHS} epochs"] * (epochs < EPOCHS)
-    return ", ".join(parts + [f"{seeds} of {SEEDS} trainings"] * (seeds < SEEDS))
 
 
 def make_rows(values: dict[str, np.ndarray], part: str, *, comparable: bool) -> list[Row]:
@@ -140,7 +136,7 @@ def main(options: HarOptions) -> Result:
         pictures.setdefault(what, (*planes[0], labels))
         measured.setdefault(what, []).append([plotting.measure_pairs(*plane) for plane in planes])
     values = {what: np.array(found) for what, found in measured.items()}  # (seeds, repeats, 2)
-    part = name_part(epochs, job.seeds)
+    part = say_what_is_less(epochs=epochs, seeds=job.seeds)
     rows = make_rows(values, part, comparable=not part and not data.simulated)
     stand_in = " (simulated)" if data.simulated else ""
     caption = (

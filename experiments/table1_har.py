@@ -28,15 +28,18 @@ import rich.console
 import tyro
 from _har_data import (
     AUTHORS,
+    EPOCHS,
     HELD_OUT,
     LATENT,
     RANDOM,
+    SEEDS,
     TARGET,
     HarData,
     HarOptions,
     Job,
     list_splits,
     load_har_data,
+    say_what_is_less,
 )
 from _har_figures import draw_dimensions, draw_methods, draw_study, draw_training
 from _har_scores import (
@@ -68,7 +71,6 @@ PAPERS_CMAE = {"CA": "2210 ± 20.5", "CA+PA": "8.66 ± 0.306"}
 AGREEMENTS = ("CMAE", "NCMAE", "relative CMAE", "R@1")
 PAPERS, PAPERS_KEPT = name_of_papers(LATENT), name_of_papers(LATENT, space=KEPT)
 WIDE = 2048  # the paper's latents: their null space holds far more directions than are taken
-EPOCHS, SEEDS = 100, 5  # of the full protocol
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,13 +130,6 @@ def list_jobs(data: dict[str, HarData], scale: Scale, options: HarOptions) -> li
         if scale.wide_seeds and source == "skeleton":  # the one that is trained soonest
             jobs.append(replace(again, seeds=scale.wide_seeds, latent=WIDE))
     return jobs
-
-
-def say_what_is_less(*, epochs: int, seeds: int) -> str:
-    """How much smaller a training is than the full protocol's; empty if it is that."""
-    parts = [f"{epochs} of {EPOCHS} epochs"] * (epochs < EPOCHS)
-    parts += [f"{seeds} of {SEEDS} seeds"] * (seeds < SEEDS)
-    return ", ".join(parts)
 
 
 def gather(results: list[dict[str, Any]]) -> dict[str, Any]:

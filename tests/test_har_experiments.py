@@ -148,12 +148,12 @@ def test_intervals_of_the_picture_are_over_trainings(load, rng, seeds, repeats):
     for name in ("held-out pairs", "fitted pairs"):
         values[f"{module.CA}, {name}"] = before
         values[f"{module.PA}, {name}"] = before * np.exp(rng.normal(size=(seeds, 1, 1)) / 10) / 3
-    part = module.name_part(module.EPOCHS if seeds == 5 else 10, seeds)
+    part = module.say_what_is_less(epochs=module.EPOCHS if seeds == 5 else 10, seeds=seeds)
     rows = module.make_rows(values, part, comparable=not part)
     if seeds == 1:
         assert all(row.interval == "" and row.paper == "" for row in rows)
         assert all(row.verdict == "one training: no interval" for row in rows)
-        assert all("(10 of 100 epochs, 1 of 5 trainings)" in row.quantity for row in rows)
+        assert all("(10 of 100 epochs, 1 of 5 seeds)" in row.quantity for row in rows)
     else:
         assert [row.paper for row in rows] == ["almost half", "", "", ""]
         assert all(row.verdict == "closer" for row in rows)

@@ -7,10 +7,12 @@ vmapped program (whose kernels differ) a fifth.
 """
 
 import dataclasses
+import functools
 import itertools
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,39 +121,21 @@ def make_branch(
             "is trained with the rest of the encoder.",
             stacklevel=2,
         )
-    dtype = computing_dtype()
+    options: dict[str, Any] = {"latent": latent, "dtype": computing_dtype()}
     hidden = max(256, latent)  # a narrower layer would be the rank of the latents
+    make: Callable[[Array], nnx.Module]
     if modality == "inertial":
-
-        def make(key: Array) -> nnx.Module:
-            return SeriesEncoder(key, channels=6, latent=latent, hidden=hidden, dtype=dtype)
-
+        make = functools.partial(SeriesEncoder, channels=6, hidden=hidden, **options)
     elif modality == "skeleton":
-
-        def make(key: Array) -> nnx.Module:
-            widths = (128, 128, 192)
-            return SeriesEncoder(
-                key,
-                channels=60,
-                latent=latent,
-                widths=widths,
-                hidden=hidden,
-                velocity=True,
-                dtype=dtype,
-            )
-
+        options |= {"widths": (128, 128, 192), "velocity": True}
+        make = functools.partial(SeriesEncoder, channels=60, hidden=hidden, **options)
     elif architecture == "compact":
         channels = 3 if modality == "rgb" else 1
-
-        def make(key: Array) -> nnx.Module:
-            return CompactVideoEncoder(
-                key, size=size, channels=channels, latent=latent, dtype=dtype
-            )
-
+        make = functools.partial(CompactVideoEncoder, size=size, channels=channels, **options)
     else:
 
         def make(key: Array) -> nnx.Module:
-            encoder = PaperVideoEncoder(key, latent=latent, frozen=frozen, dtype=dtype)
+            encoder = PaperVideoEncoder(key, frozen=frozen, **options)
             if weights is not None:
                 load_resnet18(encoder.trunk, weights)
             return encoder
