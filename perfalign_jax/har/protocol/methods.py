@@ -230,7 +230,8 @@ def align_all(
     for x, name in zip(task.pairs, ("pairs[0]", "pairs[1]"), strict=True):
         if not np.ptp(x, axis=0).any():
             raise ValueError(f"{name} has latents that are all the same: nothing to align.")
-    fits = {m.center: _Fits((task, exam), methods, center=m.center) for m in methods}
+    centers = {method.center for method in methods}
+    fits = {center: _Fits((task, exam), methods, center=center) for center in centers}
     fitting = [method for method in methods if fits[method.center].has_room(method)]
     if not fitting:
         n, (d1, d2) = len(task.pairs[0]), (x.shape[1] for x in task.pairs)
