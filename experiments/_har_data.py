@@ -19,16 +19,18 @@ from _transfer_data import (
     SPLIT,
     TARGET,
     TransferOptions,
+    convolve,
     find_recordings,
     hold_out_subjects,
-    lift,
-    thin,
 )
 
-from perfalign_jax.har import contrastive, dataset, encoders, methods, splits, transfer
+from perfalign_jax.har.data import dataset, splits
+from perfalign_jax.har.nn import encoders, training
+from perfalign_jax.har.protocol import methods, transfer
 from perfalign_jax.serialization import write_whole
 
 LATENT = 256
+EPOCHS, SEEDS = 100, 5  # of the full protocol
 _VERSION = 1  # of the encoders and their augmentation: raise it when what they do changes
 
 
@@ -53,7 +55,6 @@ class HarData:
     labels: np.ndarray
     subjects: np.ndarray
     inputs: dict[str, np.ndarray]  # modality -> series (n, length, channels) or videos, uint8
-    raw: dict[str, np.ndarray]  # modality -> some frames of the series (n, d)
     lifted: dict[str, np.ndarray]  # modality -> features (n, 2 * kernels)
     authors: splits.Split
     problems: list[str]
@@ -78,8 +79,7 @@ def load_har_data(options: HarOptions, *, modalities: tuple[str, ...]) -> HarDat
         subjects=recordings.subjects,
         inputs=inputs,
         authors=authors,
-        raw=thin(series),
-        lifted=lift(series, options, seed=options.seed),
+        lifted=convolve(series, options, seed=options.seed),
         problems=[str(problem) for problem in recordings.problems]
         + [f"{name}: in the authors' split, but not read" for name in authors.missing],
     )
@@ -100,9 +100,15 @@ def list_splits(
     return chosen
 
 
+def say_what_is_less(*, epochs: int, seeds: int) -> str:
+    """How much smaller a training is than the full protocol's; empty if it is that."""
+    parts = [f"{epochs} of {EPOCHS} epochs"] * (epochs < EPOCHS)
+    return ", ".join(parts + [f"{seeds} of {SEEDS} seeds"] * (seeds < SEEDS))
+
+
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One training: which source, on which pairs, how long, how often."""
+    """One training: which source, on which pairs, how long, how often; what is scored with it."""
 
     source: str
     kind: str
@@ -110,6 +116,7 @@ class Job:
     seeds: int
     epochs: int
     latent: int = LATENT
+    untrained: bool = True  # also what needs no training
 
     @property
     def name(self) -> str:
@@ -148,7 +155,7 @@ def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:
     """
     folder = options.out / "har"
     folder.mkdir(parents=True, exist_ok=True)
-    settings = contrastive.Settings(epochs=job.epochs)
+    settings = training.Settings(epochs=job.epochs)
     branches = make_branches(job.source, job.latent)
     setting = repr(
         (
@@ -177,18 +184,17 @@ def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:
     keys = jax.random.split(jax.random.key(options.seed), job.seeds)
     checked = job.split.val if len(job.split.val) else job.split.test
 
-    def watch(trained: contrastive.Trained) -> list[float]:
-        rows = np.concatenate([job.split.har, checked])
-        z1 = contrastive.encode(trained, data.inputs[job.source][job.split.har], view=0)
-        z2 = contrastive.encode(trained, data.inputs[TARGET][checked], view=1)
-        labels = data.labels[rows]
-        cut = len(job.split.har)
-        return [
-            100 * float(np.mean(transfer.rank_classes(a, labels[:cut], b)[:, 0] == labels[cut:]))
-            for a, b in zip(map(to_unit, z1), map(to_unit, z2), strict=True)
-        ]
+    def watch(trained: training.Trained) -> list[float]:
+        z1 = training.encode(trained, data.inputs[job.source][job.split.har], view=0)
+        z2 = training.encode(trained, data.inputs[TARGET][checked], view=1)
+        found = []
+        for a, b in zip(z1, z2, strict=True):
+            a, b = (z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12) for z in (a, b))
+            named = transfer.rank_classes(a, data.labels[job.split.har], b)[:, 0]
+            found.append(100 * float(np.mean(named == data.labels[checked])))
+        return found
 
-    trained = contrastive.train(
+    trained = training.train(
         branches,
         task.pairs,
         keys=keys,
@@ -200,8 +206,8 @@ def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:
         progress=True,
     )
     content: dict[str, Any] = {
-        "source": contrastive.encode(trained, data.inputs[job.source], view=0),
-        "target": contrastive.encode(trained, data.inputs[TARGET], view=1),
+        "source": training.encode(trained, data.inputs[job.source], view=0),
+        "target": training.encode(trained, data.inputs[TARGET], view=1),
         "losses": trained.losses,
         "watched": trained.watched,
         "seconds": np.float64(trained.seconds),
@@ -220,10 +226,6 @@ def make_branches(source: str, latent: int) -> tuple[encoders.Branch, encoders.B
         encoders.make_branch(source, latent=latent),
         encoders.make_branch(TARGET, latent=latent),
     )
-
-
-def to_unit(z: np.ndarray) -> np.ndarray:
-    return z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12)
 
 
 def pose_latents(

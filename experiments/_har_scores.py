@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -17,20 +18,30 @@ from _har_data import (
     pose_latents,
     train_and_encode,
 )
+from _transfer_data import LIFTED
 
-from perfalign_jax.har import contrastive, features, methods, transfer
+from perfalign_jax.har.nn import training
+from perfalign_jax.har.nn.decoder import rank_by_mlp
+from perfalign_jax.har.protocol import methods, transfer
+from perfalign_jax.har.protocol.methods import INFORMATIVE, Method, Posed
 
 TOPS = (1, 3, 5, 7)
-CA = "CA"
-KEPT = ", lengths kept"
-LIFTED, JOINED = "random convolutions + PA", "CA beside random convolutions + PA"
-BOUND, PSEUDO = "supervised bound, random convolutions", "pseudo-labels, random convolutions"
-RAW, MLP, REVERSE = "raw signals + PA", ", MLP decoder", "from IMU: "
+KEPT, JOINED, UNTRAINED = "CA, lengths kept", "CA beside random convolutions", "untrained encoders"
+MLP = "MLP decoder"
+CA = Method("identity", space="CA")
+CA_KEPT = replace(CA, space=KEPT)
+LIFTED_PA, JOINED_PA = replace(INFORMATIVE, space=LIFTED), replace(INFORMATIVE, space=JOINED)
+BOUND = Method("identity", space=LIFTED, decoder="supervised bound")
+PSEUDO = Method("identity", space=LIFTED, decoder="pseudo-labels")
+TRAINED = (CA.space, KEPT, JOINED)  # what another training would change
+SCORED = ("identity", "ridge_regression", "ridge_cca", "trailing", "energy")
+
+Scores = Iterator[tuple[Method, dict[str, Any]]]
 
 
-def name_of_papers(latent: int) -> str:
-    """The method of the paper: every latent dimension, the trailing ones."""
-    return f"CA + PA, trailing k = {latent} (the paper)"
+def name_of_papers(latent: int, *, space: str = CA.space) -> Method:
+    """The method of the paper: every latent dimension, the trailing ones, the means left in."""
+    return Method("trailing", k=latent, center=False, space=space)
 
 
 def run_job(
@@ -47,13 +58,12 @@ def score_job(
 ) -> dict[str, Any]:
     """Score every method on the latents of one training."""
     start = time.perf_counter()
-    lifted, raw, backwards = (
-        standardize(*transfer.make_task(kind, data.labels, job.split, source=a, target=b))
-        for kind, a, b in (
-            (data.lifted, job.source, TARGET),
-            (data.raw, job.source, TARGET),
-            (data.lifted, TARGET, job.source),
+    ends = job.source, TARGET
+    lifted, turned_lifted = (
+        methods.standardise(
+            *transfer.make_task(data.lifted, data.labels, job.split, source=a, target=b)
         )
+        for a, b in (ends, ends[::-1])
     )
     runs = []
     both = zip(
@@ -65,11 +75,10 @@ def score_job(
         key = jax.random.fold_in(jax.random.key(options.seed), seed)
         found = dict(score_encoders(own, lifted, key, dimensions))
         turned = methods.to_directions(*turned)
-        found[f"{REVERSE}{CA}"] = score(*turned)
-        joined = methods.join(turned, backwards, weight=0.5)
-        found[f"{REVERSE}{JOINED}"] = score(*methods.align_lifted(*joined))
-        if seed == 0:
-            found |= dict(score_the_rest(raw, lifted, pose_untrained(job, data, options)))
+        found[replace(CA, backwards=True)] = score(*turned)
+        found[replace(JOINED_PA, backwards=True)] = score_joined(turned, turned_lifted)
+        if seed == 0 and job.untrained:
+            found |= dict(score_the_rest(lifted, pose_untrained(job, data, options)))
         runs.append(found)
     return {
         "job": job,
@@ -83,77 +92,69 @@ def score_job(
     }
 
 
-def pose_untrained(job: Job, data: HarData, options: HarOptions) -> methods.Posed:
+def pose_untrained(job: Job, data: HarData, options: HarOptions) -> Posed:
     """Task and exam in the latent space of encoders that have seen nothing."""
     keys = jax.random.split(jax.random.key(options.seed), 1)
-    trained = contrastive.start(make_branches(job.source, job.latent), keys)
+    trained = training.start(make_branches(job.source, job.latent), keys)
     latents = {
-        job.source: contrastive.encode(trained, data.inputs[job.source], view=0)[0],
-        TARGET: contrastive.encode(trained, data.inputs[TARGET], view=1)[0],
+        job.source: training.encode(trained, data.inputs[job.source], view=0)[0],
+        TARGET: training.encode(trained, data.inputs[TARGET], view=1)[0],
     }
     posed = transfer.make_task(latents, data.labels, job.split, source=job.source, target=TARGET)
     return methods.to_directions(*posed)
 
 
-def standardize(task: transfer.Task, exam: transfer.Exam) -> tuple[transfer.Task, transfer.Exam]:
-    """Standardise features over the pairs, one number for each feature."""
-    maps = []
-    for x in task.pairs:
-        rows = np.arange(len(x))
-        maps.append(
-            lambda y, x=x, rows=rows: np.asarray(
-                features.standardize(np.concatenate([x, y]), rows=rows)
-            )[len(rows) :]
-        )
-    return task.encode(*maps), exam.encode(*maps)
-
-
-def score(task: transfer.Task, exam: transfer.Exam, ranks: np.ndarray | None = None) -> Any:
+def score(
+    task: transfer.Task, exam: transfer.Exam, ranks: np.ndarray | None = None
+) -> dict[str, Any]:
     """Hits of each top, clip by clip; of latents also how well held-out pairs agree."""
+    agreement = {} if ranks is not None else exam.agreement(task)
     if ranks is None:
         ranks = transfer.rank_classes(task.labelled, task.labels, task.unseen)
-        agreement = exam.agreement(task)
-    else:
-        agreement = {}
     hits = exam.score(ranks)
     return {"hits": {str(top): hits[top].astype(int).tolist() for top in TOPS}, **agreement}
 
 
-def score_encoders(
-    own: tuple[transfer.Task, transfer.Exam],
-    lifted: tuple[transfer.Task, transfer.Exam],
-    key: jax.Array,
-    dimensions: Sequence[int],
-) -> Iterator[tuple[str, Any]]:
+def align_all(posed: Posed, space: str, listed: Sequence[Method]) -> Iterator[Any]:
+    for method, task, exam in methods.align_all(*posed, methods=listed):
+        yield replace(method, space=space), task, exam
+
+
+def score_encoders(own: Posed, lifted: Posed, key: jax.Array, dimensions: Sequence[int]) -> Scores:
     """Every method that needs the trained encoders."""
-    papers = name_of_papers(own[0].pairs[0].shape[1])
-    yield CA + KEPT, score(*own)
-    _, task, exam = next(methods.align_latents(*own))
-    yield papers + KEPT, score(task, exam)
+    size = own[0].pairs[0].shape[1]
+    paper = name_of_papers(size, space="")
+    for method, task, exam in align_all(own, KEPT, [Method("identity"), paper]):
+        yield method, score(task, exam)
     own = methods.to_directions(*own)  # what the loss has trained
-    yield CA, score(*own)
-    yield CA + MLP, score(*own, methods.rank_by_mlp(own[0], key=key))
-    aligned = methods.align_latents(*own, dimensions=dimensions, components=dimensions)
-    for name, task, exam in aligned:
-        yield f"CA + {'PA, ' if 'ridge' not in name else ''}{name}", score(task, exam)
-        if f"CA + PA, {name}" == papers:
-            yield papers + MLP, score(task, exam, methods.rank_by_mlp(task, key=key))
-    yield JOINED, score(*methods.align_lifted(*methods.join(own, lifted, weight=0.5)))
+    fewer = [k for k in dimensions if k < size]
+    every = methods.list_methods(dimensions=fewer, components=fewer)
+    listed = [paper, *(m for m in every if m.kind in SCORED and m != INFORMATIVE)]
+    for method, task, exam in align_all(own, CA.space, listed):
+        yield method, score(task, exam)
+        if method == CA or not method.center:
+            ranks = rank_by_mlp(task, key=key)
+            yield replace(method, decoder=MLP), score(task, exam, ranks)
+    yield JOINED_PA, score_joined(own, lifted)
 
 
-def score_the_rest(
-    raw: tuple[transfer.Task, transfer.Exam],
-    lifted: tuple[transfer.Task, transfer.Exam],
-    untrained: tuple[transfer.Task, transfer.Exam],
-) -> Iterator[tuple[str, Any]]:
+def score_joined(own: Posed, lifted: Posed) -> dict[str, Any]:
+    """Latents of encoders beside random convolutions, aligned together."""
+    return score(*methods.align(*methods.join(own, lifted, weight=0.5)))
+
+
+def score_the_rest(lifted: Posed, untrained: Posed) -> Scores:
     """Every method that needs no training."""
-    yield RAW, score(*methods.align_lifted(*raw))
-    yield LIFTED, score(*methods.align_lifted(*lifted))
     task, exam = lifted
+    yield LIFTED_PA, score(*methods.align(*lifted))
     yield PSEUDO, score(task, exam, methods.rank_by_pseudo_labels(task))
     bound = transfer.rank_classes(exam.bound, task.labels, task.unseen)
     yield BOUND, score(task, exam, bound)
-    yield "untrained encoders", score(*untrained)
-    for name, after, own in methods.align_latents(*untrained, dimensions=(128,), components=()):
-        if "ridge" not in name:
-            yield f"untrained encoders + PA, {name}", score(after, own)
+    size = untrained[0].pairs[0].shape[1]
+    listed = [
+        Method("identity"),
+        name_of_papers(size, space=""),
+        *(Method(kind, k=128) for kind in ("trailing", "energy")),
+    ]
+    for method, after, own in align_all(untrained, UNTRAINED, listed):
+        yield method, score(after, own)

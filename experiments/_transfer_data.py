@@ -12,13 +12,15 @@ import numpy as np
 import rich.console
 from _kit.options import Options
 
-from perfalign_jax.har import dataset, features, simulate, splits
+from perfalign_jax import lift
+from perfalign_jax.har.data import dataset, simulate, splits
 
 RAW, LIFTED = "raw signals", "random convolutions"
 AUTHORS, RANDOM, HELD_OUT = "authors' split", "random splits", "subject held out"
 SPLIT = Path("splits") / "40_40_10_10"
 TARGET, REAL = "inertial", "UTD-MHAD"
 WORKERS = 2
+ALL_SPLITS = 100  # random splits of the full protocol
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +44,11 @@ class Material:
     series: dict[str, np.ndarray]  # modality -> (n, length, channels)
     arrays: dict[str, dict[str, np.ndarray]]  # kind of features -> modality -> (n, d)
     labels: np.ndarray
-    splits: dict[str, list[splits.Split]]  # kind of split -> splits
+    splits: dict[str, list[splits.Split]]  # kind of split -> splits; the random ones second
     problems: list[str]
 
 
-def lift(
+def convolve(
     series: Mapping[str, np.ndarray], options: TransferOptions, *, seed: int
 ) -> dict[str, np.ndarray]:
     """Random-convolution features of every modality, from the cache where they are there."""
@@ -56,9 +58,7 @@ def lift(
         key = jax.random.fold_in(jax.random.key(seed), sum(modality.encode()))
 
         def compute() -> np.ndarray:
-            _, length, channels = x.shape
-            kernels = features.draw_kernels(key, channels=channels, length=length, count=count)
-            return np.asarray(features.convolve(x, kernels))
+            return np.asarray(lift.apply(lift.fit_convolutions(x, key=key, count=count), x))
 
         content = hashlib.sha256(x.tobytes()).hexdigest()
         made_from = (content, x.shape, count, jax.random.key_data(key).tolist())
@@ -68,8 +68,13 @@ def lift(
         return dict(zip(series, pool.map(one, series, series.values()), strict=True))
 
 
+def name_part(what: str, count: int, whole: int) -> str:
+    """Say of how small a part of the full protocol something comes, if it does."""
+    return what if count >= whole else f"{what} ({count} of {whole})"
+
+
 def random_splits(n: int, options: TransferOptions) -> list[splits.Split]:
-    count = 2 if options.quick else 100 if options.full else 10
+    count = 2 if options.quick else ALL_SPLITS if options.full else 10
     keys = jax.random.split(jax.random.key(options.seed), count)
     return [splits.split_at_random(n, key=key, name=f"random {i}") for i, key in enumerate(keys)]
 
@@ -137,8 +142,12 @@ def load_material(options: TransferOptions) -> Material:
         data=name,
         sources=sources,
         series=series,
-        arrays={RAW: thin(series), LIFTED: lift(series, options, seed=options.seed)},
+        arrays={RAW: thin(series), LIFTED: convolve(series, options, seed=options.seed)},
         labels=recordings.actions,
-        splits={AUTHORS: [authors], RANDOM: random, HELD_OUT: held_out},
+        splits={
+            AUTHORS: [authors],
+            name_part(RANDOM, len(random), ALL_SPLITS): random,
+            name_part(HELD_OUT, len(held_out), len(np.unique(recordings.subjects))): held_out,
+        },
         problems=[str(problem) for problem in recordings.problems] + missing,
     )

@@ -15,10 +15,11 @@ in, and the report says so.
 
 import dataclasses
 import os
-import re
 import resource
 import time
 import warnings
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,25 +27,29 @@ import numpy as np
 import rich.console
 from _har_data import (
     AUTHORS,
+    EPOCHS,
     HELD_OUT,
     LATENT,
     RANDOM,
+    SEEDS,
     TARGET,
     HarData,
     HarOptions,
     Job,
     list_splits,
     load_har_data,
+    say_what_is_less,
 )
+from _har_figures import draw_dimensions, draw_methods, draw_study, draw_training
 from _har_scores import (
     BOUND,
     CA,
-    JOINED,
+    CA_KEPT,
+    JOINED_PA,
     KEPT,
-    LIFTED,
-    MLP,
-    REVERSE,
+    LIFTED_PA,
     TOPS,
+    TRAINED,
     name_of_papers,
     run_job,
 )
@@ -53,8 +58,8 @@ from _kit.report import Result, Row
 from _kit.rows import describe, draw_figures, estimate_hits, finish
 from scipy import stats
 
-from perfalign_jax import plotting
-from perfalign_jax.har import transfer
+from perfalign_jax.har.protocol import estimates
+from perfalign_jax.har.protocol.methods import Method
 from perfalign_jax.types import CollapseWarning
 
 NAME = "table1_har"
@@ -64,7 +69,7 @@ PAPER = {
 }
 PAPERS_CMAE = {"CA": "2210 ± 20.5", "CA+PA": "8.66 ± 0.306"}
 AGREEMENTS = ("CMAE", "NCMAE", "relative CMAE", "R@1")
-PAPERS = name_of_papers(LATENT)
+PAPERS, PAPERS_KEPT = name_of_papers(LATENT), name_of_papers(LATENT, space=KEPT)
 WIDE = 2048  # the paper's latents: their null space holds far more directions than are taken
 
 
@@ -91,8 +96,8 @@ def choose_scale(options: HarOptions, *, has_rgb: bool) -> Scale:
     sources = ("skeleton", "depth", *(("rgb",) if has_rgb else ()))
     return Scale(
         sources,
-        seeds=5,
-        epochs=100,
+        seeds=SEEDS,
+        epochs=EPOCHS,
         random=10,
         study=(5, 20, 60),
         study_seeds=3,
@@ -120,204 +125,188 @@ def list_jobs(data: dict[str, HarData], scale: Scale, options: HarOptions) -> li
         epochs = scale.epochs // 2 if short else scale.epochs
         for kind, split in every:
             jobs.append(Job(source, kind, split, scale.seeds if kind == AUTHORS else 1, epochs))
-        study = (Job(source, AUTHORS, every[0][1], scale.study_seeds, e) for e in scale.study)
-        jobs.extend(study)
+        again = Job(source, AUTHORS, every[0][1], scale.study_seeds, epochs, untrained=False)
+        jobs.extend(replace(again, epochs=e) for e in scale.study)
         if scale.wide_seeds and source == "skeleton":  # the one that is trained soonest
-            jobs.append(Job(source, AUTHORS, every[0][1], scale.wide_seeds, epochs, latent=WIDE))
+            jobs.append(replace(again, seeds=scale.wide_seeds, latent=WIDE))
     return jobs
 
 
-def gather(results: list[dict[str, Any]], scale: Scale) -> dict[str, Any]:
-    """Accuracies with intervals, and paired differences to CA: by source, method and split."""
+def gather(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracies with intervals, paired differences to CA: by source, method, kind of split."""
     found: dict[str, Any] = {}
-    for source in scale.sources:
+    for source, job in main_jobs(results).items():
         for kind in (AUTHORS, RANDOM, HELD_OUT):
             runs = [
                 run
                 for result in results
-                if result["job"].kind == kind and is_main(result, results, source)
+                if is_alike(result["job"], job) and result["job"].kind == kind
                 for run in result["runs"]
             ]
-            for method in {name: None for run in runs for name in run}:
-                entry = measure(runs, method, kind)
+            for method in {method: None for run in runs for method in run}:
+                entry = measure(runs, method, one_exam=kind == AUTHORS)
                 found.setdefault(source, {}).setdefault(method, {})[kind] = entry
     return found
 
 
-def is_main(result: dict[str, Any], results: list[dict[str, Any]], source: str) -> bool:
-    """Whether it is of the longest trainings of a source, with latents of the usual size."""
-    job = result["job"]
-    return (job.source, job.latent, job.epochs) == (source, LATENT, longest(results, source))
+def is_alike(job: Job, other: Job) -> bool:
+    """Whether two trainings differ in their pairs only."""
+    names = ("source", "epochs", "latent", "untrained")
+    return all(getattr(job, name) == getattr(other, name) for name in names)
 
 
-def gather_epochs(results: list[dict[str, Any]], scale: Scale) -> dict[str, Any]:
-    """The same on the authors' split, by source and by how long the encoders were trained."""
-    return {
-        source: {
-            result["job"].epochs: {
-                method: measure(result["runs"], method, AUTHORS) for method in result["runs"][-1]
-            }
-            for result in of_study(results, source)
-        }
-        for source in scale.sources
-    }
+def main_jobs(results: list[dict[str, Any]]) -> dict[str, Job]:
+    """The training of each source that the table is about: authors' split, the longest."""
+    jobs = [result["job"] for result in results]
+    return {job.source: job for job in jobs if job.kind == AUTHORS and job.untrained}
 
 
 def of_study(results: list[dict[str, Any]], source: str) -> list[dict[str, Any]]:
-    """Trainings of a source on the authors' split, from short to long."""
-    chosen = [
-        result
-        for result in results
-        if (result["job"].source, result["job"].kind, result["job"].latent)
-        == (source, AUTHORS, LATENT)
-    ]
+    """Trainings of a source on the authors' split, latents of the usual size, short to long."""
+    wanted = source, AUTHORS, LATENT
+    chosen = [r for r in results if (r["job"].source, r["job"].kind, r["job"].latent) == wanted]
     return sorted(chosen, key=lambda result: result["job"].epochs)
 
 
-def gather_wide(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The same on the authors' split with latents as wide as the paper's, by source."""
-    return {
-        result["job"].source: {
-            method: measure(result["runs"], method, AUTHORS) for method in result["runs"][0]
-        }
-        for result in results
-        if result["job"].latent == WIDE
-    }
+def gather_runs(result: dict[str, Any]) -> dict[Method, Any]:
+    """The same of one training on the authors' split, for the methods that need it."""
+    runs = result["runs"]
+    needed = [method for method in runs[-1] if method.space in TRAINED]
+    return {method: measure(runs, method, one_exam=True) for method in needed}
 
 
-def measure(runs: list[dict[str, Any]], method: str, kind: str) -> dict[str, Any]:
-    """Accuracy, paired differences to CA and to the bound, and agreement, over runs of a method."""
+def measure(runs: list[dict[Method, Any]], method: Method, *, one_exam: bool) -> dict[str, Any]:
+    """Accuracy, paired differences to CA and to the bound, and agreement, over runs of a method.
+
+    An interval is over training seeds and clips, or over splits; where one training is all there
+    is, what depends on it has none.
+    """
     mine = [run for run in runs if method in run]
-    one_exam = kind == AUTHORS  # the same clips in every run
+
+    def estimate(hits: list[np.ndarray], *, trained: bool, **against: Any) -> dict[str, Any]:
+        entry = estimate_hits(hits, crossed=one_exam, **against)
+        known = not trained or len(runs) > 1
+        return entry if known else entry | {"low": -np.inf, "high": np.inf}
+
+    trained = method.space in TRAINED
     entry: dict[str, Any] = {
-        f"top-{top}": estimate_hits([hits_of(run, method, top) for run in mine], crossed=one_exam)
+        f"top-{top}": estimate([hits_of(run, method, top) for run in mine], trained=trained)
         for top in TOPS
     }
     hits = [hits_of(run, method, 1) for run in mine]
-    rival = CA + KEPT if method.endswith(KEPT) else CA
-    if method != rival and not method.startswith(REVERSE):
+    rival = CA_KEPT if method.space == KEPT else CA
+    if method != rival and not method.backwards:
         against = [hits_of(run, rival, 1) for run in mine]
         if len(mine) < len(runs) and one_exam:  # scored once: set beside the mean over CA's seeds
             against = [np.mean([hits_of(run, rival, 1) for run in runs], axis=0)] * len(mine)
-        entry["difference"] = estimate_hits(hits, against=against, crossed=one_exam)
-    if method in (CA, LIFTED, JOINED):
+        entry["difference"] = estimate(hits, trained=True, against=against)
+    if method in (CA, LIFTED_PA, JOINED_PA) and BOUND in runs[0]:
         bounds = [hits_of(run if BOUND in run else runs[0], BOUND, 1) for run in mine]
-        entry["against bound"] = estimate_hits(hits, against=bounds, crossed=one_exam)
+        entry["against bound"] = estimate(hits, trained=trained, against=bounds)
     for name in AGREEMENTS:
         values = [run[method][name] for run in mine if name in run[method]]
         if values:
-            entry[name] = dataclasses.asdict(transfer.estimate_mean(values))
+            entry[name] = dataclasses.asdict(estimates.estimate_mean(values))
     return entry
 
 
-def hits_of(run: dict[str, Any], method: str, top: int) -> np.ndarray:
+def hits_of(run: dict[Method, Any], method: Method, top: int) -> np.ndarray:
     return np.asarray(run[method]["hits"][str(top)], np.float64)
-
-
-def longest(results: list[dict[str, Any]], source: str) -> int:
-    return max(result["job"].epochs for result in results if result["job"].source == source)
 
 
 def make_rows(
     found: dict[str, Any],
-    by_epochs: dict[str, Any],
-    wide: dict[str, Any],
-    papers_interval: str,
+    less: Mapping[str, str],
+    tables: dict[str, Any],
+    *,
+    simulated: bool,
     chance: float,
 ) -> list[Row]:
-    """The paper's table beside ours, then every method, then the epochs, then wide latents."""
+    """The paper's table beside ours, then every method, then other trainings.
+
+    The paper's numbers stand beside the full protocol on real recordings only.
+    """
     rows = []
     for source, by_method in found.items():
-        for ours, papers in ((CA + KEPT, "CA"), (PAPERS + KEPT, "CA+PA")):
+        part = f", {less[source]}" if less[source] else ""
+        comparable = not part and not simulated
+        for ours, papers in ((CA_KEPT, "CA"), (PAPERS_KEPT, "CA+PA")):
             entry = by_method[ours][AUTHORS]
+            what = f"{source} to IMU, {papers}, lengths kept"
             for top, printed in zip(TOPS, PAPER[papers], strict=True):
-                name = f"{source} to IMU, {papers}{KEPT}, top-{top} (%), {AUTHORS}"
-                rows.append(make_row(name, entry[f"top-{top}"], paper=f"{printed} (RGB)"))
-            for what in AGREEMENTS:
-                printed = f"{PAPERS_CMAE[papers]} (2048-d)" if what == "CMAE" else ""
-                unit = " (%)" if what == "R@1" else ""
-                name = f"{source} to IMU, {papers}{KEPT}, {what}{unit}, held-out pairs, {AUTHORS}"
-                rows.append(make_row(name, entry[what], paper=printed, digits=2))
-        for kind, entry in by_method[PAPERS + KEPT].items():
+                paper = f"{printed} (RGB)" if comparable else ""
+                name = f"{what}, top-{top} (%), {AUTHORS}{part}"
+                rows.append(make_row(name, entry[f"top-{top}"], paper=paper))
+            for name in AGREEMENTS:
+                paper = f"{PAPERS_CMAE[papers]} (2048-d)" if name == "CMAE" and comparable else ""
+                unit = " (%)" if name == "R@1" else ""
+                name_of_row = f"{what}, {name}{unit}, held-out pairs, {AUTHORS}{part}"
+                rows.append(make_row(name_of_row, entry[name], paper=paper, digits=2))
+        for kind, entry in by_method[PAPERS_KEPT].items():
             gap = entry["difference"]
-            rows.append(
-                make_row(
-                    f"{source} to IMU, CA+PA minus CA with lengths kept, top-1 (points), {kind}",
-                    gap,
-                    paper=f"+5.30; {papers_interval}" if kind == AUTHORS else "",
-                    verdict=judge(gap, CA + KEPT),
-                    note=f"latents of {LATENT} dimensions",
-                )
-            )
-        for kind in by_method[LIFTED]:
-            for method in (CA, LIFTED, JOINED):
+            paper = f"+5.30; {judge_the_paper()[0]}" if comparable and kind == AUTHORS else ""
+            name = f"{source} to IMU, CA+PA minus CA with lengths kept, top-1 (points), {kind}"
+            verdict, note = judge(gap, CA_KEPT.label), f"latents of {LATENT} dimensions"
+            rows.append(make_row(name + part, gap, paper=paper, verdict=verdict, note=note))
+        for kind in by_method[LIFTED_PA]:
+            for method in (CA, LIFTED_PA, JOINED_PA):
                 gap = by_method[method][kind]["against bound"]
-                name = f"{source} to IMU, {method} minus supervised bound, top-1 (points), {kind}"
+                name = f"{source} to IMU, {method.label} minus supervised bound, top-1 (points)"
+                name += f", {kind}{part if method.space in TRAINED else ''}"
                 rows.append(make_row(name, gap, verdict=judge(gap, "the bound")))
     rows.append(Row("chance, top-1 (%)", ours=f"{chance:.1f}"))
     for source, by_method in found.items():
         for method, by_kind in by_method.items():
             first = by_kind[AUTHORS]
-            gap = first.get("difference")
-            beside = CA + KEPT if method.endswith(KEPT) else CA
-            what = f"{source}: {method}"
-            if method.startswith(REVERSE):
-                what = f"IMU to {source}: {method.removeprefix(REVERSE)}"
+            beside = (CA_KEPT if method.space == KEPT else CA).label
+            against = {kind: tell_gap(entry, beside) for kind, entry in by_kind.items()}
+            part = f", {less[source]}" if less[source] and method.space in TRAINED else ""
+            where = f"IMU to {source}" if method.backwards else source
             rows.append(
                 make_row(
-                    what,
+                    f"{where}: {replace(method, backwards=False).label}{part}",
                     first["top-1"],
-                    verdict=f"{describe(gap)} against {beside}" if gap else "",
+                    verdict=against[AUTHORS],
                     note="; ".join(
-                        f"{kind} {describe(entry['top-1'])}"
-                        + (f", {describe(entry['difference'])} against {beside}" if gap else "")
-                        for kind, entry in by_kind.items()
+                        ", ".join(filter(None, (f"{kind} {tell(e['top-1'])}", against[kind])))
+                        for kind, e in by_kind.items()
                         if kind != AUTHORS
                     ),
                 )
             )
-    tables = {
-        f"{source}, {epochs} epochs": by_method
-        for source, by_length in by_epochs.items()
-        for epochs, by_method in by_length.items()
-        if len(by_length) > 1
-    }
-    tables |= {f"{source}, latents of {WIDE}": by_method for source, by_method in wide.items()}
     for what, by_method in tables.items():
         for method, entry in by_method.items():
-            if method == CA or (method.startswith(f"{CA} ") and not method.endswith((KEPT, MLP))):
-                gap = entry.get("difference")
-                verdict = f"{describe(gap)} against CA" if gap else ""
-                rows.append(make_row(f"{what}: {method}", entry["top-1"], verdict=verdict))
+            if (method.space, method.decoder, method.backwards) == (CA.space, "", False):
+                name = f"{what}: {method.label}"
+                rows.append(make_row(name, entry["top-1"], verdict=tell_gap(entry, CA.label)))
     return rows
+
+
+def is_known(entry: dict[str, Any]) -> bool:
+    return bool(np.isfinite([entry["low"], entry["high"]]).all())
+
+
+def tell(entry: dict[str, Any]) -> str:
+    return describe(entry) if is_known(entry) else f"{entry['value']:.1f}"
+
+
+def tell_gap(entry: dict[str, Any], rival: str) -> str:
+    return f"{tell(entry['difference'])} against {rival}" if "difference" in entry else ""
 
 
 def judge(gap: dict[str, Any], rival: str) -> str:
     """Say what a paired difference shows."""
+    if not is_known(gap):
+        return "one training: no interval"
     if gap["high"] < 0:
         return f"below {rival}"
     return f"above {rival}" if gap["low"] > 0 else f"not told apart from {rival}"
 
 
-def make_row(
-    name: str,
-    entry: dict[str, Any],
-    *,
-    paper: str = "",
-    verdict: str = "",
-    note: str = "",
-    digits: int = 1,
-) -> Row:
+def make_row(quantity: str, entry: dict[str, Any], *, digits: int = 1, **more: str) -> Row:
     low, high = entry["low"], entry["high"]
-    known = np.isfinite([low, high]).all()
-    return Row(
-        name,
-        paper=paper,
-        ours=f"{entry['value']:.{digits}f}",
-        interval=f"[{low:.{digits}f}, {high:.{digits}f}]" if known else "",
-        verdict=verdict,
-        note=note,
-    )
+    interval = f"[{low:.{digits}f}, {high:.{digits}f}]" if is_known(entry) else ""
+    return Row(quantity, ours=f"{entry['value']:.{digits}f}", interval=interval, **more)
 
 
 def judge_the_paper() -> tuple[str, float]:
@@ -332,145 +321,55 @@ def judge_the_paper() -> tuple[str, float]:
 
 def summarize(
     found: dict[str, Any],
+    less: Mapping[str, str],
+    by_epochs: dict[str, Any],
     wide: dict[str, Any],
-    data: HarData,
-    results: list[dict[str, Any]],
-    scale: Scale,
+    *,
+    simulated: bool,
 ) -> str:
     interval, p = judge_the_paper()
     parts = []
     for source, by_method in found.items():
-        top = {m: by_kind[AUTHORS]["top-1"]["value"] for m, by_kind in by_method.items()}
-        rivals = [m for m in top if m != BOUND and not m.startswith(REVERSE)]
+        first = {method: by_kind[AUTHORS] for method, by_kind in by_method.items()}
+        top = {method: entry["top-1"]["value"] for method, entry in first.items()}
+        rivals = [m for m in top if m != BOUND and not m.backwards]
         best = max(rivals, key=lambda m: top[m])
-        gap = by_method[PAPERS][AUTHORS]["difference"]
-        kept = by_method[PAPERS + KEPT][AUTHORS]["difference"]
         parts.append(
-            f"{source}: CA {top[CA]:.1f} % after {longest(results, source)} epochs, with PA as "
-            f"published {top[PAPERS]:.1f} %, a difference of {describe(gap)} points (with the "
-            f"latents' lengths kept, {top[CA + KEPT]:.1f} and {top[PAPERS + KEPT]:.1f} %, "
-            f"{describe(kept)}); no training at all ({LIFTED}) {top[LIFTED]:.1f} %; "
-            f"highest on these clips {best}, {top[best]:.1f} %; "
-            f"supervised bound {top[BOUND]:.1f} %."
+            f"{source} ({less[source] or 'full protocol'}): CA {top[CA]:.1f} %, with PA as "
+            f"published {top[PAPERS]:.1f} %, a difference of {tell(first[PAPERS]['difference'])} "
+            f"points (with the latents' lengths kept, {top[CA_KEPT]:.1f} and "
+            f"{top[PAPERS_KEPT]:.1f} %, {tell(first[PAPERS_KEPT]['difference'])}); no training at "
+            f"all ({LIFTED_PA.label}) {top[LIFTED_PA]:.1f} %; highest on these clips {best.label}, "
+            f"{top[best]:.1f} %; supervised bound {top[BOUND]:.1f} %."
         )
-    trend = []
-    for source in scale.sources if scale.study else ():
-        for result in of_study(results, source):
-            ca, pa = (
-                100 * float(np.mean([hits_of(run, m, 1).mean() for run in result["runs"]]))
-                for m in (CA, PAPERS)
-            )
-            trend.append(f"{source}, {result['job'].epochs} epochs {ca:.1f} to {pa:.1f}")
     for source, by_method in wide.items():
         pa = by_method[name_of_papers(WIDE)]
         parts.append(
             f"{source}, latents of {WIDE}, in whose null space there is room for as many: CA "
             f"{by_method[CA]['top-1']['value']:.1f} %, with PA as published "
-            f"{pa['top-1']['value']:.1f} %, a difference of {describe(pa['difference'])} points."
+            f"{pa['top-1']['value']:.1f} %, a difference of {tell(pa['difference'])} points."
         )
+    trend = [
+        f"{source}, {epochs} epochs "
+        + " to ".join(f"{by_method[m]['top-1']['value']:.1f}" for m in (CA, PAPERS))
+        for source, by_length in by_epochs.items()
+        for epochs, by_method in by_length.items()
+        if len(by_length) > 1
+    ]
     if trend:
         parts.append("CA to CA+PA as encoders get stronger: " + "; ".join(trend) + ".")
     parts.append(
         f"The paper's +5.3 points, of three trials each, has a {interval} (Welch, p = {p:.2f}): "
         "within the noise of its own design."
     )
-    lead = "" if not data.simulated else "SIMULATED RECORDINGS, not UTD-MHAD. "
-    return lead + " ".join(parts)
+    return ("SIMULATED RECORDINGS, not UTD-MHAD. " if simulated else "") + " ".join(parts)
 
 
-def draw_training(results: list[dict[str, Any]], scale: Scale) -> Any:
-    """Loss and watched accuracy of the longest training of each source."""
-    panels = []
-    for source in scale.sources:
-        result = of_study(results, source)[-1]
-        losses = np.asarray(result["losses"]).T
-        epochs = list(range(1, losses.shape[1] + 1))
-        watched = np.asarray(result["watched"], np.float64)
-        asked = np.flatnonzero(~np.isnan(watched).all(axis=1))
-        panels.append(
-            plotting.Panel(f"{source}: loss", epochs, "epoch", "InfoNCE (nats)", {"CA": losses})
-        )
-        panels.append(
-            plotting.Panel(
-                f"{source}: validation",
-                (asked + 1).tolist(),
-                "epoch",
-                "top-1 (%)",
-                {"CA": watched[asked].T},
-            )
-        )
-    return plotting.plot_panels(panels, columns=2)
-
-
-def draw_study(by_epochs: dict[str, Any]) -> Any:
-    """Accuracy with and without PA against the epochs of CA."""
-    lines = {
-        "CA": CA,
-        f"CA + PA, k = {LATENT} (the paper)": PAPERS,
-        "CA + PA inside 128 directions": "CA + PA, inside 128 principal directions",
-        "CA + ridge CCA": "CA + ridge CCA",
-        JOINED: JOINED,
-    }
-    panels = [
-        plotting.Panel(
-            f"{source} to IMU",
-            list(by_length),
-            "epochs of contrastive training",
-            "top-1 (%)",
-            {
-                label: line_up([by_method.get(method) for by_method in by_length.values()])
-                for label, method in lines.items()
-            },
-            log_x=True,
-        )
-        for source, by_length in by_epochs.items()
-    ]
-    return plotting.plot_panels(panels, columns=2)
-
-
-def draw_dimensions(by_epochs: dict[str, Any], wide: dict[str, Any]) -> Any:
-    """Accuracy against the number of directions that are aligned, on the longest trainings."""
-    tables = [
-        (source, LATENT, by_length[max(by_length)]) for source, by_length in by_epochs.items()
-    ]
-    tables += [(source, WIDE, by_method) for source, by_method in wide.items()]
-    lines = {
-        "CA": CA,
-        "CA + PA, trailing k": "CA + PA, trailing k = {}",
-        "CA + PA, energy k": "CA + PA, energy k = {}",
-        "CA + PA inside k directions": "CA + PA, inside {} principal directions",
-    }
-    panels = []
-    for source, latent, by_method in tables:
-        found = (re.search(r"trailing k = (\d+)", name) for name in by_method)
-        sizes = sorted({int(size[1]) for size in found if size})
-        names = {
-            label: [
-                name_of_papers(latent) if "trailing" in name and k == latent else name.format(k)
-                for k in sizes
-            ]
-            for label, name in lines.items()
-        }
-        panels.append(
-            plotting.Panel(
-                f"{source} to IMU, latents of {latent}",
-                sizes,
-                "k, directions aligned",
-                "top-1 (%)",
-                {label: line_up([by_method.get(n) for n in some]) for label, some in names.items()},
-                log_x=True,
-            )
-        )
-    return plotting.plot_panels(panels, columns=2)
-
-
-def line_up(entries: list[dict[str, Any] | None]) -> np.ndarray:
-    """Top-1 of every run in a column for each entry, NaN where there is none."""
-    columns = [entry["top-1"]["each"] if entry else [] for entry in entries]
-    values = np.full((max(map(len, columns)), len(columns)), np.nan)
-    for i, column in enumerate(columns):
-        values[: len(column), i] = column
-    return values
+def by_label(tree: Any) -> Any:
+    """The same with the names of methods instead of the methods, for a file."""
+    if not isinstance(tree, dict):
+        return tree
+    return {k.label if isinstance(k, Method) else k: by_label(v) for k, v in tree.items()}
 
 
 def main(options: HarOptions) -> Result:
@@ -491,36 +390,38 @@ def main(options: HarOptions) -> Result:
             usual = job.latent == LATENT
             dimensions = scale.dimensions if usual else scale.wide_dimensions
             results.append(run_job(job, loaded[job.source], options, dimensions=dimensions))
-    found = gather(results, scale)
-    by_epochs, wide = gather_epochs(results, scale), gather_wide(results)
-    panels: dict[str, Any] = {}
-    for source, by_method in found.items():
-        for method, by_kind in by_method.items():
-            size = re.search(r"(?:k =|inside) (\d+)", method)
-            if size and int(size[1]) not in (128, LATENT):  # the figure over k has the others
-                continue
-            if method.startswith(REVERSE):  # two lines of the table
-                continue
-            panels.setdefault(f"{source} to IMU", {})[method] = {
-                kind: tuple(entry["top-1"].values())[:3] for kind, entry in by_kind.items()
-            }
+    found = gather(results)
+    less = {
+        source: say_what_is_less(epochs=job.epochs, seeds=job.seeds)
+        for source, job in main_jobs(results).items()
+    }
+    by_epochs = {
+        source: {result["job"].epochs: gather_runs(result) for result in of_study(results, source)}
+        for source in scale.sources
+    }
+    wide = {r["job"].source: gather_runs(r) for r in results if r["job"].latent == WIDE}
     stand_in = " (simulated)" if data.simulated else ""
     chance = 100 / len(np.unique(data.labels))
+    part = "; ".join(f"{source} {text}" for source, text in less.items() if text)
+    part = f" Trained for less than the full protocol: {part}." if part else ""
     figures = {
         f"{NAME}.png": (
-            plotting.plot_transfer(panels, chance=chance, quantity="top-1 (%)"),
+            draw_methods(found, chance=chance),
             f"Top-1 accuracy on the target{stand_in} with labels on the source only (the bound: on "
-            "the target). Lines are 95 % intervals: over splits, over training seeds, or over "
-            "clips where there is one run.",
+            "the target). Lines are 95 % intervals: over splits, over training seeds and clips, or "
+            f"over clips where nothing is trained; one training has none.{part}",
         ),
         f"{NAME}_training.png": (
-            draw_training(results, scale),
+            draw_training({source: of_study(results, source)[-1] for source in scale.sources}),
             f"Contrastive training{stand_in}, authors' split: loss, and top-1 on validation clips.",
         ),
     }
+    tables: dict[str, Any] = {}
     if scale.study:
+        most = [(s, LATENT, by_length[max(by_length)]) for s, by_length in by_epochs.items()]
+        most += [(source, WIDE, by_method) for source, by_method in wide.items()]
         figures[f"{NAME}_k.png"] = (
-            draw_dimensions(by_epochs, wide),
+            draw_dimensions(most),
             "Perfect alignment of more and more directions, on encoders trained for "
             f"{scale.epochs} epochs, authors' split; bands are the middle 80 % of the seeds.",
         )
@@ -529,22 +430,24 @@ def main(options: HarOptions) -> Result:
             "Does perfect alignment help? Top-1 with and without it on encoders that were trained "
             "for more and more epochs; bands are the middle 80 % of the seeds.",
         )
-    seconds = {result["job"].name: result["seconds"] for result in results}
+        for source, by_length in by_epochs.items():
+            tables |= {f"{source}, {n} epochs": found_ones for n, found_ones in by_length.items()}
+        tables |= {
+            f"{source}, latents of {WIDE}": found_ones for source, found_ones in wide.items()
+        }
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
+    rows = make_rows(found, less, tables, simulated=data.simulated, chance=chance)
     result = Result(
         name=NAME,
         title=f"Table 1, video or skeleton to IMU with trained encoders{stand_in}",
-        summary=summarize(found, wide, data, results, scale),
-        rows=[
-            *make_rows(found, by_epochs, wide, judge_the_paper()[0], chance),
-            Row("peak memory (GiB)", ours=f"{memory:.1f}"),
-        ],
+        summary=summarize(found, less, by_epochs, wide, simulated=data.simulated),
+        rows=[*rows, Row("peak memory (GiB)", ours=f"{memory:.1f}")],
         figures=draw_figures(options.out, figures),
         values={
-            "accuracy": found,
-            "by epochs": by_epochs,
-            "wide": wide,
-            "seconds": seconds,
+            "accuracy": by_label(found),
+            "by epochs": by_label(by_epochs),
+            "wide": by_label(wide),
+            "seconds": {result["job"].name: result["seconds"] for result in results},
             "problems": problems,
         },
         config=config_of(options, data=data.name, latent=LATENT),

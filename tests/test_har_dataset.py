@@ -11,8 +11,8 @@ import pytest
 import scipy.io
 import scipy.sparse
 
-from perfalign_jax.har import dataset, utd_mhad
-from perfalign_jax.har.dataset import (
+from perfalign_jax.har.data import dataset, utd_mhad
+from perfalign_jax.har.data.dataset import (
     crop_person,
     keep_array,
     read_recordings,
@@ -20,7 +20,7 @@ from perfalign_jax.har.dataset import (
     shrink_video,
     to_series,
 )
-from perfalign_jax.har.utd_mhad import DamagedFileError, discover, parse_name, read_clip
+from perfalign_jax.har.data.utd_mhad import DamagedFileError, discover, parse_name, read_clip
 
 REAL = os.environ.get("UTD_MHAD_ROOT")
 real_files = pytest.mark.skipif(not REAL, reason="UTD_MHAD_ROOT is not set: no real files here")

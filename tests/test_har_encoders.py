@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perfalign_jax.har import encoders, pipeline, resnet
-from perfalign_jax.har.encoders import (
+from perfalign_jax.har.nn import encoders, pipeline, resnet
+from perfalign_jax.har.nn.decoder import Decoder
+from perfalign_jax.har.nn.encoders import (
     CompactVideoEncoder,
-    Decoder,
     PaperVideoEncoder,
     SeriesEncoder,
     make_branch,
@@ -180,7 +180,7 @@ def test_wrong_shapes_name_what_was_expected():
 
 
 def test_pixels_reach_the_trunk_on_the_scale_of_its_weights(monkeypatch):
-    """What prepare_video gives is what normalize_image would give."""
+    """Pixels on a scale from 0 to 1, less ImageNet's mean, in units of its standard deviation."""
     encoder = PaperVideoEncoder(KEY, latent=4, width=4)
     seen = []
 
@@ -192,7 +192,8 @@ def test_pixels_reach_the_trunk_on_the_scale_of_its_weights(monkeypatch):
     pixels = np.arange(1 * 1 * 32 * 32 * 3, dtype=np.int64).reshape(1, 1, 32, 32, 3) % 256
     pixels = pixels.astype(np.uint8)
     encoder(pipeline.prepare_video(pixels))
-    np.testing.assert_allclose(seen[0][None], resnet.normalize_image(pixels), atol=1e-5)
+    wanted = (pixels / 255.0 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    np.testing.assert_allclose(seen[0][None], wanted, atol=1e-5)
 
 
 def test_weights_and_latents_are_float32_in_64_bit_mode_too(x64):

@@ -6,9 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from perfalign_jax.har import contrastive, encoders, methods
-from perfalign_jax.har.splits import Split
-from perfalign_jax.har.transfer import Exam, Task, make_task, rank_classes
+from perfalign_jax.har.data.splits import Split
+from perfalign_jax.har.nn import encoders, training
+from perfalign_jax.har.nn.decoder import rank_by_mlp
+from perfalign_jax.har.protocol import methods
+from perfalign_jax.har.protocol.transfer import Exam, Task, make_task, rank_classes
 from perfalign_jax.types import CollapseWarning
 
 pytestmark = pytest.mark.filterwarnings(f"ignore::{CollapseWarning.__module__}.CollapseWarning")
@@ -41,6 +43,12 @@ def flatten(task, exam):
 def pose(data):
     recordings, labels, split = data
     return make_task(recordings, labels, split, source="video", target="sensor")
+
+
+def every(dimensions, components=(), *, size):
+    """The list, with the paper's own method in front."""
+    paper = methods.Method("trailing", k=size, center=False)
+    return [paper, *methods.list_methods(dimensions=dimensions, components=components)]
 
 
 def accuracy(exam, ranks):
@@ -77,15 +85,15 @@ def rank_by_everything(task):
         name="small",
     )
     key = jax.random.key(0)
-    trained = contrastive.train(
+    trained = training.train(
         (branch, branch),
         task.pairs,
         keys=key[None],
-        settings=contrastive.Settings(epochs=4, batch_size=8),
+        settings=training.Settings(epochs=4, batch_size=8),
     )
     own = task.encode(
-        lambda x: contrastive.encode(trained, x, view=0)[0],
-        lambda x: contrastive.encode(trained, x, view=1)[0],
+        lambda x: training.encode(trained, x, view=0)[0],
+        lambda x: training.encode(trained, x, view=1)[0],
     )
     blank = Exam(
         labels=np.zeros(len(task.unseen), int),
@@ -93,9 +101,9 @@ def rank_by_everything(task):
         bound=np.ones((len(task.labelled), 6), np.float32),
     )
     ranks = {"CA": rank_classes(own.labelled, own.labels, own.unseen)}
-    ranks["CA, MLP"] = methods.rank_by_mlp(own, key=key, steps=20)
-    for name, latents, _ in methods.align_latents(own, blank, dimensions=(3,), components=(3,)):
-        ranks[name] = rank_classes(latents.labelled, latents.labels, latents.unseen)
+    ranks["CA, MLP"] = rank_by_mlp(own, key=key, steps=20)
+    for method, latents, _ in methods.align_all(own, blank, methods=every((3,), (3,), size=6)):
+        ranks[method.label] = rank_classes(latents.labelled, latents.labels, latents.unseen)
     plain = task.encode(lambda x: x.reshape(len(x), -1), lambda x: x.reshape(len(x), -1))
     ranks["pseudo-labels"] = methods.rank_by_pseudo_labels(plain)
     return ranks
@@ -114,7 +122,7 @@ def test_what_may_not_be_seen_changes_nothing(data, rng):
     task, _ = make_task(spoilt, spoilt_labels, split, source="video", target="sensor")
     found = rank_by_everything(task)
     assert set(found) == set(honest)
-    assert len(found) >= 9
+    assert len(found) >= 12
     for name in honest:
         np.testing.assert_array_equal(found[name], honest[name], err_msg=name)
 
@@ -136,7 +144,7 @@ def test_wrong_roles_are_refused(data):
 
 
 def test_aligned_latents_of_pairs_coincide_and_transfer(data):
-    task, exam = methods.align_lifted(*flatten(*pose(data)))
+    task, exam = methods.align(*flatten(*pose(data)))
     scale = np.linalg.norm(task.pairs[0], axis=1).mean()
     assert np.linalg.norm(task.pairs[0] - task.pairs[1], axis=1).max() < 1e-4 * scale  # float32
     ranks = rank_classes(task.labelled, task.labels, task.unseen)
@@ -151,7 +159,7 @@ def test_lifted_alignment_is_the_informative_part(data):
     from perfalign_jax import solver
 
     task, exam = flatten(*pose(data))
-    after, _ = methods.align_lifted(task, exam)
+    after, _ = methods.align(task, exam, method=methods.Method("energy", center=False))
     direct = solver.fit(task.pairs, k=None, select="energy")
     z = np.asarray(solver.encode(direct, task.unseen, view=1))
     np.testing.assert_allclose(
@@ -161,34 +169,50 @@ def test_lifted_alignment_is_the_informative_part(data):
 
 def test_names_say_what_is_fitted(data):
     task, exam = flatten(*pose(data))
-    found = {name: t for name, t, _ in methods.align_latents(task, exam, dimensions=(5, 99))}
-    assert next(iter(found)) == "trailing k = 48 (the paper)"
-    assert "energy k = 5" in found
-    assert not any("99" in name for name in found)  # more than the latents have
-    assert not any("inside" in name for name in found)  # more directions than pairs
-    assert found["energy k = 5"].unseen.shape[1] == 5
-    assert found["ridge CCA"].unseen.shape[1] == 23  # 24 centred pairs
+    listed = every((5, 99), (5, 24), size=48)
+    found = {method.name: t for method, t, _ in methods.align_all(task, exam, methods=listed)}
+    assert next(iter(found)) == "PA, trailing k = 48 (the paper)"
+    assert "PA, energy k = 5" in found
+    assert not any("= 99" in name for name in found)  # more than the latents have
+    assert [name for name in found if "inside" in name] == ["PA inside 5 principal directions"]
+    assert found["PA, energy k = 5"].unseen.shape[1] == 5
+    assert found["ridge CCA, k ≤ 128"].unseen.shape[1] == 23  # 24 centred pairs
     for latents in found.values():
         assert latents.labelled.shape[1] == latents.unseen.shape[1]
         np.testing.assert_array_equal(latents.labels, task.labels)
-    other = dataclasses.replace(task, pairs=(task.pairs[0], task.pairs[1][:, :7]))
-    with pytest.raises(ValueError, match="latents of one size, got 48 and 7"):
-        next(methods.align_latents(other, exam))
 
 
-def test_latents_of_a_narrow_layer_are_aligned_all_the_same(data, rng):
+def test_a_method_says_where_and_how_it_is_used():
+    method = methods.Method("trailing", k=4, center=False, space="CA", decoder="MLP decoder")
+    assert method.label == "CA + PA, trailing k = 4 (the paper), MLP decoder"
+    assert methods.Method("identity", space="CA").label == "CA"
+    assert dataclasses.replace(method, backwards=True).label.startswith("from IMU: CA + PA")
+    for wrong, error, message in (
+        ({"kind": "best"}, ValueError, "kind must be one of 'identity', .*, got 'best'"),
+        ({"kind": "energy", "k": 0}, ValueError, "k must be at least 1, got 0"),
+        ({"kind": "trailing", "inside": 2.5}, TypeError, "inside must be an integer"),
+        ({"kind": "ridge_cca", "ridge": 0.0}, ValueError, "ridge must be above zero"),
+        ({"kind": "ridge_cca"}, TypeError, "ridge must be a number, got None"),
+        ({"kind": "procrustes", "ridge": 1.0}, ValueError, "ridge is for ridge_regression and"),
+    ):
+        with pytest.raises(error, match=message):
+            methods.Method(**wrong)
+
+
+def test_latents_of_a_narrow_layer_are_aligned_all_the_same(data, rng, x64):
     """The rank of latents is the width of the narrowest layer before them."""
     narrow = rng.normal(size=(48, 3)) @ rng.normal(size=(3, 10))
     task, exam = flatten(*pose(data))
     task, exam = (one.encode(lambda x: x @ narrow, lambda x: x @ narrow) for one in (task, exam))
-    found = {name: t for name, t, _ in methods.align_latents(task, exam, dimensions=(2,))}
-    assert found["ridge CCA"].unseen.shape[1] == 3
+    listed = every((2,), size=10)
+    found = {method.kind: t for method, t, _ in methods.align_all(task, exam, methods=listed)}
+    assert found["ridge_cca"].unseen.shape[1] == 3
 
 
 def test_a_collapse_is_told_and_still_scored(data):
     task, exam = flatten(*pose(data))
     with pytest.warns(CollapseWarning):
-        list(methods.align_latents(task, exam, dimensions=(3,)))
+        methods.align(task, exam, method=methods.Method("trailing", k=48, center=False))
 
 
 def test_directions_have_length_one(data):
@@ -218,27 +242,26 @@ def test_joined_features_do_not_depend_on_their_size(data, size):
 def test_half_precision_is_aligned_like_single(data):
     posed = flatten(*pose(data))
     half = [own.encode(*[lambda x: x.astype(np.float16)] * 2) for own in posed]
+    listed = every((8,), (8,), size=48)
     for one, other in zip(
-        methods.align_latents(*posed, dimensions=(8,), components=(8,)),
-        methods.align_latents(*half, dimensions=(8,), components=(8,)),
+        methods.align_all(*posed, methods=listed),
+        methods.align_all(*half, methods=listed),
         strict=True,
     ):
         assert one[0] == other[0]
         assert np.isfinite(other[1].unseen).all()
-        if one[0] == "ridge regression":  # the others may choose other directions of a null space
-            np.testing.assert_allclose(other[1].unseen, one[1].unseen, atol=0.02)  # 11 bits
-    assert np.isfinite(methods.align_lifted(*half)[0].unseen).all()
+        if one[0].kind == "ridge_regression":  # the others may choose other null directions
+            first, second = (t.unseen @ t.labelled.T for t in (one[1], other[1]))
+            np.testing.assert_allclose(second, first, atol=0.02 * np.abs(first).max())  # 11 bits
 
 
 def test_latents_that_hold_nothing_are_refused(data):
     task, exam = flatten(*pose(data))
     still = dataclasses.replace(task, pairs=(task.pairs[0], np.ones_like(task.pairs[1])))
     with pytest.raises(ValueError, match=r"pairs\[1\] has latents that are all the same"):
-        next(methods.align_latents(still, exam))
+        methods.align(still, exam)
     with pytest.raises(ValueError, match="second has pairs that are all the same"):
         methods.join((task, exam), (still, exam))
-    with pytest.raises(ValueError, match="components must be at least 1, got 0"):
-        next(methods.align_latents(task, exam, components=(0,)))
 
 
 def test_joined_features_have_the_sizes_asked_for(data):
@@ -269,15 +292,13 @@ def test_a_teacher_that_knows_all_gives_what_labels_would(data, rng):
 @pytest.mark.parametrize("size", [6, 48])
 def test_the_mlp_decoder_learns_from_few_and_from_many_dimensions(data, size):
     task, exam = flatten(*pose(data))
-    after, _ = methods.align_lifted(task, exam)
+    after, _ = methods.align(task, exam)
     chosen = after.encode(lambda z: z[:, :size], lambda z: z[:, :size])
-    ranks = methods.rank_by_mlp(chosen, key=jax.random.key(0))
+    ranks = rank_by_mlp(chosen, key=jax.random.key(0))
     assert np.sort(ranks, axis=1).tolist() == [CLASSES.tolist()] * 12
     assert accuracy(exam, ranks) > 0.9
     scaled = chosen.encode(lambda z: 1000 * z, lambda z: 1000 * z)
-    np.testing.assert_array_equal(
-        ranks[:, 0], methods.rank_by_mlp(scaled, key=jax.random.key(0))[:, 0]
-    )
+    np.testing.assert_array_equal(ranks[:, 0], rank_by_mlp(scaled, key=jax.random.key(0))[:, 0])
 
 
 def test_a_teacher_that_gives_one_class_only_is_followed(data):
@@ -299,9 +320,9 @@ def test_the_mlp_refuses_what_it_cannot_learn_from():
         ({"unseen": z[:, :2]}, "latents of one size"),
     ):
         with pytest.raises(ValueError, match=match):
-            methods.rank_by_mlp(dataclasses.replace(task, **change), key=key)
+            rank_by_mlp(dataclasses.replace(task, **change), key=key)
     with pytest.raises(ValueError, match="steps"):
-        methods.rank_by_mlp(task, key=key, steps=0)
+        rank_by_mlp(task, key=key, steps=0)
     one = Task((z[:1], z[:1]), labelled=z, labels=np.arange(3), unseen=z)
     exam = Exam(labels=np.arange(3), partners=z, bound=z)
     with pytest.raises(ValueError, match="at least 2 pairs"):

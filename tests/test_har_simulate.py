@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perfalign_jax.har import simulate as module
-from perfalign_jax.har._drawing import FOCAL
-from perfalign_jax.har.dataset import read_recordings
-from perfalign_jax.har.simulate import draw_subject, perform, simulate
-from perfalign_jax.har.splits import read_split
-from perfalign_jax.har.utd_mhad import discover, parse_name, read_clip
+from perfalign_jax.har.data import simulate as module
+from perfalign_jax.har.data._drawing import FOCAL
+from perfalign_jax.har.data.dataset import read_recordings
+from perfalign_jax.har.data.simulate import draw_subject, perform, simulate
+from perfalign_jax.har.data.splits import read_split
+from perfalign_jax.har.data.utd_mhad import discover, parse_name, read_clip
 
 BONES = ((0, 1), (1, 2), (2, 3), (1, 4), (4, 5), (5, 6), (6, 7), (1, 8), (8, 9), (9, 10), (10, 11))
 BONES += ((3, 12), (12, 13), (13, 14), (14, 15), (3, 16), (16, 17), (17, 18), (18, 19))

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from perfalign_jax.har.splits import Split, hold_out_subject, read_split, split_at_random
-from perfalign_jax.har.utd_mhad import discover, parse_name
+from perfalign_jax.har.data.splits import Split, hold_out_subject, read_split, split_at_random
+from perfalign_jax.har.data.utd_mhad import discover, parse_name
 
 REAL = os.environ.get("UTD_MHAD_ROOT")
 real_files = pytest.mark.skipif(not REAL, reason="UTD_MHAD_ROOT is not set: no real files here")

@@ -1,5 +1,9 @@
 """The transfer protocol: the decoder, the scores, and that every shortcut is exact."""
 
+import subprocess
+import sys
+import textwrap
+
 import numpy as np
 import pytest
 import scipy.optimize
@@ -8,16 +12,10 @@ import sklearn.linear_model
 from scipy import stats
 
 from perfalign_jax import baselines, solver
-from perfalign_jax.har import transfer
-from perfalign_jax.har.closed_form import INFORMATIVE, align_by_all
-from perfalign_jax.har.splits import Split
-from perfalign_jax.har.transfer import (
-    estimate_mean,
-    estimate_share,
-    rank_classes,
-    score_ranks,
-    split_by_span,
-)
+from perfalign_jax.har.data.splits import Split
+from perfalign_jax.har.protocol import estimates, methods, transfer
+from perfalign_jax.har.protocol.estimates import estimate_mean, estimate_share
+from perfalign_jax.har.protocol.transfer import Exam, Task, rank_classes, score_ranks
 from perfalign_jax.types import CollapseWarning
 
 collapse = pytest.mark.filterwarnings(f"ignore::{CollapseWarning.__module__}.CollapseWarning")
@@ -166,32 +164,18 @@ def test_the_interval_of_a_share_is_wilsons():
         estimate_share(5, 4)
 
 
-# Inside and outside the span of the pairs.
-
-
-def test_a_row_is_its_inside_and_its_outside(views):
-    x = views[0]
-    _, inside, outside = split_by_span(x, rows=PAIRS)
-    assert inside.shape == (120, 19)  # 20 centred rows have rank 19
-    np.testing.assert_allclose((inside**2).sum(1) + (outside**2).sum(1), (x**2).sum(1))
-    np.testing.assert_allclose(inside @ inside[PAIRS].T, x @ x[PAIRS].T, atol=1e-11)
-    np.testing.assert_allclose(outside @ x[PAIRS].T, 0, atol=1e-11)
-
-
-def test_with_many_rows_only_directions_that_they_lack_are_outside(rng):
-    x = rng.normal(size=(30, 5))
-    _, inside, outside = split_by_span(x, rows=np.arange(30))
-    assert inside.shape == (30, 5)
-    np.testing.assert_allclose(outside, 0, atol=1e-13)
-    with pytest.raises(ValueError, match="all zero"):
-        split_by_span(0 * x, rows=np.arange(3))
-    with pytest.raises(ValueError, match=r"x must have shape \(n, d\)"):
-        split_by_span(x[0], rows=np.arange(3))
+# Every method at once.
 
 
 def align(views, rows, dimensions):
-    parts = tuple(split_by_span(x, rows=rows) for x in views)
-    return align_by_all(parts, rows=rows, dimensions=dimensions)
+    """Latents of all clips by method; labelled and unseen are all of them, in both modalities."""
+    everything = np.arange(len(views[0]))
+    pairs = (views[0][rows], views[1][rows])
+    task = Task(pairs, labelled=views[0], labels=everything, unseen=views[1])
+    exam = Exam(labels=everything, partners=views[0], bound=views[1])
+    listed = methods.list_methods(dimensions=dimensions, largest=max(dimensions))
+    for method, after, _ in methods.align_all(task, exam, methods=listed):
+        yield method.name, after.labelled, after.unseen
 
 
 def products(z1, z2):
@@ -203,6 +187,9 @@ def same(found, expected, atol=1e-8):
     for a, b in zip(products(*found), products(*expected), strict=True):
         scale = np.abs(b).max()
         np.testing.assert_allclose(a / scale, b / scale, atol=atol)
+
+
+INFORMATIVE = methods.INFORMATIVE.name
 
 
 @pytest.fixture
@@ -225,16 +212,16 @@ def test_the_methods_come_in_order_and_align_their_pairs(by_method):
         "Procrustes",
         "linear contrastive, k ≤ 8",
         "ridge CCA, k ≤ 8",
-        "perfect alignment, trailing k = 3",
-        "perfect alignment, trailing k = 8",
-        "perfect alignment, whole null space",
-        "perfect alignment, energy k = 3",
-        "perfect alignment, energy k = 8",
+        "PA, trailing k = 3",
+        "PA, trailing k = 8",
+        "PA, whole null space",
+        "PA, energy k = 3",
+        "PA, energy k = 8",
         INFORMATIVE,
     ]
     for method, (z1, z2) in by_method.items():
         assert len(z1) == len(z2) == 120
-        if method.startswith("perfect"):
+        if method.startswith("PA"):
             np.testing.assert_allclose(z1[PAIRS], z2[PAIRS], atol=1e-11)
     assert by_method[INFORMATIVE][0].shape[1] == 19
 
@@ -245,10 +232,12 @@ def test_coordinates_give_the_latents_of_all_features(views, by_method):
     same(by_method[INFORMATIVE], full(views, lambda p: solver.fit(p, k=None, select="energy")))
     # Slices of a larger fit: three of eight directions.
     same(
-        by_method["perfect alignment, energy k = 3"],
+        by_method["PA, energy k = 3"],
         full(views, lambda p: solver.fit(p, k=3, select="energy")),
     )
-    same(by_method["perfect alignment, trailing k = 3"], full(views, lambda p: solver.fit(p, k=3)))
+    # The same bits: rounding chooses among the trailing directions of a larger null space.
+    again = tuple(centred(x, PAIRS) for x in views)
+    same(by_method["PA, trailing k = 3"], full(again, lambda p: solver.fit(p, k=3)))
     same(
         by_method["linear contrastive, k ≤ 8"],
         full(views, lambda p: baselines.linear_contrastive(p, k=8)),
@@ -266,7 +255,7 @@ def test_coordinates_give_the_latents_of_all_features(views, by_method):
 def test_the_whole_null_space_is_the_paper_with_the_largest_k(views, by_method):
     d, rank = 45 + 60, 19
     whole = full(views, lambda p: solver.fit(p, k=d - rank, method="svd"))
-    same(by_method["perfect alignment, whole null space"], whole)
+    same(by_method["PA, whole null space"], whole)
 
 
 @collapse
@@ -281,7 +270,7 @@ def test_a_latent_in_common_carries_the_classes_over(rng, x64):
         for method, z1, z2 in align(views, PAIRS, (3, 8))
     }
     assert accuracy[INFORMATIVE] == 1
-    assert accuracy["perfect alignment, energy k = 8"] == 1
+    assert accuracy["PA, energy k = 8"] == 1
     assert accuracy["identity"] < 0.7
 
 
@@ -296,10 +285,10 @@ def test_without_null_space_the_best_approximation_is_taken(rng):
     views = tuple(centred(x, rows) for x in views)
     found = {m: z1.shape[1] for m, z1, _ in align(views, rows, (3, 20))}
     assert INFORMATIVE not in found
-    assert "perfect alignment, whole null space" not in found
-    assert found["perfect alignment, energy k = 3"] == 3
+    assert "PA, whole null space" not in found
+    assert found["PA, energy k = 3"] == 3
     assert found["identity"] == 4
-    assert not any("20" in method and "perfect" in method for method in found)
+    assert not any("20" in method and "PA" in method for method in found)
 
 
 @collapse
@@ -319,10 +308,13 @@ def test_the_alignment_sees_its_pairs_only(views, x64):
             np.testing.assert_allclose(a[70:] / scale, b[70:] / scale, atol=1e-12)
 
 
-def test_dimensions_that_do_not_fit_are_refused(rng):
-    views = (rng.normal(size=(9, 2)), rng.normal(size=(9, 3)))
-    with pytest.raises(ValueError, match=r"k of at most d1 \+ d2 = 5, got \[6, 7\]"):
-        next(align(views, np.arange(6), (6, 7)))
+def test_methods_that_do_not_fit_are_refused(rng):
+    x1, x2 = (rng.normal(size=(9, d)).astype(np.float32) for d in (2, 3))
+    task = Task((x1, x2), labelled=x1, labels=np.arange(9), unseen=x2)
+    exam = Exam(labels=np.arange(9), partners=x1, bound=x2)
+    message = r"fits 9 pairs of d1 \+ d2 = 5 features, got PA, trailing k = 6\."
+    with pytest.raises(ValueError, match=message):
+        methods.align(task, exam, method=methods.Method("trailing", k=6))
 
 
 @pytest.mark.parametrize("size", [1e-25, 1.0, 1e25])
@@ -347,22 +339,22 @@ def test_what_no_classifier_can_use_is_refused(blobs):
         with pytest.raises(error, match=message):
             rank_classes(**{"source": z, "labels": labels, "target": z} | bad)
     with pytest.raises(ValueError, match="one number for each split, got shape"):
-        transfer.estimate_mean(np.ones((2, 2)))
+        estimates.estimate_mean(np.ones((2, 2)))
 
 
 def test_features_of_other_clips_are_not_joined(rng):
     x = rng.normal(size=(4, 3))
-    task = transfer.Task((x, x), labelled=x, labels=np.arange(4), unseen=x)
-    exam = transfer.Exam(labels=np.arange(4), partners=x, bound=x)
-    turned = transfer.Task((x, x), labelled=x, labels=np.arange(4)[::-1], unseen=x)
-    fewer = transfer.Task((x, x), labelled=x, labels=np.arange(4), unseen=x[:3])
+    task = Task((x, x), labelled=x, labels=np.arange(4), unseen=x)
+    exam = Exam(labels=np.arange(4), partners=x, bound=x)
+    turned = Task((x, x), labelled=x, labels=np.arange(4)[::-1], unseen=x)
+    fewer = Task((x, x), labelled=x, labels=np.arange(4), unseen=x[:3])
     for other in (turned, fewer):
         with pytest.raises(ValueError, match="a task about the same clips"):
             task.beside(other)
     with pytest.raises(ValueError, match="an exam about the same clips"):
-        exam.beside(transfer.Exam(labels=np.arange(4)[::-1], partners=x, bound=x))
+        exam.beside(Exam(labels=np.arange(4)[::-1], partners=x, bound=x))
     with pytest.raises(ValueError, match="partners and labels must have the same number of rows"):
-        transfer.Exam(labels=np.arange(3), partners=x, bound=x)
+        Exam(labels=np.arange(3), partners=x, bound=x)
 
 
 def test_what_is_ranked_and_scored_is_checked():
@@ -376,10 +368,8 @@ def test_what_is_ranked_and_scored_is_checked():
     for source, target, name in ((z * np.nan, z, "source"), (z, z * np.nan, "target")):
         with pytest.raises(ValueError, match=f"{name} .*finite|{name} must"):
             transfer.rank_classes(source, np.arange(3), target)
-    with pytest.raises(ValueError, match="at least one row"):
-        transfer.split_by_span(z, rows=np.arange(0))
     with pytest.raises(ValueError, match="values"):
-        transfer.estimate_mean([1.0, np.nan])
+        estimates.estimate_mean([1.0, np.nan])
 
 
 def test_recordings_labels_and_split_are_about_the_same_clips():
@@ -419,8 +409,36 @@ def test_crossed_intervals_hold_what_they_promise(rng):
     hit = []
     for _ in range(600):
         values = rng.normal(size=(5, 1)) + 3 * rng.normal(size=60) + rng.normal(size=(5, 60))
-        found = transfer.estimate_crossed(values)
+        found = estimates.estimate_crossed(values)
         hit.append(found.low <= 0 <= found.high)
     assert 0.92 < np.mean(hit) < 0.98  # three standard errors
     with pytest.raises(ValueError, match="at least 2 of both"):
-        transfer.estimate_crossed(values[:1])
+        estimates.estimate_crossed(values[:1])
+
+
+def test_a_transfer_in_closed_form_needs_no_library_of_networks():
+    """Recordings, protocol and lifts; beyond what the package itself loads."""
+    script = """
+        import sys
+        networks = {"flax", "optax", "orbax"}
+        import perfalign_jax
+        networks -= set(sys.modules)
+        import jax, numpy as np
+        from perfalign_jax import lift
+        from perfalign_jax.har.data import dataset, simulate, splits, utd_mhad
+        from perfalign_jax.har.protocol import estimates, methods, transfer
+        x = np.random.default_rng(0).normal(size=(20, 16, 2)).astype("float32")
+        kernels = lift.fit_convolutions(x, key=jax.random.key(0), count=20)
+        z = np.asarray(lift.apply(kernels, x))
+        split = splits.split_at_random(20, key=jax.random.key(1))
+        both, labels = {"a": z, "b": z}, np.arange(20) % 2
+        posed = transfer.make_task(both, labels, split, source="a", target="b")
+        task, exam = methods.align(*methods.standardise(*posed))
+        exam.score(transfer.rank_classes(task.labelled, task.labels, task.unseen))
+        loaded = networks & set(sys.modules)
+        assert {"flax", "orbax"} <= networks and not loaded, (networks, loaded)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr

@@ -25,7 +25,7 @@ from _kit.report import (
     percentile_of,
     save_result,
 )
-from perfalign_jax.har import transfer
+from perfalign_jax.har.protocol import estimates
 from perfalign_jax.plotting import save_figure
 
 threadpool_limits(1)  # BLAS threads are of no use to many small factorisations
@@ -112,15 +112,15 @@ def estimate_hits(
     means = [100 * float(h.mean()) for h in hits]
     if len(hits) > 1:
         if crossed and against is None and np.ptp(hits) == 0:  # all or none: no spread to see
-            found = transfer.estimate_share(int(hits[0].sum()), len(hits[0]))
+            found = estimates.estimate_share(int(hits[0].sum()), len(hits[0]))
         elif crossed:
-            found = transfer.estimate_crossed(100 * np.stack(hits))
+            found = estimates.estimate_crossed(100 * np.stack(hits))
         else:
-            found = transfer.estimate_mean(means)
+            found = estimates.estimate_mean(means)
     elif against is None:
-        found = transfer.estimate_share(int(hits[0].sum()), len(hits[0]))
+        found = estimates.estimate_share(int(hits[0].sum()), len(hits[0]))
     else:
-        found = transfer.estimate_mean(100 * hits[0])
+        found = estimates.estimate_mean(100 * hits[0])
     entry = {**dataclasses.asdict(found), "each": means}
     if against is None:  # a share
         entry |= {"low": max(0.0, found.low), "high": min(100.0, found.high)}

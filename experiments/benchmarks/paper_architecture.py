@@ -25,7 +25,9 @@ import numpy as np
 import rich.console
 import tyro
 
-from perfalign_jax.har import contrastive, dataset, encoders, methods, splits, transfer
+from perfalign_jax.har.data import dataset, splits
+from perfalign_jax.har.nn import encoders, training
+from perfalign_jax.har.protocol import methods, transfer
 from perfalign_jax.serialization import write_whole
 from perfalign_jax.types import CollapseWarning
 
@@ -100,21 +102,21 @@ def main(options: Options) -> None:
     console.print(f"trunk: {trunk}{', frozen' if options.frozen else ''}", highlight=False)
     ends: list[float] = []
 
-    def watch(trained: contrastive.Trained) -> list[float]:
+    def watch(trained: training.Trained) -> list[float]:
         ends.append(time.perf_counter())
         return [0.0]
 
-    trained = contrastive.train(
+    trained = training.train(
         branches,
         task.pairs,
         keys=jax.random.split(jax.random.key(0), 1),
-        settings=contrastive.Settings(epochs=options.epochs, batch_size=options.batch_size),
+        settings=training.Settings(epochs=options.epochs, batch_size=options.batch_size),
         watch=watch,
         watch_every=1,
         progress=True,
     )
     start = time.perf_counter()
-    through = [lambda x, v=v: contrastive.encode(trained, x, view=v)[0] for v in (0, 1)]
+    through = [lambda x, v=v: training.encode(trained, x, view=v)[0] for v in (0, 1)]
     task, exam = task.encode(*through), exam.encode(*through)
     encoding = time.perf_counter() - start
     per_epoch = float(np.median(np.diff(ends)))
@@ -122,9 +124,11 @@ def main(options: Options) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)
         posed = methods.to_directions(task, exam)
-        found = [("CA", *posed)]
-        found += [(f"CA + {name}", t, e) for name, t, e in methods.align_latents(*posed)]
-    for name, t, e in found:
+        paper = methods.Method("trailing", k=LATENT, center=False)
+        listed = [paper, *methods.list_methods(components=(64, 128))]
+        found = list(methods.align_all(*posed, methods=listed))
+    for method, t, e in found:
+        name = dataclasses.replace(method, space="CA").label
         hits = e.score(transfer.rank_classes(t.labelled, t.labels, t.unseen))[1]
         accuracy[name] = 100 * float(hits.mean())
         console.print(f"{name}: top-1 {accuracy[name]:.1f} %", highlight=False)

@@ -38,8 +38,8 @@ import rich.progress
 from jaxtyping import Array, Float, Key
 
 from perfalign_jax import _checks
-from perfalign_jax.har._drawing import FRAME_RATE, film, pack_colour, pack_depth, pack_mat
-from perfalign_jax.har._programmes import CHANNELS, SCALE, TABLE
+from perfalign_jax.har.data._drawing import FRAME_RATE, film, pack_colour, pack_depth, pack_mat
+from perfalign_jax.har.data._programmes import CHANNELS, SCALE, TABLE
 from perfalign_jax.serialization import write_whole
 
 __all__ = ["Performance", "Subject", "draw_subject", "perform", "simulate"]
@@ -84,7 +84,7 @@ class Subject:
 
     Example:
         >>> import jax
-        >>> from perfalign_jax.har.simulate import draw_subject
+        >>> from perfalign_jax.har.data.simulate import draw_subject
         >>> type(draw_subject(key=jax.random.key(0))).__name__
         'Subject'
     """
@@ -114,7 +114,7 @@ class Performance:
 
     Example:
         >>> import jax
-        >>> from perfalign_jax.har.simulate import draw_subject, perform
+        >>> from perfalign_jax.har.data.simulate import draw_subject, perform
         >>> subject = draw_subject(key=jax.random.key(0))
         >>> perform(subject, action=27, key=jax.random.key(1)).skeleton.shape[1:]
         (20, 3)
@@ -139,7 +139,7 @@ def draw_subject(*, key: Key[Array, ""]) -> Subject:
 
     Example:
         >>> import jax
-        >>> from perfalign_jax.har.simulate import draw_subject
+        >>> from perfalign_jax.har.data.simulate import draw_subject
         >>> subject = draw_subject(key=jax.random.key(0))
         >>> bool(0.3 < subject.lengths[10] < 0.6)  # the thigh, in metres
         True
@@ -357,7 +357,7 @@ def perform(
 
     Example:
         >>> import jax
-        >>> from perfalign_jax.har.simulate import draw_subject, perform
+        >>> from perfalign_jax.har.data.simulate import draw_subject, perform
         >>> subject = draw_subject(key=jax.random.key(0))
         >>> clip = perform(subject, action=3, key=jax.random.key(1))
         >>> clip.inertial.shape[1], clip.joints.shape[1:]
@@ -430,7 +430,7 @@ def simulate(
     Example:
         >>> import tempfile
         >>> import jax
-        >>> from perfalign_jax.har.simulate import simulate
+        >>> from perfalign_jax.har.data.simulate import simulate
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     simulate(
         ...         folder, key=jax.random.key(0), subjects=2, trials=1, actions=[5],

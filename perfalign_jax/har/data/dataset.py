@@ -17,7 +17,13 @@ import rich.progress
 from jaxtyping import Float, Int, Integer, Shaped, UInt8
 
 from perfalign_jax import _checks
-from perfalign_jax.har.utd_mhad import DamagedFileError, Problem, discover, parse_name, read_clip
+from perfalign_jax.har.data.utd_mhad import (
+    DamagedFileError,
+    Defect,
+    discover,
+    parse_name,
+    read_clip,
+)
 from perfalign_jax.serialization import write_whole
 
 __all__ = [
@@ -46,14 +52,14 @@ class Recordings:
         problems: files that kept their clips out.
 
     Example:
-        >>> from perfalign_jax.har.dataset import Recordings
+        >>> from perfalign_jax.har.data.dataset import Recordings
         >>> Recordings(names=("a3_s1_t2", "a27_s8_t4"), signals={}, problems=()).actions.tolist()
         [3, 27]
     """
 
     names: tuple[str, ...]
     signals: dict[str, Shaped[np.ndarray, "n length ..."]]
-    problems: tuple[Problem, ...]
+    problems: tuple[Defect, ...]
 
     @property
     def actions(self) -> Int[np.ndarray, " n"]:
@@ -84,7 +90,7 @@ def resample(signal: Float[np.ndarray, "t ..."], *, length: int) -> Float[np.nda
 
     Example:
         >>> import numpy as np
-        >>> from perfalign_jax.har.dataset import resample
+        >>> from perfalign_jax.har.data.dataset import resample
         >>> resample(np.array([[0.0], [1.0], [4.0]]), length=5).ravel().tolist()
         [0.0, 0.5, 1.0, 2.5, 4.0]
     """
@@ -122,7 +128,7 @@ def crop_person(
 
     Example:
         >>> import numpy as np
-        >>> from perfalign_jax.har.dataset import crop_person
+        >>> from perfalign_jax.har.data.dataset import crop_person
         >>> video = np.zeros((2, 40, 60), np.uint16)
         >>> video[:, 10:30, 20:30] = 2500
         >>> crop_person(video, frames=2, size=4)[0]
@@ -191,7 +197,7 @@ def shrink_video(
 
     Example:
         >>> import numpy as np
-        >>> from perfalign_jax.har.dataset import shrink_video
+        >>> from perfalign_jax.har.data.dataset import shrink_video
         >>> shrink_video(np.full((5, 48, 64, 3), 7, np.uint8), frames=4, size=12).shape
         (4, 12, 12, 3)
     """
@@ -230,7 +236,7 @@ def keep_array(
     Example:
         >>> import pathlib, tempfile
         >>> import numpy as np
-        >>> from perfalign_jax.har.dataset import keep_array
+        >>> from perfalign_jax.har.data.dataset import keep_array
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     first = keep_array(pathlib.Path(folder), "x", ("size", 2), lambda: np.ones(2))
         ...     again = keep_array(pathlib.Path(folder), "x", ("size", 2), lambda: np.zeros(2))
@@ -291,7 +297,7 @@ def read_recordings(
     Example:
         >>> import pathlib, tempfile
         >>> import numpy as np, scipy.io
-        >>> from perfalign_jax.har.dataset import read_recordings
+        >>> from perfalign_jax.har.data.dataset import read_recordings
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder) / "Inertial"
         ...     path.mkdir()
@@ -344,7 +350,7 @@ def read_recordings(
                     if damaged == "raise":
                         raise
                     reason = str(error).removeprefix(f"{path}: ")
-                    problems.append(Problem(path, f"damaged: {reason}"))
+                    problems.append(Defect(path, f"damaged: {reason}"))
                 bar.advance(task)
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -383,7 +389,7 @@ def to_series(
 
     Example:
         >>> import numpy as np
-        >>> from perfalign_jax.har.dataset import to_series
+        >>> from perfalign_jax.har.data.dataset import to_series
         >>> to_series(np.ones((1, 2, 6)), modality="inertial")[0, 0].tolist()
         [2.0, 2.0, 2.0, 0.019999..., 0.019999..., 0.019999...]
     """

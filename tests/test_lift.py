@@ -1,4 +1,4 @@
-"""Random-convolution features: properties, a slow float64 reference, and the lift they are for."""
+"""Lifts: properties, a slow float64 reference of the convolutions, and what they are for."""
 
 import os
 
@@ -7,18 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perfalign_jax import solver
-from perfalign_jax.har.dataset import read_clip, resample, to_series
-from perfalign_jax.har.features import Kernels, convolve, draw_kernels, standardize
-from perfalign_jax.har.utd_mhad import discover
+from perfalign_jax import lift, solver
+from perfalign_jax.har.data.dataset import read_clip, resample, to_series
+from perfalign_jax.har.data.utd_mhad import discover
 
 REAL = os.environ.get("UTD_MHAD_ROOT")
 real_files = pytest.mark.skipif(not REAL, reason="UTD_MHAD_ROOT is not set: no real files here")
 
 
+def draw(seed, *, channels, length, **options):
+    series = jnp.zeros((1, length, channels))
+    return lift.fit_convolutions(series, key=jax.random.key(seed), **options)
+
+
 @pytest.fixture(scope="module")
 def kernels():
-    return draw_kernels(jax.random.key(5), channels=4, length=40, count=60)
+    return draw(5, channels=4, length=40, count=60)
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +41,7 @@ def test_kernels_have_unit_norm_and_no_mean_in_any_channel(kernels):
 
 
 def test_kernels_see_from_one_to_all_channels():
-    kernels = draw_kernels(jax.random.key(0), channels=4, length=20, count=400)
+    kernels = draw(0, channels=4, length=20, count=400)
     seen = np.concatenate([np.any(np.asarray(w) != 0, axis=0).sum(axis=0) for w in kernels.weights])
     counts = np.bincount(seen, minlength=5)
     assert counts[0] == 0
@@ -46,39 +50,37 @@ def test_kernels_see_from_one_to_all_channels():
 
 
 def test_dilations_are_all_that_fit_and_share_the_kernels_evenly():
-    def draw(length, count):  # shapes alone: nothing is computed
-        return jax.eval_shape(
-            lambda key: draw_kernels(key, channels=2, length=length, count=count), jax.random.key(0)
-        )
+    def shapes(length, count):  # nothing is computed
+        return jax.eval_shape(lambda: draw(0, channels=2, length=length, count=count))
 
-    kernels = draw(65, 31)
+    kernels = shapes(65, 31)
     assert kernels.dilations == (1, 2, 4, 8)  # 9 taps: dilation 8 reaches 65 frames
     assert [b.shape[0] for b in kernels.biases] == [8, 8, 8, 7]
     assert kernels.count == 31
     assert kernels.shortest == 65
-    assert draw(64, 31).shortest == 33
-    assert draw(65, 2).dilations == (1, 2)
+    assert shapes(64, 31).shortest == 33
+    assert shapes(65, 2).dilations == (1, 2)
 
 
 def test_kernels_are_decided_by_the_key():
     first, again, other = (
-        jax.tree.leaves(draw_kernels(jax.random.key(k), channels=3, length=20, count=5))
-        for k in (0, 0, 1)
+        jax.tree.leaves(draw(k, channels=3, length=20, count=5)) for k in (0, 0, 1)
     )
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert not np.array_equal(first[0], other[0])
 
 
 def test_impossible_kernels_are_refused():
-    key = jax.random.key(0)
     with pytest.raises(ValueError, match="taps must be odd"):
-        draw_kernels(key, channels=2, length=20, taps=4)
-    with pytest.raises(ValueError, match=r"length must be at least 9 \(taps = 9\), got 8"):
-        draw_kernels(key, channels=2, length=8)
-    with pytest.raises(ValueError, match="channels must be at least 1"):
-        draw_kernels(key, channels=0, length=20)
+        draw(0, channels=2, length=20, taps=4)
+    with pytest.raises(ValueError, match=r"at least taps = 9 frames, got shape \(1, 8, 2\)"):
+        draw(0, channels=2, length=8)
+    with pytest.raises(ValueError, match="one frame and one channel"):
+        draw(0, channels=0, length=20)
     with pytest.raises(TypeError, match="count must be an integer"):
-        draw_kernels(key, channels=2, length=20, count=2.5)
+        draw(0, channels=2, length=20, count=2.5)
+    with pytest.raises(TypeError, match="key must be one random key"):
+        lift.fit_convolutions(np.zeros((1, 20, 2), np.float32), key=0)
 
 
 # Features.
@@ -114,33 +116,36 @@ def reference(series, kernels):
 
 
 def test_features_agree_with_the_definition(series):
-    few = draw_kernels(jax.random.key(1), channels=4, length=40, count=9)
+    few = draw(1, channels=4, length=40, count=9)
     assert len({bool(p) for padded in few.padded for p in padded}) == 2  # both kinds are drawn
     # float32 sums of 36 products of size one: about 1e-6.
     np.testing.assert_allclose(
-        convolve(series[:3], few), reference(series[:3], few), atol=5e-6, rtol=0
+        lift.apply(few, series[:3]), reference(series[:3], few), atol=5e-6, rtol=0
     )
 
 
 def test_the_first_half_are_shares(series, kernels):
-    found = np.asarray(convolve(series, kernels))
+    found = np.asarray(lift.apply(kernels, series))
     assert found.shape == (11, 120)
     assert found[:, :60].min() >= 0
     assert found[:, :60].max() <= 1
 
 
-@pytest.mark.parametrize("batch", [1, 4, 11, 64])
-def test_the_batch_changes_nothing(series, kernels, batch):
-    # The same sums, perhaps in another order: a few roundings in float32.
-    np.testing.assert_allclose(
-        convolve(series, kernels, batch=batch), convolve(series, kernels), atol=2e-6
-    )
+def test_more_series_than_are_convolved_at_once_change_nothing(kernels, rng):
+    many = rng.normal(size=(70, 40, 4)).astype(np.float32)
+    found = np.asarray(lift.apply(kernels, many))
+    for rows in (slice(3), slice(30, 35), slice(69, 70)):
+        # The same sums, perhaps in another order: a few roundings in float32.
+        np.testing.assert_allclose(found[rows], lift.apply(kernels, many[rows]), atol=2e-6)
 
 
 def test_every_clip_is_its_own(series, kernels):
     changed = series.copy()
     changed[3] += 1
-    first, second = np.asarray(convolve(series, kernels)), np.asarray(convolve(changed, kernels))
+    first, second = (
+        np.asarray(lift.apply(kernels, series)),
+        np.asarray(lift.apply(kernels, changed)),
+    )
     np.testing.assert_array_equal(np.delete(first, 3, axis=0), np.delete(second, 3, axis=0))
     assert not np.array_equal(first[3], second[3])
 
@@ -148,37 +153,36 @@ def test_every_clip_is_its_own(series, kernels):
 def test_kernels_that_stay_inside_do_not_see_an_offset(series, kernels):
     moved = series + np.float32([3, -2, 1, 5])
     padded = np.concatenate([np.asarray(p) for p in kernels.padded])
-    first, second = (np.asarray(convolve(x, kernels))[:, 60:] for x in (series, moved))
+    first, second = (np.asarray(lift.apply(kernels, x))[:, 60:] for x in (series, moved))
     # The offset cancels to float32 rounding of numbers of size five.
     np.testing.assert_allclose(first[:, ~padded], second[:, ~padded], atol=1e-5)
     assert np.abs(first[:, padded] - second[:, padded]).max() > 0.1
 
 
 def test_jit_and_vmap_agree_with_eager(series, kernels):
-    eager = convolve(series, kernels)
-    np.testing.assert_allclose(jax.jit(convolve)(series, kernels), eager, atol=2e-6)
+    eager = lift.apply(kernels, series)
+    np.testing.assert_allclose(jax.jit(lift.apply)(kernels, series), eager, atol=2e-6)
     stacked = jnp.stack([jnp.asarray(series), jnp.asarray(series[::-1])])
-    mapped = jax.vmap(lambda x: convolve(x, kernels))(stacked)
+    mapped = jax.vmap(lambda x: lift.apply(kernels, x))(stacked)
     np.testing.assert_allclose(mapped[1], eager[::-1], atol=2e-6)
 
 
 def test_the_dtype_is_kept(series, kernels, x64):
-    assert convolve(series, kernels).dtype == jnp.float32
-    wide = convolve(series.astype(np.float64), kernels)
+    assert lift.apply(kernels, series).dtype == jnp.float32
+    wide = lift.apply(kernels, series.astype(np.float64))
     assert wide.dtype == jnp.float64
-    np.testing.assert_allclose(wide, convolve(series, kernels), atol=5e-6)
+    np.testing.assert_allclose(wide, lift.apply(kernels, series), atol=5e-6)
 
 
 def test_series_that_do_not_fit_are_refused(series, kernels):
-    with pytest.raises(ValueError, match=r"series must have shape \(n, length, channels\)"):
-        convolve(series[0], kernels)
+    with pytest.raises(ValueError, match=r"x must have shape \(n, length, channels\)"):
+        lift.apply(kernels, series[0])
     with pytest.raises(ValueError, match="4 channels like the kernels"):
-        convolve(series[:, :, :3], kernels)
+        lift.apply(kernels, series[:, :, :3])
     with pytest.raises(ValueError, match="at least 33 frames"):
-        convolve(series[:, :20], kernels)
+        lift.apply(kernels, series[:, :20])
     with pytest.raises(ValueError, match="row 1 has NaN"):
-        convolve(np.where(np.arange(11)[:, None, None] == 1, np.nan, series), kernels)
-    assert isinstance(kernels, Kernels)
+        lift.apply(kernels, np.where(np.arange(11)[:, None, None] == 1, np.nan, series))
 
 
 def test_the_lift_makes_room_for_perfect_alignment():
@@ -190,8 +194,8 @@ def test_the_lift_makes_room_for_perfect_alignment():
     assert np.linalg.matrix_rank(np.concatenate(short, axis=1)) == 20  # no null space at all
     lifted = []
     for i, x in enumerate((x1, x2)):
-        kernels = draw_kernels(jax.random.key(i), channels=2, length=30, count=100)
-        lifted.append(standardize(convolve(x, kernels), rows=np.arange(60)))
+        features = lift.apply(draw(i, channels=2, length=30, count=100), x)
+        lifted.append(lift.apply(lift.fit_standardise(features), features))
     diagnosis = solver.diagnose(lifted)
     assert int(diagnosis.informative_dimension) == 59  # centring took one of the 60 pairs
 
@@ -199,15 +203,18 @@ def test_the_lift_makes_room_for_perfect_alignment():
 # Standardising.
 
 
+def standardise(x, rows, **options):
+    return np.asarray(lift.apply(lift.fit_standardise(x[rows], **options), x))
+
+
 def test_chosen_rows_become_standard_and_the_others_do_not_matter(rng):
     x = rng.normal(size=(20, 5)).astype(np.float32) * 3 + 7
     rows = np.array([1, 4, 5, 9, 12, 17])
-    found = np.asarray(standardize(x, rows=rows)) * np.sqrt(5)
+    found = standardise(x, rows) * np.sqrt(5)
     np.testing.assert_allclose(found[rows].mean(axis=0), 0, atol=1e-5)  # float32, values around 7
     np.testing.assert_allclose(found[rows].std(axis=0), 1, rtol=1e-5)
     x[[0, 2, 3]] = 1e3
-    changed = np.asarray(standardize(x, rows=rows)) * np.sqrt(5)
-    np.testing.assert_allclose(changed[rows], found[rows], atol=1e-4)
+    np.testing.assert_array_equal(standardise(x, rows)[rows] * np.sqrt(5), found[rows])
 
 
 def test_a_feature_that_hardly_moves_is_not_blown_up(rng):
@@ -215,29 +222,61 @@ def test_a_feature_that_hardly_moves_is_not_blown_up(rng):
     x[:, 0] *= 1e-6
     x[0, 0] = 1.0  # moves on a clip outside the chosen rows only
     rows = np.arange(1, 30)
-    assert np.abs(standardize(x, rows=rows, floor=0.0)[0, 0]) > 1e4
-    assert np.abs(standardize(x, rows=rows)[0, 0]) < 11 / np.sqrt(10)  # floor 0.1: at most 10
+    assert np.abs(standardise(x, rows, floor=0.0)[0, 0]) > 1e4
+    assert np.abs(standardise(x, rows)[0, 0]) < 11 / np.sqrt(10)  # floor 0.1: at most 10
     constant = np.ones((5, 3), np.float32)
-    np.testing.assert_array_equal(standardize(constant, rows=np.arange(5)), 0)
+    np.testing.assert_array_equal(standardise(constant, np.arange(5)), 0)
 
 
-def test_standardizing_works_under_jit_and_keeps_the_dtype(rng, x64):
+def test_standardising_works_under_jit_and_keeps_the_dtype(rng, x64):
     x = rng.normal(size=(9, 4))
-    rows = np.arange(5)
-    found = standardize(x, rows=rows)
+    fitted = lift.fit_standardise(x[:5])
+    found = lift.apply(fitted, x)
     assert found.dtype == jnp.float64
-    jitted = jax.jit(lambda a, r: standardize(a, rows=r))(x, rows)
+    assert lift.apply(fitted, x.astype(np.float32)).dtype == jnp.float32
+    jitted = jax.jit(lambda a: lift.apply(lift.fit_standardise(a[:5]), a))(x)
     np.testing.assert_allclose(jitted, found, atol=1e-14)
 
 
 def test_rows_that_do_not_fit_are_refused(rng):
     x = rng.normal(size=(6, 2)).astype(np.float32)
-    with pytest.raises(ValueError, match="rows must lie between 0 and 5, got 0 to 6"):
-        standardize(x, rows=np.array([0, 6]))
-    with pytest.raises(ValueError, match="at least two indices"):
-        standardize(x, rows=np.array([0]))
-    with pytest.raises(TypeError, match="integers"):
-        standardize(x, rows=np.array([True, False, True, True, True, True]))
+    with pytest.raises(ValueError, match=r"at least two rows, got shape \(1, 2\)"):
+        lift.fit_standardise(x[:1])
+    with pytest.raises(ValueError, match=r"x must have shape \(n, 2\), got shape \(6, 1\)"):
+        lift.apply(lift.fit_standardise(x), x[:, :1])
+    with pytest.raises(ValueError, match="floor must be zero or more"):
+        lift.fit_standardise(x, floor=-1.0)
+
+
+# Coordinates in the span of some rows.
+
+
+@pytest.mark.parametrize(("rows", "d", "rank"), [(20, 45, 19), (30, 5, 5)])
+def test_coordinates_keep_every_inner_product_with_the_rows(rng, x64, rows, d, rank):
+    x = rng.normal(size=(120, d))
+    x -= x[:rows].mean(axis=0)  # centred rows have one rank less
+    span = lift.fit_span(x[:rows])
+    inside = np.asarray(lift.apply(span, x))
+    assert inside.shape == (120, rank)
+    np.testing.assert_allclose(span.basis.T @ span.basis, np.eye(rank), atol=1e-14)
+    np.testing.assert_allclose(inside @ inside[:rows].T, x @ x[:rows].T, atol=1e-11)
+    outside = x - inside @ span.basis.T
+    np.testing.assert_allclose(outside @ x[:rows].T, 0, atol=1e-11)
+
+
+def test_the_rank_of_many_float32_rows_is_that_of_the_exact_ones(rng):
+    hidden = rng.normal(size=(200_000, 2)) * [1, 0.02]
+    x = (hidden @ rng.normal(size=(2, 4))).astype(np.float32)
+    assert lift.fit_span(x).basis.shape == (4, 2)
+
+
+def test_rows_without_a_span_are_refused():
+    with pytest.raises(ValueError, match="a row that is not zero"):
+        lift.fit_span(np.zeros((3, 2), np.float32))
+    with pytest.raises(ValueError, match=r"at least one row, got shape \(0, 2\)"):
+        lift.fit_span(np.zeros((0, 2), np.float32))
+    with pytest.raises(ValueError, match=r"x must have shape \(n, d\)"):
+        lift.fit_span(np.zeros(3, np.float32))
 
 
 @real_files
@@ -251,8 +290,8 @@ def test_features_of_real_clips_tell_actions_apart():
     ]
     clips = [resample(read_clip(path, modality="inertial"), length=96) for _, path in chosen]
     series = to_series(np.stack(clips), modality="inertial").astype(np.float32)
-    kernels = draw_kernels(jax.random.key(0), channels=6, length=96, count=300)
-    x = np.asarray(standardize(convolve(series, kernels), rows=np.arange(len(clips))))
+    features = lift.apply(draw(0, channels=6, length=96, count=300), series)
+    x = np.asarray(lift.apply(lift.fit_standardise(features), features))
     labels = np.array([name.split("_")[0] for name, _ in chosen])
     distances = np.linalg.norm(x[:, None] - x[None], axis=2) + np.diag(np.full(len(x), np.inf))
     assert (labels[np.argmin(distances, axis=1)] == labels).mean() > 0.9

@@ -1,4 +1,4 @@
-"""Encoders of the modalities and the decoder of actions, as Flax NNX modules.
+"""Encoders of the modalities, as Flax NNX modules.
 
 Every encoder maps a batch of recordings to latents of one size (2048 in the paper), so any two can
 be trained together. Convolutions of the compact encoders are products of gathered patches with a
@@ -7,10 +7,12 @@ vmapped program (whose kernels differ) a fifth.
 """
 
 import dataclasses
+import functools
 import itertools
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +21,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from perfalign_jax import _checks
-from perfalign_jax.har import pipeline
-from perfalign_jax.har.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet18, load_resnet18
+from perfalign_jax.har.nn import pipeline
+from perfalign_jax.har.nn.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet18, load_resnet18
 
 __all__ = [
     "Branch",
     "CompactVideoEncoder",
-    "Decoder",
     "PaperVideoEncoder",
     "SeriesEncoder",
     "computing_dtype",
@@ -45,7 +46,7 @@ class Branch:
         frozen: parts of the encoder that training leaves as they are.
 
     Example:
-        >>> from perfalign_jax.har import encoders
+        >>> from perfalign_jax.har.nn import encoders
         >>> encoders.make_branch("inertial", latent=8).name
         'inertial, SeriesEncoder, latent 8'
     """
@@ -62,7 +63,7 @@ def computing_dtype() -> DTypeLike:
 
     Example:
         >>> import jax
-        >>> from perfalign_jax.har import encoders
+        >>> from perfalign_jax.har.nn import encoders
         >>> encoders.computing_dtype() is jax.numpy.float32 or jax.default_backend() != "cpu"
         True
     """
@@ -97,7 +98,7 @@ def make_branch(
         ValueError: if a word is unknown, or the options do not fit together.
 
     Example:
-        >>> from perfalign_jax.har import encoders
+        >>> from perfalign_jax.har.nn import encoders
         >>> encoders.make_branch("depth", latent=8, size=16).name
         'depth, CompactVideoEncoder, latent 8'
     """
@@ -120,39 +121,21 @@ def make_branch(
             "is trained with the rest of the encoder.",
             stacklevel=2,
         )
-    dtype = computing_dtype()
+    options: dict[str, Any] = {"latent": latent, "dtype": computing_dtype()}
     hidden = max(256, latent)  # a narrower layer would be the rank of the latents
+    make: Callable[[Array], nnx.Module]
     if modality == "inertial":
-
-        def make(key: Array) -> nnx.Module:
-            return SeriesEncoder(key, channels=6, latent=latent, hidden=hidden, dtype=dtype)
-
+        make = functools.partial(SeriesEncoder, channels=6, hidden=hidden, **options)
     elif modality == "skeleton":
-
-        def make(key: Array) -> nnx.Module:
-            widths = (128, 128, 192)
-            return SeriesEncoder(
-                key,
-                channels=60,
-                latent=latent,
-                widths=widths,
-                hidden=hidden,
-                velocity=True,
-                dtype=dtype,
-            )
-
+        options |= {"widths": (128, 128, 192), "velocity": True}
+        make = functools.partial(SeriesEncoder, channels=60, hidden=hidden, **options)
     elif architecture == "compact":
         channels = 3 if modality == "rgb" else 1
-
-        def make(key: Array) -> nnx.Module:
-            return CompactVideoEncoder(
-                key, size=size, channels=channels, latent=latent, dtype=dtype
-            )
-
+        make = functools.partial(CompactVideoEncoder, size=size, channels=channels, **options)
     else:
 
         def make(key: Array) -> nnx.Module:
-            encoder = PaperVideoEncoder(key, latent=latent, frozen=frozen, dtype=dtype)
+            encoder = PaperVideoEncoder(key, frozen=frozen, **options)
             if weights is not None:
                 load_resnet18(encoder.trunk, weights)
             return encoder
@@ -275,7 +258,7 @@ class SeriesEncoder(nnx.Module):
 
     Example:
         >>> import jax
-        >>> from perfalign_jax.har import encoders
+        >>> from perfalign_jax.har.nn import encoders
         >>> encoder = encoders.SeriesEncoder(jax.random.key(0), channels=6, latent=8, widths=(4,))
         >>> encoder(jax.numpy.ones((2, 16, 6))).shape
         (2, 8)
@@ -337,7 +320,7 @@ class CompactVideoEncoder(nnx.Module):
 
     Example:
         >>> import jax
-        >>> from perfalign_jax.har import encoders
+        >>> from perfalign_jax.har.nn import encoders
         >>> encoder = encoders.CompactVideoEncoder(jax.random.key(0), size=16, latent=8)
         >>> encoder(jax.numpy.ones((2, 8, 16, 16))).shape
         (2, 8)
@@ -408,7 +391,7 @@ class PaperVideoEncoder(nnx.Module):
 
     Example:
         >>> import jax
-        >>> from perfalign_jax.har import encoders
+        >>> from perfalign_jax.har.nn import encoders
         >>> encoder = encoders.PaperVideoEncoder(jax.random.key(0), latent=8, width=4)
         >>> encoder(jax.numpy.ones((1, 2, 32, 32))).shape
         (1, 8)
@@ -459,34 +442,3 @@ class PaperVideoEncoder(nnx.Module):
             x = convolution(x)
         pooled = [jnp.mean(x, axis=(1, 2, 3)), jnp.max(x, axis=(1, 2, 3))]
         return self.head(jnp.concatenate(pooled, axis=1))
-
-
-class Decoder(nnx.Module):
-    """The HAR decoder: an MLP from latents to one score for each action.
-
-    Args:
-        key: random key of the initial weights.
-        inputs: size of the latents.
-        classes: number of actions.
-        hidden: width of the hidden layer.
-
-    Source: paper, Section 3.2 (HAR task decoder).
-
-    Example:
-        >>> import jax
-        >>> from perfalign_jax.har import encoders
-        >>> decoder = encoders.Decoder(jax.random.key(0), inputs=8, classes=3)
-        >>> decoder(jax.numpy.ones((2, 8))).shape
-        (2, 3)
-    """
-
-    def __init__(
-        self, key: Key[Array, ""], *, inputs: int, classes: int, hidden: int = 256
-    ) -> None:
-        for value, name in ((inputs, "inputs"), (classes, "classes"), (hidden, "hidden")):
-            _checks.integer(value, name, low=1)
-        self.head = _Head(inputs, hidden, classes, rngs=nnx.Rngs(key), dtype=jnp.float32)
-
-    def __call__(self, z: Float[Array, "n inputs"]) -> Float[Array, "n classes"]:
-        """Score every action for latents of shape ``(n, inputs)``."""
-        return self.head(z)

@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 
 from perfalign_jax import _checks
 
-__all__ = ["Catalog", "DamagedFileError", "Problem", "discover", "parse_name", "read_clip"]
+__all__ = ["Catalog", "DamagedFileError", "Defect", "discover", "parse_name", "read_clip"]
 
 # modality: folder, end of the file names, variable, its axes, which axis is time
 _LAYOUT: dict[str, tuple[str, str, str, tuple[int | None, ...], int]] = {
@@ -36,20 +36,20 @@ class DamagedFileError(ValueError):
     """A file that is there, but does not hold what its name promises.
 
     Example:
-        >>> from perfalign_jax.har.utd_mhad import DamagedFileError
+        >>> from perfalign_jax.har.data.utd_mhad import DamagedFileError
         >>> issubclass(DamagedFileError, ValueError)
         True
     """
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class Defect:
     """A file that keeps its clip out of the data, and why.
 
     Example:
         >>> from pathlib import Path
-        >>> from perfalign_jax.har.utd_mhad import Problem
-        >>> print(Problem(Path("Depth/a1_s1_t1_depth.mat"), "missing"))
+        >>> from perfalign_jax.har.data.utd_mhad import Defect
+        >>> print(Defect(Path("Depth/a1_s1_t1_depth.mat"), "missing"))
         a1_s1_t1_depth.mat: missing
     """
 
@@ -74,7 +74,7 @@ class Catalog:
 
     Example:
         >>> from pathlib import Path
-        >>> from perfalign_jax.har.utd_mhad import Catalog
+        >>> from perfalign_jax.har.data.utd_mhad import Catalog
         >>> Catalog(Path("."), names=("a1_s1_t1",), files={}, available=(), problems=()).names
         ('a1_s1_t1',)
     """
@@ -83,7 +83,7 @@ class Catalog:
     names: tuple[str, ...]
     files: dict[str, tuple[Path, ...]]
     available: tuple[str, ...]
-    problems: tuple[Problem, ...]
+    problems: tuple[Defect, ...]
 
 
 def parse_name(name: str) -> tuple[int, int, int]:
@@ -93,7 +93,7 @@ def parse_name(name: str) -> tuple[int, int, int]:
         ValueError: if the name is no clip's.
 
     Example:
-        >>> from perfalign_jax.har.utd_mhad import parse_name
+        >>> from perfalign_jax.har.data.utd_mhad import parse_name
         >>> parse_name("a27_s8_t4")
         (27, 8, 4)
     """
@@ -123,7 +123,7 @@ def discover(
 
     Example:
         >>> import pathlib, tempfile
-        >>> from perfalign_jax.har.utd_mhad import discover
+        >>> from perfalign_jax.har.data.utd_mhad import discover
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     root = pathlib.Path(folder)
         ...     (root / "Inertial").mkdir()
@@ -158,14 +158,14 @@ def discover(
                 if path.is_file():  # a link to nowhere is none
                     files[name] = path
             elif path.suffix == Path(ending).suffix:
-                problems.append(Problem(path, f"not named a<action>_s<subject>_t<trial>{ending}"))
+                problems.append(Defect(path, f"not named a<action>_s<subject>_t<trial>{ending}"))
     every = sorted(named, key=parse_name)
     names = tuple(name for name in every if all(name in files for files in found.values()))
     for name in every:
         for modality in modalities:
             if name not in found[modality]:
                 folder, ending = _LAYOUT[modality][:2]
-                problems.append(Problem(root / folder / f"{name}{ending}", "missing"))
+                problems.append(Defect(root / folder / f"{name}{ending}", "missing"))
     if not names:
         raise FileNotFoundError(
             f"{root} has no clip with all of {', '.join(modalities)}; expected files such as "
@@ -195,7 +195,7 @@ def read_clip(path: str | Path, *, modality: str) -> np.ndarray:
     Example:
         >>> import pathlib, tempfile
         >>> import numpy as np, scipy.io
-        >>> from perfalign_jax.har.utd_mhad import read_clip
+        >>> from perfalign_jax.har.data.utd_mhad import read_clip
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder) / "a1_s1_t1_inertial.mat"
         ...     scipy.io.savemat(path, {"d_iner": np.zeros((50, 6))})

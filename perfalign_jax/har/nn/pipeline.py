@@ -3,8 +3,7 @@
 A recording is stored once; what varies from epoch to epoch is made on the device by pure functions
 of a random key. Every one moves a whole batch with one gather: slicing clip by clip costs several
 times the training step. Augmentations never use a label and never mirror: a mirrored swipe is
-another action, and its sensor still has the motion of the first. Only ``flip_video`` mirrors, and
-it must be told which clips may be.
+another action, and its sensor still has the motion of the first.
 """
 
 import queue
@@ -15,7 +14,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from perfalign_jax import _checks
 
@@ -24,7 +23,6 @@ __all__ = [
     "augment_skeleton",
     "augment_video",
     "draw_batches",
-    "flip_video",
     "prefetch",
     "prepare_video",
     "warp_time",
@@ -57,7 +55,7 @@ def warp_time(
 
     Example:
         >>> import jax
-        >>> from perfalign_jax.har import pipeline
+        >>> from perfalign_jax.har.nn import pipeline
         >>> x = jax.numpy.linspace(0.0, 1.0, 5).reshape(1, 5, 1)
         >>> pipeline.warp_time(jax.random.key(0), x, crop=0.0, warp=0.0).ravel().tolist()
         [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -90,7 +88,7 @@ def augment_inertial(
 
     Example:
         >>> import jax
-        >>> from perfalign_jax.har import pipeline
+        >>> from perfalign_jax.har.nn import pipeline
         >>> x = jax.numpy.ones((2, 20, 6))
         >>> pipeline.augment_inertial(jax.random.key(0), x).shape
         (2, 20, 6)
@@ -120,7 +118,7 @@ def augment_skeleton(
 
     Example:
         >>> import jax
-        >>> from perfalign_jax.har import pipeline
+        >>> from perfalign_jax.har.nn import pipeline
         >>> x = jax.numpy.ones((2, 20, 60))
         >>> pipeline.augment_skeleton(jax.random.key(0), x).shape
         (2, 20, 60)
@@ -149,7 +147,7 @@ def augment_video(
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from perfalign_jax.har import pipeline
+        >>> from perfalign_jax.har.nn import pipeline
         >>> x = jnp.full((2, 8, 16, 16), 255, jnp.uint8)
         >>> pipeline.augment_video(jax.random.key(0), x).shape
         (2, 8, 16, 16)
@@ -177,50 +175,13 @@ def prepare_video(x: UInt8[Array, "b frames h w *c"]) -> Float[Array, "b frames 
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from perfalign_jax.har import pipeline
+        >>> from perfalign_jax.har.nn import pipeline
         >>> float(pipeline.prepare_video(jnp.full((1, 2, 4, 4), 255, jnp.uint8)).max())
         2.0
     """
     if x.dtype != jnp.uint8:
         raise TypeError(f"x must hold pixels as uint8, got dtype {x.dtype}.")
     return x.astype(jnp.float32) * (2 / 255)
-
-
-def flip_video(
-    key: Key[Array, ""],
-    x: Float[Array, "b frames h w *c"],
-    *,
-    allowed: Bool[Array | np.ndarray, " b"],
-) -> Float[Array, "b frames h w *c"]:
-    """Mirror half of those clips that may be mirrored; for training with labels only.
-
-    Args:
-        key: random key.
-        x: shape ``(b, frames, h, w)`` or with channels last.
-        allowed: which clips show an action that stays what it is in a mirror, shape ``(b,)``.
-
-    Returns:
-        Shape of ``x``.
-
-    Raises:
-        ValueError: if ``allowed`` is not one truth value for each clip.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from perfalign_jax.har import pipeline
-        >>> x = jnp.arange(4.0).reshape(1, 1, 1, 4)
-        >>> no = jnp.array([False])
-        >>> bool((pipeline.flip_video(jax.random.key(0), x, allowed=no) == x).all())
-        True
-    """
-    may = jnp.asarray(allowed)
-    if may.shape != x.shape[:1] or may.dtype != bool:
-        raise ValueError(
-            f"allowed must be True or False for each of {x.shape[0]} clips, got shape {may.shape} "
-            f"and dtype {may.dtype}."
-        )
-    mirrored = jax.random.bernoulli(key, 0.5, (x.shape[0],)) & may
-    return jnp.where(mirrored.reshape(-1, *(1,) * (x.ndim - 1)), x[:, :, :, ::-1], x)
 
 
 def draw_batches(
@@ -246,7 +207,7 @@ def draw_batches(
 
     Example:
         >>> import jax
-        >>> from perfalign_jax.har import pipeline
+        >>> from perfalign_jax.har.nn import pipeline
         >>> keys = jax.random.split(jax.random.key(0), 3)
         >>> pipeline.draw_batches(keys, n=10, batch_size=4, epoch=0).shape
         (2, 3, 4)
@@ -276,7 +237,7 @@ def prefetch(make: Callable[[Any], _T], items: Any, *, ahead: int = 2) -> Iterat
         ValueError: if ``ahead`` is below one.
 
     Example:
-        >>> from perfalign_jax.har import pipeline
+        >>> from perfalign_jax.har.nn import pipeline
         >>> list(pipeline.prefetch(lambda item: 2 * item, range(4)))
         [0, 2, 4, 6]
     """

@@ -26,9 +26,9 @@ from jaxtyping import Array, Float, Key, Shaped
 
 from perfalign_jax import _checks
 from perfalign_jax.contrastive import LARGEST_LOG_SCALE, info_nce_of_scale
-from perfalign_jax.har import pipeline
-from perfalign_jax.har._checkpoints import Store
-from perfalign_jax.har.encoders import Branch
+from perfalign_jax.har.nn import pipeline
+from perfalign_jax.har.nn._checkpoints import Store
+from perfalign_jax.har.nn.encoders import Branch
 
 __all__ = ["NonFiniteLossError", "Settings", "Trained", "encode", "start", "train"]
 
@@ -41,8 +41,8 @@ class NonFiniteLossError(ArithmeticError):
     The message names the step and the last good checkpoint.
 
     Example:
-        >>> from perfalign_jax.har import contrastive
-        >>> issubclass(contrastive.NonFiniteLossError, ArithmeticError)
+        >>> from perfalign_jax.har.nn import training
+        >>> issubclass(training.NonFiniteLossError, ArithmeticError)
         True
     """
 
@@ -68,8 +68,8 @@ class Settings:
         ValueError: if a number is out of range.
 
     Example:
-        >>> from perfalign_jax.har import contrastive
-        >>> contrastive.Settings(epochs=5).batch_size
+        >>> from perfalign_jax.har.nn import training
+        >>> training.Settings(epochs=5).batch_size
         32
     """
 
@@ -112,10 +112,10 @@ class Trained:
 
     Example:
         >>> import jax
-        >>> from perfalign_jax.har import contrastive, encoders
+        >>> from perfalign_jax.har.nn import encoders, training
         >>> branch = encoders.make_branch("inertial", latent=4)
         >>> keys = jax.random.split(jax.random.key(0), 2)
-        >>> contrastive.start((branch, branch), keys).losses.shape
+        >>> training.start((branch, branch), keys).losses.shape
         (0, 2)
     """
 
@@ -144,9 +144,9 @@ def start(branches: tuple[Branch, Branch], keys: Key[Array, " seeds"]) -> Traine
 
     Example:
         >>> import jax
-        >>> from perfalign_jax.har import contrastive, encoders
+        >>> from perfalign_jax.har.nn import encoders, training
         >>> branch = encoders.make_branch("inertial", latent=4)
-        >>> contrastive.start((branch, branch), jax.random.split(jax.random.key(0), 3)).seeds
+        >>> training.start((branch, branch), jax.random.split(jax.random.key(0), 3)).seeds
         3
     """
     if not jnp.issubdtype(jnp.asarray(keys).dtype, jax.dtypes.prng_key):
@@ -189,10 +189,10 @@ def encode(
 
     Example:
         >>> import jax, numpy as np
-        >>> from perfalign_jax.har import contrastive, encoders
+        >>> from perfalign_jax.har.nn import encoders, training
         >>> branch = encoders.make_branch("inertial", latent=4)
-        >>> trained = contrastive.start((branch, branch), jax.random.split(jax.random.key(0), 2))
-        >>> contrastive.encode(trained, np.zeros((5, 16, 6), np.float32), view=1).shape
+        >>> trained = training.start((branch, branch), jax.random.split(jax.random.key(0), 2))
+        >>> training.encode(trained, np.zeros((5, 16, 6), np.float32), view=1).shape
         (2, 5, 4)
     """
     view = _checks.integer(view, "view", low=0, high=1)
@@ -260,14 +260,14 @@ def train(
 
     Example:
         >>> import jax, numpy as np
-        >>> from perfalign_jax.har import contrastive, encoders
+        >>> from perfalign_jax.har.nn import encoders, training
         >>> x = np.random.default_rng(0).normal(size=(8, 16, 6)).astype("float32")
         >>> branch = encoders.make_branch("inertial", latent=4)
-        >>> trained = contrastive.train(
+        >>> trained = training.train(
         ...     (branch, branch),
         ...     (x, x),
         ...     keys=jax.random.split(jax.random.key(0), 2),
-        ...     settings=contrastive.Settings(epochs=2, batch_size=4),
+        ...     settings=training.Settings(epochs=2, batch_size=4),
         ... )
         >>> trained.losses.shape
         (2, 2)

@@ -36,7 +36,7 @@ class Split:
 
     Example:
         >>> import numpy as np
-        >>> from perfalign_jax.har.splits import Split
+        >>> from perfalign_jax.har.data.splits import Split
         >>> rows = np.arange(6)
         >>> Split("small", har=rows[:2], align=rows[2:4], val=rows[4:5], test=rows[5:]).evaluated
         array([4, 5])
@@ -96,7 +96,7 @@ def read_split(folder: str | Path, names: Sequence[str]) -> Split:
 
     Example:
         >>> import pathlib, tempfile
-        >>> from perfalign_jax.har.splits import read_split
+        >>> from perfalign_jax.har.data.splits import read_split
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     for row, role in enumerate(("har", "align", "val", "test")):
         ...         _ = (pathlib.Path(folder) / f"{role}.txt").write_text(f"a{row}_s1_t1\\n")
@@ -140,7 +140,7 @@ def split_at_random(n: int, *, key: Key[Array, ""], name: str = "random") -> Spl
 
     Example:
         >>> import jax
-        >>> from perfalign_jax.har.splits import split_at_random
+        >>> from perfalign_jax.har.data.splits import split_at_random
         >>> split = split_at_random(20, key=jax.random.key(0))
         >>> [len(role) for role in (split.har, split.align, split.val, split.test)]
         [8, 8, 2, 2]
@@ -180,7 +180,7 @@ def hold_out_subject(
 
     Example:
         >>> import jax, numpy as np
-        >>> from perfalign_jax.har.splits import hold_out_subject
+        >>> from perfalign_jax.har.data.splits import hold_out_subject
         >>> hold_out_subject(np.array([1, 2, 3, 2]), subject=2, key=jax.random.key(0)).test
         array([1, 3])
     """

@@ -17,8 +17,8 @@ import pytest
 from flax import nnx
 
 from perfalign_jax import contrastive as loss
-from perfalign_jax.har import encoders
-from perfalign_jax.har.contrastive import NonFiniteLossError, Settings, encode, start, train
+from perfalign_jax.har.nn import encoders
+from perfalign_jax.har.nn.training import NonFiniteLossError, Settings, encode, start, train
 
 KEYS = jax.random.split(jax.random.key(0), 2)
 QUICK = Settings(epochs=3, batch_size=8)
@@ -111,7 +111,7 @@ def test_a_batch_over_a_device_mesh_has_the_loss_of_the_whole(tmp_path):
             jax.grad(sharded)(z1, z2), jax.grad(whole)(z1, z2), atol=1e-6
         )
 
-        from perfalign_jax.har import contrastive as training, encoders
+        from perfalign_jax.har.nn import encoders, training
         x = np.random.default_rng(0).normal(size=(9, 16, 6)).astype("float32")
         branch = encoders.make_branch("inertial", latent=4)
         settings = training.Settings(epochs=2, batch_size=4)
@@ -339,7 +339,7 @@ def test_the_temperature_stays_within_its_bound(pairs):
 KILLED = """
     import sys
     import jax, numpy as np
-    from perfalign_jax.har import contrastive, encoders
+    from perfalign_jax.har.nn import encoders, training
     x = np.random.default_rng(0).normal(size=(24, 16, 6)).astype("float32")
     branch = encoders.Branch(
         make=lambda key: encoders.SeriesEncoder(key, channels=6, latent=4, widths=(8,), hidden=8),
@@ -347,14 +347,14 @@ KILLED = """
         prepare=lambda x: x,
         name="small",
     )
-    trained = contrastive.train(
+    trained = training.train(
         (branch, branch), (x, x[:, ::-1].copy()),
         keys=jax.random.split(jax.random.key(0), 2),
-        settings=contrastive.Settings(epochs=25, batch_size=8),
+        settings=training.Settings(epochs=25, batch_size=8),
         folder=sys.argv[1],
         watch=lambda t: print("epoch", flush=True) or np.zeros(2), watch_every=1,
     )
-    z = contrastive.encode(trained, x, view=0)
+    z = training.encode(trained, x, view=0)
     np.savez(sys.argv[2], z=z, losses=trained.losses)
 """
 

@@ -7,217 +7,23 @@ are no labels of the pairs or of the target and no source of the clips to classi
 keeps those, and only scores. The classifier is a logistic regression on latents divided by **one**
 number. Scaling every coordinate by itself would blow up the directions that carry no energy, of
 which an aligned latent space has many.
-
-Everything linear here, with or without an L2 penalty, sees the data through inner products only.
-``split_by_span`` uses that, exactly: it replaces thousands of features by as many coordinates as
-there are pairs.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import sklearn.linear_model
 from jaxtyping import Float, Int, Shaped
-from scipy import stats
 
 from perfalign_jax import _checks, metrics, neighbours
 from perfalign_jax._numerics import to_common_scale
-from perfalign_jax.har.splits import Split
+from perfalign_jax.har.data.splits import Split
 
-__all__ = [
-    "Estimate",
-    "Exam",
-    "Parts",
-    "Task",
-    "estimate_crossed",
-    "estimate_mean",
-    "estimate_share",
-    "make_task",
-    "rank_classes",
-    "score_ranks",
-    "split_by_span",
-]
+__all__ = ["Exam", "Task", "make_task", "rank_classes", "score_ranks"]
 
 Encode = Callable[[np.ndarray], Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A number with its 95 % interval.
-
-    Example:
-        >>> from perfalign_jax.har.transfer import Estimate
-        >>> print(Estimate(94.8, 94.2, 95.4))
-        94.8 [94.2, 95.4]
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
-
-
-def estimate_mean(values: Sequence[float] | Float[np.ndarray, " s"]) -> Estimate:
-    """Mean over splits, with its 95 % interval by Student's t.
-
-    Given the differences of two methods split by split, it is the paired comparison. Splits of one
-    dataset share clips, so the interval speaks of other splits of this dataset, not of other data.
-
-    Args:
-        values: one number for each split.
-
-    Returns:
-        An ``Estimate``; with a single split the interval is infinite.
-
-    Raises:
-        ValueError: if there is no value, or one that is no number.
-
-    Example:
-        >>> from perfalign_jax.har.transfer import estimate_mean
-        >>> print(estimate_mean([90.0, 92.0, 94.0]))
-        92.0 [87.0, 97.0]
-    """
-    found = np.asarray(values, np.float64)
-    if found.ndim != 1 or found.size == 0:
-        raise ValueError(f"values must hold one number for each split, got shape {found.shape}.")
-    _checks.finite(found, "values")
-    mean = float(found.mean())
-    if found.size == 1:
-        return Estimate(mean, -np.inf, np.inf)
-    half = float(stats.t.ppf(0.975, found.size - 1) * stats.sem(found))
-    return Estimate(mean, mean - half, mean + half)
-
-
-def estimate_crossed(values: Float[np.ndarray, "s n"]) -> Estimate:
-    """Mean over training seeds that are scored on the same clips, with its 95 % interval.
-
-    Seeds and clips are both samples, crossed: the variance of the mean is that of the seeds' means
-    over ``s``, plus that of the clips' means over ``n``, less what both of them count, the
-    interaction over ``s n``. The degrees of freedom are Satterthwaite's. Differences of two methods
-    make it the paired comparison.
-
-    Args:
-        values: one number for each seed and clip, shape ``(s, n)``, at least two of both.
-
-    Returns:
-        An ``Estimate`` that speaks of other seeds and other clips of this dataset.
-
-    Raises:
-        ValueError: if there are fewer than two seeds or clips, or something is no number.
-
-    Source: Searle, Casella and McCulloch, "Variance Components", two-way crossed random effects.
-
-    Example:
-        >>> import numpy as np
-        >>> from perfalign_jax.har.transfer import estimate_crossed
-        >>> print(estimate_crossed(np.array([[8.0, 9.0, 10.0], [9.0, 10.0, 12.0]])))
-        9.7 [6.4, 12.9]
-    """
-    found = np.asarray(values, np.float64)
-    if found.ndim != 2 or min(found.shape) < 2:
-        raise ValueError(
-            f"values must have shape (seeds, clips), at least 2 of both, got {found.shape}."
-        )
-    _checks.finite(found, "values")
-    s, n = found.shape
-    mean, seeds, clips = float(found.mean()), found.mean(axis=1), found.mean(axis=0)
-    rest = found - seeds[:, None] - clips + mean
-    parts = np.array([seeds.var(ddof=1) / s, clips.var(ddof=1) / n])
-    both = np.sum(rest**2) / ((s - 1) * (n - 1)) / (s * n)
-    variance = max(float(parts.sum() - both), float(parts.max()))
-    if variance == 0:
-        return Estimate(mean, mean, mean)
-    freedom = float(parts.sum() ** 2 / np.sum(parts**2 / np.array([s - 1, n - 1])))
-    half = float(stats.t.ppf(0.975, freedom)) * variance**0.5
-    return Estimate(mean, mean - half, mean + half)
-
-
-def estimate_share(hits: int, n: int) -> Estimate:
-    """Share of hits in percent, with Wilson's 95 % interval for a share of independent clips.
-
-    Args:
-        hits: number of clips told correctly.
-        n: number of clips, at least one.
-
-    Raises:
-        ValueError: if the numbers are out of range.
-
-    Example:
-        >>> from perfalign_jax.har.transfer import estimate_share
-        >>> print(estimate_share(90, 100))
-        90.0 [82.6, 94.5]
-    """
-    n = _checks.integer(n, "n", low=1)
-    hits = _checks.integer(hits, "hits", low=0, high=n)
-    interval = stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
-    return Estimate(100 * hits / n, 100 * float(interval.low), 100 * float(interval.high))
-
-
-class Parts(NamedTuple):
-    """Features of every clip, and their parts inside and outside the span of some clips.
-
-    Attributes:
-        whole: the features, shape ``(n, d)``.
-        inside: coordinates in an orthonormal basis of the span, shape ``(n, r)``.
-        outside: what is left, shape ``(n, d)``.
-
-    Example:
-        >>> import numpy as np
-        >>> from perfalign_jax.har.transfer import split_by_span
-        >>> split_by_span(np.eye(3), rows=np.array([0])).outside[2].tolist()
-        [0.0, 0.0, 1.0]
-    """
-
-    whole: Float[np.ndarray, "n d"]
-    inside: Float[np.ndarray, "n r"]
-    outside: Float[np.ndarray, "n d"]
-
-
-def split_by_span(x: Float[np.ndarray, "n d"], *, rows: Int[np.ndarray, " m"]) -> Parts:
-    """Write every row of ``x`` as a part inside the span of some of its rows and a part outside.
-
-    Inner products with the chosen rows depend on the inside alone. So whatever is fitted to them
-    and lives in their span (the informative part of a perfect alignment, CCA, linear contrastive,
-    Procrustes, regression) gives the same latents from the inside as from all features, up to
-    rounding. The outside is what the trivial directions of their null space see.
-
-    Args:
-        x: shape ``(n, d)``.
-        rows: indices of the chosen rows: the alignment pairs.
-
-    Returns:
-        ``Parts``; the inside has as many coordinates as the rank of the chosen rows.
-
-    Raises:
-        TypeError: if ``x`` does not hold real numbers.
-        ValueError: if ``x`` has another number of dimensions, or the chosen rows are all zero.
-
-    Example:
-        >>> import numpy as np
-        >>> from perfalign_jax.har.transfer import split_by_span
-        >>> x = np.random.default_rng(0).normal(size=(5, 40))
-        >>> _, inside, outside = split_by_span(x, rows=np.arange(2))
-        >>> inside.shape, np.allclose(inside @ inside[:2].T, x @ x[:2].T)
-        ((5, 2), True)
-        >>> np.allclose(outside @ x[:2].T, 0)
-        True
-    """
-    x = _checks.matrix(x, "x")
-    chosen = x[rows]
-    if len(chosen) == 0:
-        raise ValueError("rows must choose at least one row, got none.")
-    q, upper = np.linalg.qr(chosen.T)
-    u, s, _ = np.linalg.svd(upper, full_matrices=False)
-    rank = int(np.sum(s > np.finfo(s.dtype).eps * sum(chosen.shape) * s[0]))
-    if rank == 0:
-        raise ValueError("the chosen rows of x are all zero.")
-    basis = q @ u[:, :rank]
-    inside = x @ basis
-    return Parts(x, inside, x - inside @ basis.T)
 
 
 def rank_classes(
@@ -245,7 +51,7 @@ def rank_classes(
 
     Example:
         >>> import numpy as np
-        >>> from perfalign_jax.har.transfer import rank_classes
+        >>> from perfalign_jax.har.protocol.transfer import rank_classes
         >>> z = np.array([[0.0, 1.0], [1.0, 0.0]])
         >>> rank_classes(z, np.array([4, 7]), 2 * z).tolist()
         [[4, 7], [7, 4]]
@@ -308,7 +114,7 @@ def score_ranks(
 
     Example:
         >>> import numpy as np
-        >>> from perfalign_jax.har.transfer import score_ranks
+        >>> from perfalign_jax.har.protocol.transfer import score_ranks
         >>> hits = score_ranks(np.array([[4, 7], [4, 7]]), np.array([4, 7]), tops=(1, 2))
         >>> hits[1].tolist(), hits[2].tolist()
         ([1.0, 0.0], [1.0, 1.0])
@@ -341,7 +147,7 @@ class Task:
 
     Example:
         >>> import numpy as np
-        >>> from perfalign_jax.har.transfer import Task
+        >>> from perfalign_jax.har.protocol.transfer import Task
         >>> x = np.ones((4, 3))
         >>> task = Task((x, x), labelled=x, labels=np.arange(4), unseen=x)
         >>> task.encode(lambda source: source[:, :1], lambda target: target[:, :1]).unseen.shape
@@ -403,7 +209,7 @@ class Exam:
 
     Example:
         >>> import numpy as np
-        >>> from perfalign_jax.har.transfer import Exam
+        >>> from perfalign_jax.har.protocol.transfer import Exam
         >>> exam = Exam(labels=np.array([4, 7]), partners=np.ones((2, 3)), bound=np.ones((2, 3)))
         >>> exam.score(np.array([[4, 7], [4, 7]]))[1].tolist()
         [1.0, 0.0]
@@ -491,8 +297,8 @@ def make_task(
 
     Example:
         >>> import numpy as np
-        >>> from perfalign_jax.har.transfer import make_task
-        >>> from perfalign_jax.har.splits import Split
+        >>> from perfalign_jax.har.protocol.transfer import make_task
+        >>> from perfalign_jax.har.data.splits import Split
         >>> rows = np.arange(6)
         >>> split = Split("small", har=rows[:2], align=rows[2:4], val=rows[4:5], test=rows[5:])
         >>> both = {"depth": np.arange(6.0)[:, None], "inertial": -np.arange(6.0)[:, None]}

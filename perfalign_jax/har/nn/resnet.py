@@ -24,7 +24,7 @@ import safetensors
 import safetensors.numpy
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Key
 
 from perfalign_jax import _checks, serialization
 
@@ -33,7 +33,6 @@ __all__ = [
     "IMAGENET_STD",
     "ResNet18",
     "load_resnet18",
-    "normalize_image",
     "save_resnet18",
 ]
 
@@ -54,36 +53,6 @@ _IN_FILE = {
     "mean": "running_mean",
     "var": "running_var",
 }
-
-
-def normalize_image(images: UInt8[Array, "*batch h w 3"]) -> Float[Array, "*batch h w 3"]:
-    """Bring RGB images to the scale that weights trained on ImageNet expect.
-
-    Args:
-        images: red, green and blue from 0 to 255, with any leading axes.
-
-    Returns:
-        ``(images / 255 - IMAGENET_MEAN) / IMAGENET_STD`` in float32, of the same shape.
-
-    Raises:
-        TypeError: if the images are not uint8.
-        ValueError: if their last axis does not hold three colours.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from perfalign_jax.har import resnet
-        >>> resnet.normalize_image(jnp.full((1, 1, 3), 255, jnp.uint8)).ravel().tolist()
-        [2.24..., 2.42..., 2.64...]
-    """
-    if images.dtype != np.uint8:
-        raise TypeError(f"images must be uint8 RGB, from 0 to 255, got dtype {images.dtype}.")
-    if images.ndim < 3 or images.shape[-1] != 3:
-        raise ValueError(f"images must have shape (..., h, w, 3), got shape {images.shape}.")
-    mean, std = (
-        jnp.asarray(values, jnp.float32).reshape((1,) * (images.ndim - 1) + (3,))
-        for values in (IMAGENET_MEAN, IMAGENET_STD)
-    )
-    return (jnp.asarray(images, jnp.float32) / 255 - mean) / std
 
 
 class _Convolution(nnx.Module):
@@ -200,9 +169,9 @@ class ResNet18(nnx.Module):
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> from perfalign_jax.har import resnet
+        >>> from perfalign_jax.har.nn import resnet
         >>> trunk = resnet.ResNet18(jax.random.key(0))
-        >>> images = resnet.normalize_image(jnp.zeros((2, 33, 20, 3), jnp.uint8))
+        >>> images = jnp.zeros((2, 33, 20, 3))
         >>> jax.eval_shape(trunk.feature_map, images).shape
         (2, 2, 1, 512)
         >>> jax.eval_shape(trunk, images).shape
@@ -230,7 +199,7 @@ class ResNet18(nnx.Module):
         """Return the features at every place, before the global average.
 
         Args:
-            images: as ``normalize_image`` returns them.
+            images: red, green and blue, less ``IMAGENET_MEAN`` and in units of ``IMAGENET_STD``.
             train: whether to normalise by this batch and to update the running statistics.
 
         Returns:
@@ -242,8 +211,8 @@ class ResNet18(nnx.Module):
         """
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise TypeError(
-                f"images must be floating point, got dtype {images.dtype}; "
-                "call normalize_image first."
+                "images must be floating point (less IMAGENET_MEAN, in units of IMAGENET_STD), "
+                f"got dtype {images.dtype}."
             )
         if images.ndim != 4 or images.shape[-1] != 3 or 0 in images.shape:
             raise ValueError(f"images must have shape (b, h, w, 3), got shape {images.shape}.")
@@ -260,7 +229,7 @@ class ResNet18(nnx.Module):
         """Return the features of each image: the mean of its ``feature_map`` over the places.
 
         Args:
-            images: as ``normalize_image`` returns them.
+            images: red, green and blue, less ``IMAGENET_MEAN`` and in units of ``IMAGENET_STD``.
             train: whether to normalise by this batch and to update the running statistics.
 
         Returns:
@@ -301,14 +270,12 @@ def load_resnet18(model: ResNet18, path: str | os.PathLike[str]) -> None:
 
     Args:
         model: trunk whose values are replaced.
-        path: a ``.safetensors`` file, or a ``.pth`` or ``.pt`` file with a dictionary of tensors.
-            The latter is read by PyTorch, weights only: no code of the file runs.
+        path: a ``.safetensors`` file.
 
     Raises:
         FileNotFoundError: if there is no such file.
         IsADirectoryError: if the path is a folder.
         TypeError: if the model is no ``ResNet18``.
-        ImportError: if a ``.pth`` or ``.pt`` file is read where PyTorch is not installed.
         ValueError: if the file is of another kind or truncated, or if an entry is missing, not
             expected, of the wrong shape, not float32, not finite, or a negative variance; or if
             the model is a batch of trunks.
@@ -317,7 +284,7 @@ def load_resnet18(model: ResNet18, path: str | os.PathLike[str]) -> None:
 
     Example:
         >>> import jax, tempfile
-        >>> from perfalign_jax.har import resnet
+        >>> from perfalign_jax.har.nn import resnet
         >>> trained, new = (resnet.ResNet18(jax.random.key(seed)) for seed in (0, 1))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     resnet.save_resnet18(trained, f"{folder}/resnet18.safetensors")
@@ -351,7 +318,7 @@ def save_resnet18(model: ResNet18, path: str | os.PathLike[str]) -> None:
 
     Example:
         >>> import jax, safetensors.numpy, tempfile
-        >>> from perfalign_jax.har import resnet
+        >>> from perfalign_jax.har.nn import resnet
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = f"{folder}/resnet18.safetensors"
         ...     resnet.save_resnet18(resnet.ResNet18(jax.random.key(0)), path)
@@ -396,12 +363,14 @@ def _read(source: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, np
     """Return the expected arrays of a file, all of them checked."""
     if source.is_dir():
         raise IsADirectoryError(f"{source} is a folder, not a file of weights.")
-    if source.suffix not in (".safetensors", ".pth", ".pt"):
-        raise ValueError(f"path must end in .safetensors, .pth or .pt, got {source}.")
+    if source.suffix != ".safetensors":
+        raise ValueError(
+            f"path must end in .safetensors, got {source}; safetensors.torch.save_file writes a "
+            "PyTorch model's state_dict() so."
+        )
     if not source.is_file():
         raise FileNotFoundError(f"there is no file {source}.")
-    read = _read_safetensors if source.suffix == ".safetensors" else _read_torch
-    kinds, arrays = read(source, expected)
+    kinds, arrays = _read_entries(source, expected)
     missing = [name for name in expected if name not in kinds]
     if missing:
         name = missing[0]
@@ -447,9 +416,7 @@ def _more(names: Sequence[str]) -> str:
 _Kinds = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape of each entry
 
 
-def _read_safetensors(
-    source: Path, wanted: Collection[str]
-) -> tuple[_Kinds, dict[str, np.ndarray]]:
+def _read_entries(source: Path, wanted: Collection[str]) -> tuple[_Kinds, dict[str, np.ndarray]]:
     kinds: _Kinds = {}
     arrays = {}
     try:
@@ -464,41 +431,4 @@ def _read_safetensors(
         raise ValueError(
             f"{source} is not a whole safetensors file (truncated, or of another kind): {error}"
         ) from None
-    return kinds, arrays
-
-
-def _read_torch(source: Path, wanted: Collection[str]) -> tuple[_Kinds, dict[str, np.ndarray]]:
-    try:
-        import torch
-    except ImportError:
-        raise ImportError(
-            f"reading {source} needs PyTorch: pip install 'perfalign-jax[torch]' "
-            "(a .safetensors file needs nothing more)."
-        ) from None
-    try:
-        content = torch.load(source, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can raise anything while it is unpickled
-        raise ValueError(
-            f"{source} is not a whole PyTorch file of nothing but weights (it is truncated, of "
-            "another kind, or holds objects that are made by running code)."
-        ) from error
-    if not isinstance(content, Mapping):
-        raise ValueError(
-            f"{source} must hold a dictionary of named tensors, got a {type(content).__name__}."
-        )
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor):
-            raise ValueError(
-                f"{source} must hold a dictionary of named tensors, got a "
-                f"{type(value).__name__} under {name!r}."
-            )
-    kinds = {
-        name: (str(value.dtype).removeprefix("torch."), tuple(value.shape))
-        for name, value in content.items()
-    }
-    arrays = {
-        name: value.detach().numpy()
-        for name, value in content.items()
-        if name in wanted and value.dtype == torch.float32
-    }
     return kinds, arrays
