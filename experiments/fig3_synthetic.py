@@ -10,6 +10,7 @@ distributions over draws, with the percentile at which the paper's number falls.
 """
 
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -163,7 +164,7 @@ def make_figures(
     methods: dict[str, dict[str, np.ndarray]], problems: synthetic.Problem
 ) -> dict[str, tuple[Figure, str]]:
     problem = jax.tree.map(lambda leaf: leaf[0], problems)
-    aligned = solver.transform(solver.fit(problem.views, k=2, method="svd"), problem.views)
+    aligned: Any = solver.transform(solver.fit(problem.views, k=2, method="svd"), problem.views)
     shown = ("MLRE 1", "MLRE 2", "CMAE", "NCMAE")
     errors = {q + UNITS.get(q, ""): {m: v[q] for m, v in methods.items()} for q in shown}
     papers = {q + UNITS.get(q, ""): {m: PAPER[m.split(",")[0]][q] for m in methods} for q in shown}

@@ -21,7 +21,7 @@ from _kit.report import Result, Row, format_number, reduce
 from _kit.rows import Figure, draw_figures, finish
 
 from perfalign_jax import plotting, sweeps, theory
-from perfalign_jax.har.transfer import estimate_mean
+from perfalign_jax.har.protocol.estimates import estimate_mean
 from perfalign_jax.plotting import Panel
 from perfalign_jax.sweeps import SweepResult
 

@@ -21,7 +21,7 @@ from _kit.rows import Figure, distribution_row, draw_figures, finish
 from rich.progress import track
 from sklearn.datasets import load_digits
 
-from perfalign_jax import metrics, plotting, solver
+from perfalign_jax import diagnosis, metrics, plotting, solver
 from perfalign_jax.baselines import ridge_cca
 from perfalign_jax.types import Alignment, CollapseWarning
 
@@ -65,7 +65,7 @@ def main(options: Options) -> None:
     images, classes = load_digits(return_X_y=True)
     views = np.eye(CLASSES)[classes], images / 16
     rng = np.random.default_rng(options.seed)
-    whole = solver.diagnose(views)
+    whole = diagnosis.diagnose(views)
     methods = fits(int(whole.trivial_dimension))
     values: dict[str, dict[str, list[float]]] = {name: {} for name in methods}
     few_dimensions = []
@@ -75,7 +75,7 @@ def main(options: Options) -> None:
             (views[0][rows], views[1][rows])
             for rows in (order[:HELD_OUT], order[HELD_OUT:], order[HELD_OUT:][:FEW])
         )
-        found = solver.diagnose(few)
+        found = diagnosis.diagnose(few)
         few_dimensions.append((int(found.trivial_dimension), int(found.informative_dimension)))
         for name, (on_few, fit) in methods.items():
             pairs = few if on_few else train

@@ -4,6 +4,7 @@ import numbers
 import sys
 import warnings
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 import jax
@@ -78,7 +79,8 @@ def _plain(value: Any, name: str, shape: str) -> Any:
 
 def _stacklevel() -> int:
     """Levels from the function that warns up to the first caller outside this package."""
-    frame, level = sys._getframe(1), 1
+    frame: FrameType | None = sys._getframe(1)
+    level = 1
     while frame is not None and frame.f_globals.get("__name__", "").startswith("perfalign_jax."):
         frame, level = frame.f_back, level + 1
     return level
@@ -176,7 +178,8 @@ def two_views(data: Any, name: str = "views") -> tuple[Float[Array, "n d1"], Flo
     """Return two finite arrays of paired rows of one dtype, or raise."""
     if isinstance(data, Sequence) and len(data) > 2:
         raise TypeError(f"{name} must be a tuple of two arrays (x1, x2), got {len(data)} of them.")
-    return views(data, name)[0]
+    (x1, x2), _ = views(data, name)
+    return x1, x2
 
 
 def _same_rows(a: tuple[int, ...], b: tuple[int, ...], a_name: str, b_name: str) -> None:

@@ -108,7 +108,8 @@ def _times_transposed(blocks: Blocks, columns: Float[Array, "q k"]) -> Float[Arr
 
 def _mean_latents(blocks: Blocks, columns: Float[Array, "d k"]) -> Float[Array, "r k"]:
     """Latents averaged over the views: on a null direction each of them is this."""
-    return sum(latents(blocks, columns)) / len(blocks)
+    first, *others = latents(blocks, columns)
+    return sum(others, first) / len(blocks)
 
 
 def _pad(values: Float[Array, " r"], size: int) -> Float[Array, " size"]:
@@ -419,6 +420,7 @@ def _solve_primal(
     elif method == "null":
         columns, values = _trailing_by_reflectors(_stack(blocks), k)
     elif method == "gram":
+        assert second is not None
         found, found_values, good = _trailing_by_gram(blocks, second, k, samples)
         columns, values = jax.lax.cond(
             good, lambda: (found, found_values), lambda: _last(_basis(_stack(blocks)), d - k)

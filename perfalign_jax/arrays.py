@@ -170,6 +170,8 @@ class RowReader:
         Raises:
             ValueError: if a value is not finite or, with ``keep``, if all rows of a view are equal.
         """
+        import jax.numpy as jnp
+
         from perfalign_jax import statistics
 
         count = len(self.files)
@@ -199,7 +201,7 @@ class RowReader:
             state = data or statistics.from_views(block, kind="samples")
             kinds = [f.dtype for f in self.files if np.issubdtype(f.dtype, np.floating)]
             coarsest = max((float(np.finfo(kind).eps) for kind in kinds), default=0.0)
-            data = dataclasses.replace(state, coarsest=np.asarray(coarsest, self.dtype))
+            data = dataclasses.replace(state, coarsest=jnp.asarray(coarsest, self.dtype))
         return Moments(means, energies, units, seen), data
 
     def _read(self, file: ArrayFile, start: int) -> np.ndarray:

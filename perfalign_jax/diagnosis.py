@@ -97,8 +97,8 @@ def look_for_collapse(
             for span, part in zip(spans, parts, strict=True)
         ]
         every = matmul(stacked, matmul(second, stacked.T))
-        total_shift = sum(shift)
-        spread = sum(own)
+        total_shift = jnp.stack(shift).sum(axis=0)
+        spread = jnp.stack(own).sum(axis=0)
         own_centred = [w - jnp.outer(u, u) for w, u in zip(own, shift, strict=True)]
         every_centred = every - jnp.outer(total_shift, total_shift)
         empty = 0
@@ -133,7 +133,7 @@ def look_for_collapse(
     kept = jnp.stack([jnp.trace(w) for w in own_centred])
     # Agreement axis by axis, one axis of much energy must not hide the others: correlations of
     # pairs of views, averaged, in axes in which the views' mean spread is the identity.
-    mean_spread = sum(own_centred) / views
+    mean_spread = jnp.stack(own_centred).mean(axis=0)
     shared = (every_centred - views * mean_spread) / (views * (views - 1))
     sizes, axes = jnp.linalg.eigh((mean_spread + mean_spread.T) / 2)
     # Where the means were subtracted from moments, their rounding is in what is left.

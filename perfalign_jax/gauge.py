@@ -198,8 +198,8 @@ def _anchors(
     given = [(f"x{m + 1}", x) for m, x in enumerate(anchors) if x is not None]
     if not given:
         raise ValueError("views must hold the anchors of at least one modality, got none.")
-    for name, x in given[1:]:
-        _checks.paired(given[0][1], x, given[0][0], name)
+    for name, other in given[1:]:
+        _checks.paired(given[0][1], other, given[0][0], name)
     for m, x in enumerate(anchors):
         if x is not None and x.shape[1] != alignment.dims[m]:
             raise ValueError(

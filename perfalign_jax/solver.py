@@ -216,7 +216,7 @@ def _encode(x: Array, mean: Array, projection: Array, offset: Array) -> Array:
 def _predict(x: Array, mean: Array, projection: Array, target: Array, target_mean: Array) -> Array:
     latent = matmul(x - mean[None, :], projection.T)
     u, s, vt = jnp.linalg.svd(target, full_matrices=False)
-    keep = s > rank_cutoff(s, target.shape)
+    keep = s > rank_cutoff(s, (target.shape[0], target.shape[1]))
     inverse = jnp.where(keep, 1 / jnp.where(keep, s, 1), 0)
     return matmul(matmul(latent, u) * inverse[None, :], vt) + target_mean[None, :]
 

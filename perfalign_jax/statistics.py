@@ -350,7 +350,7 @@ def _of_samples(data: Samples, kind: str) -> Statistic:
     means, blocks, roots = _centred(data)
     stacked = jnp.concatenate(blocks, axis=1)
     total = data.samples if data.weights is None else data.weight
-    fields = {
+    fields: Any = {
         "total": _pair(total, data.dtype),
         "means": means,
         "count": _pair(data.samples, data.dtype),
@@ -365,7 +365,7 @@ def _of_samples(data: Samples, kind: str) -> Statistic:
 
 def _below_the_mean(state: Factor | Gram, blocks: Blocks, center: bool, *, squared: bool) -> Rows:
     """Rows of centred blocks; the means stand above them unless they are removed."""
-    spread = sum(jnp.sum(block**2) for block in blocks)
+    spread = jnp.stack([jnp.sum(block**2) for block in blocks]).sum()
     cut = rounding(
         state.dtype,
         state.count[0],
@@ -394,7 +394,7 @@ def _from_samples(data: Samples, *, kind: str) -> tuple[Statistic, Array]:
 
 
 @jax.jit
-def _update(state: Statistic, batch: Samples) -> tuple[Statistic, Array]:
+def _update(state: Any, batch: Samples) -> tuple[Statistic, Array]:
     one = _of_samples(batch, type(state).__name__.lower())
     return state._with(one), _all_finite(batch, one)
 
@@ -459,7 +459,7 @@ def init(
     if dtype not in (jnp.float32, jnp.float64):
         raise ValueError(f"dtype must be float32 or float64, got {dtype}.")
     d = sum(dims)
-    fields = {
+    fields: Any = {
         "total": _pair(0, dtype),
         "means": tuple(jnp.zeros((size,), dtype) for size in dims),
         "count": _pair(0, dtype),

@@ -119,7 +119,7 @@ class Alignment:
     def __repr__(self) -> str:
         """Say on one line what it is."""
         shape = np.shape(self.offset)[:-1]
-        facts = {"batch": shape} if shape else {}
+        facts: dict[str, Any] = {"batch": shape} if shape else {}
         facts |= {"k": self.k, "dims": self.dims, "method": self.method}
         facts |= {"select": self.select} if self.select else {}
         facts |= {"center": True} if self.center else {}

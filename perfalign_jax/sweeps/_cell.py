@@ -195,7 +195,7 @@ def _prefixes(samples: Float[Array, "p m"], sizes: tuple[int, ...], k: int) -> F
     blocks = variables.reshape(p, -1, block).transpose(1, 2, 0)
     nothing = statistics.init((k, p - k), dtype=dtype)
 
-    def add(state: Factor, rows: Array, weights: Array | None = None) -> Any:
+    def add(state: Any, rows: Array, weights: Array | None = None) -> Any:
         return statistics.update(state, (rows[:, :k], rows[:, k:]), weights=weights)
 
     _, before = jax.lax.scan(lambda state, rows: (add(state, rows), state), nothing, blocks)
