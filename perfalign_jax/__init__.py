@@ -1,41 +1,55 @@
 """Perfect multimodal alignment in closed form, in JAX.
 
-Two modalities see the same things. ``fit`` finds one linear map per modality into a shared latent
-space in which both views of the same thing coincide; ``diagnose`` says how well that can work, and
-the metrics whether it did.
+Two or more modalities see the same things. ``fit`` finds one linear map per modality into a shared
+latent space in which all views of the same thing coincide; ``diagnose`` says how well that can
+work, and the metrics whether it did. A module is imported where it is first used.
 """
 
-from perfalign_jax import (
-    baselines,
-    contrastive,
-    gauge,
-    metrics,
-    statistics,
-    sweeps,
-    synthetic,
-    theory,
-)
-from perfalign_jax.diagnosis import diagnose
-from perfalign_jax.metrics import (
-    cmae,
-    effective_rank,
-    latent_energy,
-    linear_cka,
-    mlre,
-    mlre_affine,
-    ncmae,
-    relative_cmae,
-)
-from perfalign_jax.neighbours import mutual_knn, retrieval
-from perfalign_jax.serialization import load, save
-from perfalign_jax.solver import encode, fit, predict, transform
-from perfalign_jax.types import (
-    Alignment,
-    CollapseWarning,
-    Diagnosis,
-    OverfitWarning,
-    PrecisionWarning,
-)
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perfalign_jax import (
+        baselines,
+        contrastive,
+        gauge,
+        metrics,
+        statistics,
+        sweeps,
+        synthetic,
+        theory,
+    )
+    from perfalign_jax.diagnosis import diagnose
+    from perfalign_jax.metrics import (
+        cmae,
+        effective_rank,
+        latent_energy,
+        linear_cka,
+        mlre,
+        mlre_affine,
+        ncmae,
+        relative_cmae,
+    )
+    from perfalign_jax.neighbours import mutual_knn, retrieval
+    from perfalign_jax.serialization import load, save
+    from perfalign_jax.solver import encode, fit, predict, transform
+    from perfalign_jax.types import (
+        Alignment,
+        CollapseWarning,
+        Diagnosis,
+        OverfitWarning,
+        PrecisionWarning,
+    )
+
+_HOMES = {
+    "diagnosis": "diagnose",
+    "metrics": "cmae effective_rank latent_energy linear_cka mlre mlre_affine ncmae relative_cmae",
+    "neighbours": "mutual_knn retrieval",
+    "serialization": "load save",
+    "solver": "encode fit predict transform",
+    "types": "Alignment CollapseWarning Diagnosis OverfitWarning PrecisionWarning",
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __version__ = "0.1.0"
 __all__ = [
@@ -70,3 +84,17 @@ __all__ = [
     "theory",
     "transform",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOME:
+        return importlib.import_module(f"{__name__}.{name}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

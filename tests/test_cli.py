@@ -4,14 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from _kit import reproduce
 
 import perfalign_jax as pa
-from perfalign_jax import arrays, cli, metrics, reproduce
+from perfalign_jax import arrays, cli, metrics
 
 
 @pytest.fixture
@@ -421,7 +423,7 @@ class TestReproduce:
         folder.mkdir()
         body = (
             "import sys, pathlib\n"
-            "from perfalign_jax.report import Result, Row, save_result\n"
+            "from _kit.report import Result, Row, save_result\n"
             "if '{name}' == 'second' and pathlib.Path('broken').exists(): sys.exit('broken')\n"
             "out = pathlib.Path(sys.argv[sys.argv.index('--out') + 1])\n"
             "with open('log', 'a') as log: log.write('{name} ')\n"
@@ -431,7 +433,8 @@ class TestReproduce:
         for name in ("first", "second"):
             (folder / f"{name}.py").write_text(body.format(name=name))
         monkeypatch.setattr(reproduce, "EXPERIMENTS", {"first": "one", "second": "two"})
-        monkeypatch.setattr(reproduce, "_experiments_folder", lambda: folder)
+        monkeypatch.setattr(reproduce, "FOLDER", folder)
+        monkeypatch.setenv("PYTHONPATH", str(Path(pa.__file__).parents[1] / "experiments"))
         monkeypatch.chdir(tmp_path)
         return tmp_path
 

@@ -188,16 +188,18 @@ def test_table1(har_folder, monkeypatch):
     assert "SIMULATED" in result["summary"]
     assert "simulated" in result["title"]
     rows = rows_of(result)
-    assert rows["skeleton to IMU, CA+PA, lengths kept, top-1 (%), authors' split"][
-        "paper"
-    ].startswith("43.9")
+    less = ", 2 of 100 epochs, 1 of 5 seeds"
+    published = rows[f"skeleton to IMU, CA+PA, lengths kept, top-1 (%), authors' split{less}"]
+    assert published["paper"] == ""  # the paper's number stands beside a full run only
     accuracy = result["values"]["accuracy"]["skeleton"]
     # What the paper's three trials can say: Welch's interval, by hand from its own numbers.
     name = "skeleton to IMU, CA+PA minus CA with lengths kept, top-1 (points), authors' split"
-    paired = rows[name]
-    assert "-3.5 to 14.1" in paired["paper"]
+    assert name + less in rows
+    assert "-3.5 to 14.1" in result["summary"]
     # Nothing is trained to speak of in two epochs; what needs no training works all the same.
-    lifted = accuracy["random convolutions + PA"]["authors' split"]["top-1"]["value"]
+    lifted = accuracy["random convolutions + PA, informative part"]["authors' split"]["top-1"][
+        "value"
+    ]
     assert lifted > accuracy["CA"]["authors' split"]["top-1"]["value"]
     assert lifted > 50
     for entry in accuracy.values():
@@ -214,6 +216,15 @@ def test_fig6(har_folder, monkeypatch):
         assert trainings(har_folder) == before
     assert "SIMULATED" in result["summary"]
     rows = rows_of(result)
-    fitted = rows["fitted pairs: distance relative to the spread, CA+PA over CA"]
+    less = " (2 of 100 epochs, 1 of 5 seeds)"
+    fitted = rows[f"fitted pairs: distance relative to the spread, CA+PA over CA{less}"]
     assert float(fitted["ours"]) < 0.5
-    assert rows["held-out pairs: summed distance, CA+PA over CA"]["paper"] == "almost half"
+    assert rows[f"held-out pairs: summed distance, CA+PA over CA{less}"]["paper"] == ""
+
+
+def test_utd_mhad_linear(har_folder, monkeypatch):
+    monkeypatch.delenv("UTD_MHAD_ROOT", raising=False)
+    result = run("utd_mhad_linear", har_folder)
+    assert "simulated" in result["title"].lower()
+    assert all("top-1" in row["quantity"] or row["ours"] for row in result["rows"])
+    assert any("informative" in row["quantity"] for row in result["rows"])
