@@ -41,7 +41,7 @@ from rich.progress import track
 
 from perfalign_jax import plotting, solver
 from perfalign_jax.har.protocol import estimates
-from perfalign_jax.types import CollapseWarning
+from perfalign_jax.types import CollapseWarning, OverfitWarning
 
 NAME = "fig6_tsne"
 CLASSES = 5
@@ -126,6 +126,7 @@ def main(options: HarOptions) -> Result:
     repeats = 2 if options.quick else 4 if options.full else 10
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # what it looks like is shown
+        warnings.simplefilter("ignore", OverfitWarning)  # measured on held-out pairs
         latents = list(collect(job, data, options))
     pictures: dict[str, Any] = {}
     measured: dict[str, list[Any]] = {}

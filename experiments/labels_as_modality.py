@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 
 from perfalign_jax import diagnosis, metrics, plotting, solver
 from perfalign_jax.baselines import ridge_cca
-from perfalign_jax.types import Alignment, CollapseWarning
+from perfalign_jax.types import Alignment, CollapseWarning, OverfitWarning
 
 CLASSES, HELD_OUT, FEW = 10, 497, 30
 SPLITS = {"quick": 3, "default": 10, "full": 200}
@@ -81,6 +81,7 @@ def main(options: Options) -> None:
             pairs = few if on_few else train
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", CollapseWarning)  # the collapse is the subject
+                warnings.simplefilter("ignore", OverfitWarning)  # measured on held-out pairs
                 alignment = fit(pairs)
             for quantity, value in score(alignment, pairs, test).items():
                 values[name].setdefault(quantity, []).append(value)

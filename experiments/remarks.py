@@ -24,7 +24,7 @@ from sklearn.linear_model import LinearRegression
 
 from perfalign_jax import solver
 from perfalign_jax.baselines import least_squares, total_least_squares
-from perfalign_jax.types import CollapseWarning
+from perfalign_jax.types import CollapseWarning, OverfitWarning
 
 DRAWS = {"quick": 1, "default": 8, "full": 50}
 SHAPES = ((50, 3, 4, 2), (80, 2, 8, 3), (30, 6, 4, 4))  # n, d1, d2, k
@@ -128,6 +128,7 @@ def main(options: Options) -> None:
     draws, shapes = DRAWS[options.scale], SHAPES[:1] if options.quick else SHAPES
     # Noisy views agree badly on some axes; the statements hold there too.
     warnings.simplefilter("ignore", CollapseWarning)
+    warnings.simplefilter("ignore", OverfitWarning)  # measured on held-out pairs
     for _ in track(range(draws), description="random problems", transient=True):
         for n, d1, d2, k in shapes:
             z = rng.normal(size=(n, k))

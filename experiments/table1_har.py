@@ -60,7 +60,7 @@ from scipy import stats
 
 from perfalign_jax.har.protocol import estimates
 from perfalign_jax.har.protocol.methods import Method
-from perfalign_jax.types import CollapseWarning
+from perfalign_jax.types import CollapseWarning, OverfitWarning
 
 NAME = "table1_har"
 PAPER = {
@@ -385,6 +385,7 @@ def main(options: HarOptions) -> Result:
     results = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # collapse is what is measured here
+        warnings.simplefilter("ignore", OverfitWarning)  # measured on held-out pairs
         for i, job in enumerate(jobs):
             console.print(f"[{i + 1}/{len(jobs)}] {job.name}", markup=False, highlight=False)
             usual = job.latent == LATENT

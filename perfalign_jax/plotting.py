@@ -86,23 +86,24 @@ def save_figure(figure: Figure, path: Path | str, *, dpi: int = 150) -> Path:
 
 
 def plot_latents(
-    latents: tuple[Any, Any],
+    latents: Sequence[Any],
     labels: Any,
     *,
     title: str = "Aligned latent space",
     names: Sequence[str] | None = None,
 ) -> Figure:
-    """Draw the first two coordinates of both modalities' latents in one plane.
+    """Draw the first two coordinates of all modalities' latents in one plane.
 
     Args:
-        latents: ``(z1, z2)``, each of shape ``(n, k)`` with ``k >= 2``, in units of the latents.
+        latents: ``(z1, z2, ...)``, each of shape ``(n, k)`` with ``k >= 2``, in units of the
+            latents; up to five of them.
         labels: class of each sample, shape ``(n,)``: the colour.
         title: heading.
         names: name of each class, in the order of the sorted labels.
 
     Returns:
-        The figure: rings are modality 1, crosses modality 2; a cross inside its ring is a pair
-        that coincides.
+        The figure: rings are modality 1, crosses modality 2, and further ones have markers of
+        their own; a cross inside its ring is a pair that coincides.
 
     Raises:
         ValueError: if shapes do not fit or a value is not finite.
@@ -116,16 +117,19 @@ def plot_latents(
         >>> len(plotting.plot_latents((z, z), np.arange(20) % 2).axes)
         1
     """
-    points, classes = _checked(latents, labels, ("z1", "z2"))
+    if not 2 <= len(latents) <= 1 + len(_MARKERS):
+        raise ValueError(f"latents must hold 2 to {1 + len(_MARKERS)} arrays, got {len(latents)}.")
+    points, classes = _checked(latents, labels, [f"z{m + 1}" for m in range(len(latents))])
     figure = _figure(4.6, width=5.6)
     axes = figure.subplots()
-    _scatter_pair(axes, points, classes)
+    _scatter_views(axes, points, classes)
     axes.set(
         title=title,
         xlabel="latent coordinate 1 (latent units)",
         ylabel="latent coordinate 2 (latent units)",
     )
-    _legend_below(figure, [*_class_handles(classes, names), *_modality_handles()], columns=2)
+    handles = [*_class_handles(classes, names), *_modality_handles(len(points))]
+    _legend_below(figure, handles, columns=2)
     return figure
 
 
@@ -214,7 +218,7 @@ def plot_boundary(
     panels = figure.subplots(2, 2).ravel()
     _draw_model(panels[:3], points[:3], classes)
     _draw_line(panels[0], *line, style="-")
-    _scatter_pair(panels[3], points[3:], classes)
+    _scatter_views(panels[3], points[3:], classes)
     for (weights, offset), style in zip(estimated_lines, ("-", "--"), strict=False):
         _draw_line(panels[3], weights, offset, style=style)
     panels[3].set(
@@ -765,6 +769,9 @@ def _say(name: str, value: Any) -> str:
     return str(value).replace("_", " ") if name == "method" else f"{name} = {value}"
 
 
+_MARKERS = ("x", "+", "1", "2")  # of the second modality and further ones: lines, no areas
+
+
 def _figure(height: float, *, width: float = _WIDTH) -> Figure:
     return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
 
@@ -812,10 +819,10 @@ def _class_handles(classes: np.ndarray, names: Sequence[str] | None) -> list[Lin
     return [_dot(color, "s", name) for color, name in zip(_palette(found.size), names, strict=True)]
 
 
-def _modality_handles() -> list[Line2D]:
+def _modality_handles(count: int = 2) -> list[Line2D]:
     return [
-        Line2D([], [], color="black", marker="o", mfc="none", ls="", label="modality 1"),
-        Line2D([], [], color="black", marker="x", ls="", label="modality 2"),
+        Line2D([], [], color="black", marker=marker, mfc="none", ls="", label=f"modality {m + 1}")
+        for m, marker in enumerate(("o", *_MARKERS[: count - 1]))
     ]
 
 
@@ -859,13 +866,13 @@ def _draw_model(panels: Any, points: Sequence[np.ndarray], classes: np.ndarray) 
         _tidy(axes)
 
 
-def _scatter_pair(axes: Axes, points: Sequence[np.ndarray], classes: np.ndarray) -> None:
+def _scatter_views(axes: Axes, points: Sequence[np.ndarray], classes: np.ndarray) -> None:
     colors = _class_colors(classes)
-    first, second = points
+    first, *others = points
     x, y = first.T
     axes.scatter(x, y, s=26, facecolors="none", edgecolors=colors, linewidths=0.7, alpha=0.7)
-    x, y = second.T
-    axes.scatter(x, y, s=9, c=colors, marker="x", linewidths=0.7, alpha=0.7)
+    for xy, marker in zip(others, _MARKERS, strict=False):
+        axes.scatter(xy[:, 0], xy[:, 1], s=9, c=colors, marker=marker, linewidths=0.7, alpha=0.7)
     _tidy(axes)
 
 

@@ -415,6 +415,24 @@ def test_memory_follows_the_features_and_not_the_rows(tmp_path, monkeypatch):
     assert large - small < 100e6  # half the size of the views
 
 
+def test_an_interrupt_while_modules_load_is_a_line(tmp_path):
+    """A JAX that raises what Ctrl-C raises, in front of the real one."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("raise KeyboardInterrupt")
+    np.save(tmp_path / "x.npy", np.eye(3))
+    package = Path(pa.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "perfalign_jax", "diagnose", "x.npy", "x.npy"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{package}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "perfalign: interrupted; nothing was written.\n"
+
+
 class TestReproduce:
     @pytest.fixture
     def scripts(self, tmp_path, monkeypatch):

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perfalign_jax import lift, solver
+import perfalign_jax as pa
+from perfalign_jax import lift
 from perfalign_jax.har.data.dataset import read_clip, resample, to_series
 from perfalign_jax.har.data.utd_mhad import discover
 
@@ -196,7 +197,7 @@ def test_the_lift_makes_room_for_perfect_alignment():
     for i, x in enumerate((x1, x2)):
         features = lift.apply(draw(i, channels=2, length=30, count=100), x)
         lifted.append(lift.apply(lift.fit_standardise(features), features))
-    diagnosis = solver.diagnose(lifted)
+    diagnosis = pa.diagnose(lifted)
     assert int(diagnosis.informative_dimension) == 59  # centring took one of the 60 pairs
 
 

@@ -9,7 +9,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
-from perfalign_jax import plotting, solver, sweeps
+import perfalign_jax as pa
+from perfalign_jax import plotting, sweeps
 
 
 @pytest.fixture
@@ -63,6 +64,16 @@ def test_latents_show_every_point_of_both_modalities(drawn, rng, tmp_path):
     assert_readable(figure, tmp_path)
 
 
+def test_latents_of_more_than_two_modalities_have_a_marker_each(drawn, tmp_path):
+    z, _, labels = drawn
+    figure = plotting.plot_latents((z, z + 1, z - 1), labels)
+    assert len(figure.axes[0].collections) == 3
+    assert "modality 3" in texts(figure)[0]
+    assert_readable(figure, tmp_path)
+    with pytest.raises(ValueError, match="latents must hold 2 to 5 arrays, got 1"):
+        plotting.plot_latents((z,), labels)
+
+
 def test_data_model_has_a_panel_per_space(drawn, tmp_path):
     latents, views, labels = drawn
     figure = plotting.plot_data_model(latents, views, labels)
@@ -106,7 +117,7 @@ def test_errors_show_draws_median_and_the_papers_number(rng, tmp_path):
 @pytest.mark.parametrize("dims", [(6, 5), (2, 2), (60, 80)])
 def test_spectrum_tells_the_parts_apart(x64, rng, tmp_path, dims):
     z = rng.normal(size=(100, 2))
-    diagnosis = solver.diagnose(tuple(z @ rng.normal(size=(2, d)) for d in dims))
+    diagnosis = pa.diagnose(tuple(z @ rng.normal(size=(2, d)) for d in dims))
     figure = plotting.plot_spectrum(diagnosis, k=2)
     left, right = figure.axes
     d, trivial = sum(dims), sum(dims) - 4
@@ -126,7 +137,7 @@ def test_spectrum_tells_the_parts_apart(x64, rng, tmp_path, dims):
 
 def test_spectrum_without_null_space(rng, tmp_path):
     views = tuple(rng.normal(size=(50, 2)).astype(np.float32) for _ in range(2))
-    figure = plotting.plot_spectrum(solver.diagnose(views), title="Noise")
+    figure = plotting.plot_spectrum(pa.diagnose(views), title="Noise")
     assert figure.axes[0].get_title() == "Noise"
     assert figure.axes[1].texts[0].get_text() == "the null space is empty"
     assert_readable(figure, tmp_path)
