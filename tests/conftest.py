@@ -35,3 +35,10 @@ def x64():
 def rng() -> np.random.Generator:
     """A seeded NumPy generator: tests draw their data outside JAX."""
     return np.random.default_rng(20250319)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Drop a module's compiled programs: thousands of them in one process crash XLA's compiler."""
+    yield
+    jax.clear_caches()
