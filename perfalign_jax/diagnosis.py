@@ -71,10 +71,11 @@ def look_for_collapse(
 
     Example:
         >>> import numpy as np
+        >>> import jax.numpy as jnp
         >>> from perfalign_jax import diagnosis, statistics
         >>> x = np.eye(4, 2, dtype="f4")
         >>> rows = statistics.rows(statistics.as_statistic((x, x)), center=False)
-        >>> signs = diagnosis.look_for_collapse(rows, None, np.eye(1, 4, dtype="f4"))
+        >>> signs = diagnosis.look_for_collapse(rows, None, jnp.eye(1, 4, dtype="f4"))
         >>> int(signs.trivial), float(signs.shares[0]), float(signs.shares[1])
         (0, 1.0, 0.0)
     """

@@ -18,7 +18,7 @@ answers.
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +102,7 @@ class _Moments:
         energy = self.weight * sum(jnp.sum(mean**2) for mean in self.means)
         return energy / jnp.where(spread > 0, spread, 1)
 
-    def _merged(self, other: Self) -> tuple[dict[str, Any], Float[Array, "1 d"]]:
+    def _merged(self, other: "_Moments") -> tuple[dict[str, Any], Float[Array, "1 d"]]:
         """The common fields of both together, and the row that the gap of the means adds."""
         total = _add(self.total, other.total)
         safe = jnp.where(total[0] > 0, total[0], 1)

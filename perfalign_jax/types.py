@@ -74,7 +74,7 @@ class Alignment:
         >>> import numpy as np, perfalign_jax as pa
         >>> x = np.eye(6, 3, dtype=np.float32)
         >>> pa.fit((x, x), k=3).take(2)
-        Alignment(k=2, dims=(3, 3), method='null', select='trailing', dtype=float32)
+        Alignment(k=2, dims=(3, 3), method='gram', select='trailing', dtype=float32)
     """
 
     projections: tuple[Float[Array, "... k _"], ...]
