@@ -150,7 +150,7 @@ def mutual_knn(
     return _mutual_knn(z1, z2, neighbors=neighbors, metric=metric, chunk=min(chunk, n))
 
 
-def _blocks(values: Float[Array, "n ..."], chunk: int, fill: float | int) -> Float[Array, "b c ..."]:
+def _blocks(values: Array, chunk: int, fill: float | int) -> Array:
     missing = -values.shape[0] % chunk
     padding = [(0, missing)] + [(0, 0)] * (values.ndim - 1)
     return jnp.pad(values, padding, constant_values=fill).reshape(-1, chunk, *values.shape[1:])
