@@ -491,7 +491,12 @@ def _solve_jvp(
     turned = -matmul(others, jnp.where(apart, matmul(others.T, moved) / gaps, 0))
     if select == "energy":
         turned = turned + _turn_inside_null_space(
-            blocks, tangent, columns, turned, others * (other_values <= cutoff)[None, :], cutoff
+            blocks,
+            tangent,
+            columns,
+            turned,
+            jnp.where(other_values[None, :] <= cutoff, others, 0),
+            cutoff,
         )
 
     along = jnp.sum(residual * _times(tangent, columns), axis=0)

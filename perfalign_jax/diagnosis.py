@@ -147,8 +147,8 @@ def look_for_collapse(
     any_pairing = jnp.asarray(False)
     if equations <= d:
         small = _subspace.row_spectrum(rows.blocks)
-        samples = (views - 1) * (rows.samples - jnp.where(removed, 1, 0))
-        any_pairing = jnp.sum(small > rows.rounding * small[0]) >= samples
+        pairs = (views - 1) * (rows.samples - removed.astype(rows.samples.dtype))
+        any_pairing = jnp.sum(small > rows.rounding * small[0], dtype=pairs.dtype) >= pairs
     mean_share = jnp.max(common / jnp.where(energies > common, energies - common, 1))
     shares = kept / jnp.where(chance > 0, chance, 1)
     scale = jnp.sqrt(jnp.min(energies) / jnp.max(energies))

@@ -68,7 +68,7 @@ def _fit(
         if informative is not None:
             signs = signs._replace(
                 trivial=signs.trivial - (k - informative),
-                shares=signs.shares * k / jnp.maximum(informative, 1),
+                shares=signs.shares * k / jnp.maximum(informative, 1).astype(signs.shares.dtype),
             )
     return alignment, informative, enough, signs
 

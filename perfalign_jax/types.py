@@ -182,7 +182,7 @@ class Diagnosis:
     @property
     def any_pairing(self) -> Bool[Array, "..."]:
         """Whether any pairing of these rows would align as perfectly: the joint rank reaches n."""
-        return self.rank >= self.equations
+        return self.rank.astype(self.equations.dtype) >= self.equations
 
     def __repr__(self) -> str:
         """Say on one line what it is."""
