@@ -36,7 +36,7 @@ def sweep(
     path: Path | str | None = None,
     progress: bool = True,
 ) -> SweepResult:
-    """Evaluate a grid for many seeds, in batches.
+    """Evaluate a grid for many seeds, in batches; values are NumPy arrays in JAX's default float.
 
     Args:
         key: random key; seed ``i`` has the key ``jax.random.fold_in(key, i)``.
@@ -47,9 +47,6 @@ def sweep(
         path: file (``.npz``) that keeps what is finished: the same sweep goes on from there, also
             with more seeds. ``load_sweep`` reads it.
         progress: show a progress bar in a terminal, or in a notebook that has ipywidgets.
-
-    Returns:
-        Every seed's values, as NumPy arrays in JAX's default float.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -213,13 +210,7 @@ def _read_seeds(path: Path, made_by: dict[str, Any]) -> dict[int, dict[str, np.n
 
 
 def load_sweep(path: Path | str) -> SweepResult:
-    """Read the file that ``sweep`` keeps, finished or not.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The seeds that are finished.
+    """Read the file that ``sweep`` keeps, finished or not: the seeds that are finished.
 
     Raises:
         FileNotFoundError: if there is no such file.
