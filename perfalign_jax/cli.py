@@ -69,22 +69,13 @@ def _parser() -> argparse.ArgumentParser:
 
     def add_fitting(added: argparse.ArgumentParser) -> None:
         added.add_argument("--center", action="store_true", help="remove the means first")
-        added.add_argument(
-            "--rtol",
-            type=_number("--rtol", float),
-            metavar="FLOAT",
-            help="share of the largest singular value that counts as zero (default: rounding)",
-        )
+        text = "share of the largest singular value that counts as zero (default: rounding)"
+        _add_number(added, "--rtol", kind=float, text=text)
 
     fit = command(_fit, "fit")
     add_views(fit)
-    fit.add_argument(
-        "-k",
-        "--k",
-        type=_number("-k", int),
-        metavar="INT",
-        help="latent dimensions; with --select energy may be left out: all that carry energy",
-    )
+    text = "latent dimensions; with --select energy may be left out: all that carry energy"
+    _add_number(fit, "-k", "--k", kind=int, text=text)
     _add_out(fit, "alignment.safetensors", "the alignment file to write")
     fit.add_argument(
         "--select",
@@ -104,13 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     transform = command(_transform, "transform")
     transform.add_argument("alignment", help="alignment file")
     transform.add_argument("x", help="rows of the view, shape (n, d)")
-    transform.add_argument(
-        "--view",
-        type=_number("--view", int),
-        required=True,
-        metavar="INT",
-        help="which view x is, counted from 0",
-    )
+    text = "which view x is, counted from 0"
+    _add_number(transform, "--view", kind=int, text=text, required=True)
     _add_out(transform, "latents.npy", "the latents to write, shape (n, k)")
 
     score = command(_score, "score")
@@ -149,15 +135,18 @@ def _add_out(command: argparse.ArgumentParser, default: str, text: str) -> None:
     )
 
 
-def _number(name: str, kind: type) -> Any:
-    def read(text: str) -> Any:
+def _add_number(
+    command: argparse.ArgumentParser, *names: str, kind: type, text: str, required: bool = False
+) -> None:
+    def read(given: str) -> Any:
         try:
-            return kind(text)
+            return kind(given)
         except ValueError:
             what = "an integer" if kind is int else "a number"
-            raise _InputError(f"{name} must be {what}, got {text!r}.") from None
+            raise _InputError(f"{names[0]} must be {what}, got {given!r}.") from None
 
-    return read
+    metavar = "INT" if kind is int else "FLOAT"
+    command.add_argument(*names, type=read, metavar=metavar, required=required, help=text)
 
 
 def _fit(options: argparse.Namespace) -> None:
