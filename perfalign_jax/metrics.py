@@ -105,11 +105,11 @@ def mlre(z: Latents, z_hat: Latents | Sequence[Latents]) -> Float[Array, ""]:
 def mlre_affine(z: Matrix, z_hat: Matrix | Sequence[Matrix]) -> Float[Array, ""]:
     """Latent reconstruction error after the affine map of the estimate that fits best.
 
-    The map ``z_hat -> z_hat @ G.T + b`` minimises the summed squared distance. Because ``(G A1, G
-    A2)`` is as aligned as ``(A1, A2)``, all modalities share one map. Directions of the centred
-    estimates at or below the package's rank cut-off count as absent. Zero up to rounding says that
-    the true latents are an affine function of the estimated ones; with ``n <= j`` it is zero
-    whatever the data.
+    The map ``z_hat -> z_hat @ G.T + b`` minimises the summed squared distance. Because
+    ``(G A1, G A2)`` is as aligned as ``(A1, A2)``, all modalities share one map. Directions of the
+    centred estimates at or below the package's rank cut-off count as absent. Zero up to rounding
+    says that the true latents are an affine function of the estimated ones; with ``n <= j`` it is
+    zero whatever the data.
 
     Args:
         z: true latents, shape ``(n, k)``, whose units the error has.

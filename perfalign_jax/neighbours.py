@@ -106,8 +106,8 @@ def mutual_knn(
     """Mean share of a sample's nearest neighbours that two representations have in common.
 
     Neighbours are sought inside each representation; the sample itself does not count. Samples tied
-    for the last places share them, so latents that are all equal score at chance, ``neighbors / (n
-    - 1)``.
+    for the last places share them, so latents that are all equal score at chance,
+    ``neighbors / (n - 1)``.
 
     Args:
         z1: first representation, shape ``(n, k1)``.

@@ -2,9 +2,9 @@
 
 Latents come from a Gaussian mixture (Eq. 10) or uniformly around a line (Section 6.5); random maps
 with entries in [-5, 5] turn them into views (Eq. 11), with or without noise. Every function takes a
-random ``key``, the number of samples ``n``, latent dimensions ``k`` and numbers of features ``dims
-= (d1, d2)``, and works under ``jit`` (sizes static) and under ``vmap`` over keys. It raises a
-``TypeError`` if a size is no integer or another number is none, and a ``ValueError`` if a size or
+random ``key``, the number of samples ``n``, latent dimensions ``k`` and numbers of features
+``dims = (d1, d2)``, and works under ``jit`` (sizes static) and under ``vmap`` over keys. It raises
+a ``TypeError`` if a size is no integer or another number is none, and a ``ValueError`` if a size or
 option is out of range, a shape does not fit or a value is not finite.
 """
 
@@ -132,8 +132,8 @@ def draw_uniform_latents(
     uniform on ``(0, margin)``; the others are uniform on ``span``; all in units of the latents. The
     paper says "1000 above and below the line y = x - 10 by a maximum margin of 10" and gives no
     range for x; the default takes the one length it names. Every second sample lies above: the
-    classes, shape ``(n,)``, are 0 below and 1 above. Sizes and errors are the module's, with ``k >=
-    2``.
+    classes, shape ``(n,)``, are 0 below and 1 above. Sizes and errors are the module's, with
+    ``k >= 2``.
 
     Source: paper Section 6.5 and Fig. 7a.
 

@@ -6,8 +6,8 @@ k*), seen through maps with random entries in ``d`` features of both modalities 
 fit. Everything is for orthonormal alignments of the raw views (``fit`` with ``select="trailing"``)
 whose signal is much stronger than the noise. The laws are those of many dimensions. Simulated
 errors lie within 3 % of them from ten latents on, with ten features and samples beyond those;
-within about 10 % with three to five; the error on new pairs is up to a quarter less at ``n = k* +
-1``.
+within about 10 % with three to five; the error on new pairs is up to a quarter less at
+``n = k* + 1``.
 
 Host functions of plain numbers; they raise a ``TypeError`` if one is of the wrong kind, and a
 ``ValueError`` if it is out of range. Errors are in units of the latents.
@@ -66,9 +66,9 @@ def held_out_cmae(n: int, d: int, k: int, *, latents: int, noise: int | float) -
     residual of length ``noise * chi_k``, with mean ``noise * chi_mean(k)``. With finite ``n`` the
     rows also leak some signal, as a regression on the latents with noise does: the squared residual
     grows by ``1 + q`` with ``q`` Hotelling's statistic of the new latent, whose mean square root
-    for Gaussian latents is a ratio of Beta functions. NaN where this does not hold: for ``k > d -
-    k*`` signal itself remains, and with ``n <= k*`` the signal is not known. Arguments and errors
-    are the module's.
+    for Gaussian latents is a ratio of Beta functions. NaN where this does not hold: for
+    ``k > d - k*`` signal itself remains, and with ``n <= k*`` the signal is not known. Arguments
+    and errors are the module's.
 
     Source: the residual of Eq. 8 under the noise of the paper's Section 3.1.
 
