@@ -3,21 +3,18 @@
 import contextlib
 import dataclasses
 import functools
-import lzma
 import math
 import os
 import sys
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
 
-__all__ = ["ArrayFile", "Moments", "RowReader", "open_array"]
+__all__ = ["RowReader", "open_array"]
 
 _KINDS = (".npy", ".npz", ".safetensors")
 _BLOCK = 4 * 2**20  # bytes of a block of rows
@@ -26,23 +23,7 @@ _MOST_UNPACKED = 4 * 2**30  # bytes that a compressed array may take in memory
 
 @dataclasses.dataclass(frozen=True)
 class ArrayFile:
-    """An array on disk, of which nothing but its shape and dtype has been read.
-
-    Attributes:
-        spec: how it was asked for.
-        path: the file.
-        name: the array's name inside the file; empty in a .npy file.
-        shape: its shape.
-        dtype: its dtype as stored.
-
-    Example:
-        >>> import tempfile, numpy as np
-        >>> from perfalign_jax.arrays import open_array
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     np.save(f"{folder}/x.npy", np.arange(6).reshape(3, 2))
-        ...     open_array(f"{folder}/x.npy").rows(1, 2).tolist()
-        [[2, 3]]
-    """
+    """An array on disk, of which nothing but its shape and dtype has been read."""
 
     spec: str
     path: Path
@@ -70,36 +51,28 @@ class ArrayFile:
             return np.lib.format.read_array(member, allow_pickle=False)
 
 
-@dataclasses.dataclass(frozen=True)
-class Moments:
-    """Means and energies of views that were read once.
+class Moments(NamedTuple):
+    """A view's mean, and the energies of its mean and about it, in units of ``unit`` squared."""
 
-    Attributes:
-        means: per view, shape ``(d_m,)``, in float64.
-        energies: per view, the summed squares of its centred rows, in units of ``units`` squared.
-        units: per view, a power of two of about its size: no square overflows or vanishes.
-        samples: number of rows.
+    mean: Any
+    unit: float  # a power of two of about the view's size: no square overflows or vanishes
+    common: float
+    spread: float
 
-    Example:
-        >>> import numpy as np
-        >>> from perfalign_jax.arrays import Moments
-        >>> Moments([np.ones(2)], [6.0], [1.0], 1).shares_of_means
-        [0.25]
-    """
 
-    means: list[np.ndarray]
-    energies: list[float]
-    units: list[float]
-    samples: int
+def measure_moments(state: Any) -> list[Moments]:
+    """Measure every view of a statistic."""
+    from perfalign_jax import statistics
 
-    @property
-    def shares_of_means(self) -> list[float]:
-        """Per view, the share of its energy that its mean has."""
-        common = [
-            self.samples * float(np.sum((mean / unit) ** 2))
-            for mean, unit in zip(self.means, self.units, strict=True)
-        ]
-        return [c / (c + e) if c else 0.0 for c, e in zip(common, self.energies, strict=True)]
+    found = []
+    rows = statistics.rows(state, center=True)
+    for mean, block in zip(rows.means, rows.blocks, strict=True):
+        host, spread = np.asarray(mean, np.float64), np.asarray(block, np.float64)
+        largest = np.abs(spread).max(initial=np.abs(host).max())
+        unit = 2.0 ** (int(np.frexp(largest)[1]) - 1)
+        energies = [float(np.sum((part / unit) ** 2)) for part in (host, spread)]
+        found.append(Moments(mean, unit, float(rows.weight) * energies[0], energies[1]))
+    return found
 
 
 class RowReader:
@@ -116,8 +89,8 @@ class RowReader:
         >>> from perfalign_jax.arrays import RowReader
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     np.save(f"{folder}/x.npy", np.eye(3, dtype=np.float32))
-        ...     RowReader(f"{folder}/x.npy").survey(keep=False)[0].shares_of_means[0] < 0.34
-        True
+        ...     RowReader(f"{folder}/x.npy").n
+        3
     """
 
     def __init__(self, *specs: str) -> None:
@@ -162,60 +135,44 @@ class RowReader:
         for start in starts:
             yield tuple(self._read(file, start) for file in self.files)
 
-    def survey(self, *, keep: bool) -> tuple[Moments, Any]:
-        """Read all rows once; with ``keep``, also into what a fit starts from.
-
-        That is a statistic: of the rows as they are or, in blocks, their factor.
+    def survey(self, *, varied: bool) -> Any:
+        """Read all rows once into a statistic: of the rows as they are or, in blocks, their factor.
 
         Raises:
-            ValueError: if a value is not finite or, with ``keep``, if all rows of a view are equal.
+            ValueError: if a value is not finite or, where they have to be ``varied``, if all rows
+                of a view are equal.
         """
         import jax.numpy as jnp
 
         from perfalign_jax import statistics
 
-        count = len(self.files)
-        means, energies, units = [np.zeros(())] * count, [0.0] * count, [1.0] * count
-        varied, seen, data = [False] * count, 0, None
+        state: Any = None
         first: tuple[np.ndarray, ...] = ()
+        constant = [varied] * len(self.files)
         for block in self.blocks("reading"):
-            b = block[0].shape[0]
-            if not seen:
-                first = tuple(x[:1].copy() for x in block)
-                units = [2.0 ** (int(np.frexp(np.abs(x).max())[1]) - 1) for x in block]
-            for m, x in enumerate(block):
-                varied[m] = varied[m] or bool((x != first[m]).any())
-                mean = x.mean(axis=0, dtype=np.float64)
-                gap = mean - means[m]
-                means[m] = means[m] + gap * (b / (seen + b))
-                between = b * seen / (seen + b) * np.sum((gap / units[m]) ** 2)
-                energies[m] += float(np.sum(((x - mean) / units[m]) ** 2) + between)
-            seen += b
-            if keep and self.in_blocks:
-                part = statistics.from_views(block, kind="factor")
-                data = part if data is None else statistics.merge(data, part)
-        for file, differs in zip(self.files, varied, strict=True):
-            if keep and not differs:
+            first = first or tuple(x[:1].copy() for x in block)
+            constant = [
+                same and not (x != one).any()
+                for same, x, one in zip(constant, block, first, strict=True)
+            ]
+            part = statistics.from_views(block, kind="factor" if self.in_blocks else "samples")
+            state = part if state is None else statistics.merge(state, part)
+        for file, same in zip(self.files, constant, strict=True):
+            if same:
                 raise ValueError(f"{file.spec} has no variance: all its {self.n:,} rows are equal.")
-        if keep:
-            state = data or statistics.from_views(block, kind="samples")
-            kinds = [f.dtype for f in self.files if np.issubdtype(f.dtype, np.floating)]
-            coarsest = max((float(np.finfo(kind).eps) for kind in kinds), default=0.0)
-            data = dataclasses.replace(state, coarsest=jnp.asarray(coarsest, self.dtype))
-        return Moments(means, energies, units, seen), data
+        kinds = [f.dtype for f in self.files if np.issubdtype(f.dtype, np.floating)]
+        coarsest = max((float(np.finfo(kind).eps) for kind in kinds), default=0.0)
+        return dataclasses.replace(state, coarsest=jnp.asarray(coarsest, self.dtype))
 
     def _read(self, file: ArrayFile, start: int) -> np.ndarray:
         with np.errstate(all="ignore"):
             block = file.rows(start, start + self.step).astype(self.dtype, copy=False)
-            if np.isfinite(block.sum()):  # then all entries are
+            if np.isfinite(block.sum()) or np.isfinite(block).all():  # the first is fast
                 return block
-            bad = ~np.isfinite(block)
-            if not bad.any():
-                return block
-            row, count = start + int(np.argmax(bad.any(axis=1))), int(bad.sum())
-            for later in range(start + self.step, self.n, self.step):
+            row, count = start + int(np.argmax(~np.isfinite(block).all(axis=1))), 0
+            for later in range(start, self.n, self.step):
                 rest = file.rows(later, later + self.step).astype(self.dtype, copy=False)
-                count += int((~np.isfinite(rest)).sum())
+                count += int(np.count_nonzero(~np.isfinite(rest)))
         what = "NaN" if np.isnan(file.rows(row, row + 1)).any() else "infinity"
         raise ValueError(
             f"{file.spec} must be finite, but row {row} has {what} ({count:,} such values in all)."
@@ -225,16 +182,11 @@ class RowReader:
 def open_array(spec: str | os.PathLike[str]) -> ArrayFile:
     """Find an array and read its shape and dtype; nothing is unpickled.
 
-    Args:
-        spec: ``file.npy``, ``file.npz`` or ``file.safetensors``; of the last two ``file.npz:name``
-            picks one array, and the name may be left out where there is only one.
-
-    Returns:
-        An ``ArrayFile``.
+    ``spec`` is ``file.npy``, ``file.npz`` or ``file.safetensors``; of the last two
+    ``file.npz:name`` picks one array, and the name may be left out where there is only one.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        IsADirectoryError: if it is a folder.
+        FileNotFoundError, IsADirectoryError: if there is no such file.
         KeyError: if it has no array of that name.
         TypeError: if it holds Python objects.
         ValueError: if it is damaged, truncated or of another kind, or if it is compressed and
@@ -309,21 +261,9 @@ def _named_errors(spec: str, path: Path) -> Iterator[None]:
         yield
     except MemoryError as error:
         raise ValueError(str(error) or f"{spec} does not fit into memory.") from None
-    except (
-        ValueError,
-        TypeError,
-        OSError,
-        EOFError,
-        AttributeError,
-        OverflowError,
-        RuntimeError,
-        SyntaxError,
-        tokenize.TokenError,
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        safetensors.SafetensorError,
-    ) as error:
+    except KeyError:  # no array of that name
+        raise
+    except Exception as error:  # whatever the broken bytes lead the readers into
         reason = str(error)
         if "Object arrays" in reason or "Python objects" in reason:  # NumPy's words
             raise TypeError(f"{spec} holds Python objects, expected numbers.") from None

@@ -6,7 +6,6 @@ takes seconds to import: it is imported where it is used, so that usage errors d
 
 import argparse
 import contextlib
-import dataclasses
 import importlib
 import json
 import math
@@ -16,13 +15,14 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
 
-from perfalign_jax.arrays import Moments, RowReader
+from perfalign_jax.arrays import Moments, RowReader, measure_moments
 
 if TYPE_CHECKING:
+    from perfalign_jax.statistics import Rows
     from perfalign_jax.types import Alignment
 
 __all__ = ["main"]
@@ -69,22 +69,13 @@ def _parser() -> argparse.ArgumentParser:
 
     def add_fitting(added: argparse.ArgumentParser) -> None:
         added.add_argument("--center", action="store_true", help="remove the means first")
-        added.add_argument(
-            "--rtol",
-            type=_number("--rtol", float),
-            metavar="FLOAT",
-            help="share of the largest singular value that counts as zero (default: rounding)",
-        )
+        text = "share of the largest singular value that counts as zero (default: rounding)"
+        _add_number(added, "--rtol", kind=float, text=text)
 
     fit = command(_fit, "fit")
     add_views(fit)
-    fit.add_argument(
-        "-k",
-        "--k",
-        type=_number("-k", int),
-        metavar="INT",
-        help="latent dimensions; with --select energy may be left out: all that carry energy",
-    )
+    text = "latent dimensions; with --select energy may be left out: all that carry energy"
+    _add_number(fit, "-k", "--k", kind=int, text=text)
     _add_out(fit, "alignment.safetensors", "the alignment file to write")
     fit.add_argument(
         "--select",
@@ -104,13 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     transform = command(_transform, "transform")
     transform.add_argument("alignment", help="alignment file")
     transform.add_argument("x", help="rows of the view, shape (n, d)")
-    transform.add_argument(
-        "--view",
-        type=_number("--view", int),
-        required=True,
-        metavar="INT",
-        help="which view x is, counted from 0",
-    )
+    text = "which view x is, counted from 0"
+    _add_number(transform, "--view", kind=int, text=text, required=True)
     _add_out(transform, "latents.npy", "the latents to write, shape (n, k)")
 
     score = command(_score, "score")
@@ -149,15 +135,18 @@ def _add_out(command: argparse.ArgumentParser, default: str, text: str) -> None:
     )
 
 
-def _number(name: str, kind: type) -> Any:
-    def read(text: str) -> Any:
+def _add_number(
+    command: argparse.ArgumentParser, *names: str, kind: type, text: str, required: bool = False
+) -> None:
+    def read(given: str) -> Any:
         try:
-            return kind(text)
+            return kind(given)
         except ValueError:
             what = "an integer" if kind is int else "a number"
-            raise _InputError(f"{name} must be {what}, got {text!r}.") from None
+            raise _InputError(f"{names[0]} must be {what}, got {given!r}.") from None
 
-    return read
+    metavar = "INT" if kind is int else "FLOAT"
+    command.add_argument(*names, type=read, metavar=metavar, required=required, help=text)
 
 
 def _fit(options: argparse.Namespace) -> None:
@@ -167,10 +156,10 @@ def _fit(options: argparse.Namespace) -> None:
     _check_out(options.out, ".safetensors", (options.x1, options.x2))
     with _computing() as notes:
         import perfalign_jax as pa
-        from perfalign_jax.metrics import effective_rank
+        from perfalign_jax import metrics
 
         rows = _training_rows(options)
-        moments, data = rows.survey(keep=True)
+        data = rows.survey(varied=True)
         alignment = pa.fit(
             data,
             k=options.k,
@@ -179,12 +168,13 @@ def _fit(options: argparse.Namespace) -> None:
             center=options.center,
             rtol=options.rtol,
         )
+        moments = measure_moments(data)
         del data
         pa.save(alignment, options.out)
         with _after_writing(f"the alignment is written to {options.out}"):
-            measured, halves = _measure(alignment, rows, moments)
-            gap = (halves[0].centre - halves[1].centre) * math.sqrt(rows.n / 2)
-            both = np.vstack([halves[0].rows, halves[1].rows, gap])
+            measured, latents = _measure(alignment, rows, moments)
+            gap = (latents.means[0] - latents.means[1]) * math.sqrt(rows.n / 2)
+            both = np.vstack([*latents.blocks, gap])
             _hint_at_means(options, moments)
             facts = {
                 "out": str(options.out),
@@ -197,7 +187,7 @@ def _fit(options: argparse.Namespace) -> None:
                 "center": alignment.center,
                 "dtype": str(rows.dtype),
                 **measured,
-                "effective_rank": float(effective_rank(_mirrored(both))),
+                "effective_rank": float(metrics.effective_rank(_mirrored(both))),
             }
             del facts["ncmae"]
             _show(f"alignment written to {options.out}", facts, notes, as_json=options.json)
@@ -242,14 +232,15 @@ def _score(options: argparse.Namespace) -> None:
         _suit(rows, alignment, (0, 1))
         if rows.n < 1:
             raise _InputError(f"{options.x1} must have at least one row, got none.")
-        moments, _ = rows.survey(keep=False)
-        latents: list[tuple[np.ndarray, ...]] = []
-        measured, halves = _measure(alignment, rows, moments, latents)
+        moments = measure_moments(rows.survey(varied=False))
+        kept: list[tuple[Any, ...]] = []
+        measured, latents = _measure(alignment, rows, moments, kept)
         facts: dict[str, Any] = {"n": rows.n, "k": alignment.k, **measured}
+        halves = [_mirrored(block) for block in latents.blocks]
         for m, half in enumerate(halves):
-            facts[f"effective_rank_{m}"] = float(metrics.effective_rank(_mirrored(half.rows)))
-        facts["linear_cka"] = float(metrics.linear_cka(*(_mirrored(h.rows) for h in halves)))
-        z1, z2 = (np.concatenate(z) for z in zip(*latents, strict=True))
+            facts[f"effective_rank_{m}"] = float(metrics.effective_rank(half))
+        facts["linear_cka"] = float(metrics.linear_cka(*halves))
+        z1, z2 = (np.concatenate(z) for z in zip(*kept, strict=True))
         found = neighbours.retrieval(z1, z2)
         for way, recalls, rank in (
             ("0 to 1", found.recall_12, found.median_rank_12),
@@ -267,25 +258,18 @@ def _diagnose(options: argparse.Namespace) -> None:
     with _computing() as notes:
         import perfalign_jax as pa
 
-        rows = _training_rows(options)
-        moments, data = rows.survey(keep=True)
+        data = _training_rows(options).survey(varied=True)
         found = pa.diagnose(data, center=options.center, rtol=options.rtol)
-        _hint_at_means(options, moments)
+        _hint_at_means(options, measure_moments(data))
         if not options.json:
             _say_notes(notes)
             print(_in_own_words(str(found)))
             return
         counts = ("rank", "null_dimension", "informative_dimension", "trivial_dimension", "samples")
+        arrays = ("ranks", "dims", "center", "cutoff", "singular_values", "energies")
         facts: dict[str, Any] = {name: int(getattr(found, name)) for name in counts}
-        facts |= {
-            "ranks": found.ranks.tolist(),
-            "dims": list(found.dims),
-            "center": found.center,
-            "cutoff": float(found.cutoff),
-            "singular_values": found.singular_values.tolist(),
-            "energies": found.energies.tolist(),
-            "view_energies": found.view_energies.tolist(),
-        }
+        for name in (*arrays, "view_energies"):
+            facts[name] = np.asarray(getattr(found, name)).tolist()
         _show("", facts, notes, as_json=True)
 
 
@@ -346,8 +330,9 @@ def _suit(rows: RowReader, alignment: "Alignment", views: tuple[int, ...]) -> No
     rows.dtype = np.dtype(alignment.offset.dtype)
 
 
-def _hint_at_means(options: argparse.Namespace, moments: Moments) -> None:
-    for m, share in enumerate(moments.shares_of_means):
+def _hint_at_means(options: argparse.Namespace, moments: list[Moments]) -> None:
+    for m, (_, _, common, spread) in enumerate(moments):
+        share = common / (common + spread) if common else 0.0
         if share > 1 / 2 and not options.center:
             warnings.warn(
                 f"the mean holds {share:.0%} of view {m}'s energy and passes for something that "
@@ -357,42 +342,30 @@ def _hint_at_means(options: argparse.Namespace, moments: Moments) -> None:
             )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Half:
-    """Latents of one view: their mean (1, k), and few rows with the same centred products."""
-
-    centre: np.ndarray
-    rows: np.ndarray
-
-
 def _measure(
     alignment: "Alignment",
     rows: RowReader,
-    moments: Moments,
-    latents: list[tuple[np.ndarray, ...]] | None = None,
-) -> tuple[dict[str, float], tuple[_Half, _Half]]:
-    """Errors and energies of the latents; the latents themselves go into a list."""
+    moments: list[Moments],
+    kept: list[tuple[Any, ...]] | None = None,
+) -> tuple[dict[str, float], "Rows"]:
+    """Errors and energies of the latents, and their moments; they themselves go into a list."""
     import perfalign_jax as pa
+    from perfalign_jax import statistics
 
-    k = alignment.k
-    centres = [
-        np.asarray(pa.encode(alignment, mean[None, :].astype(rows.dtype), view=m))
-        for m, mean in enumerate(moments.means)
-    ]
-    sums, factor = np.zeros(4), np.zeros((0, 2 * k), rows.dtype)
+    centres = pa.transform(alignment, [view.mean[None, :] for view in moments])
+    sums, state = np.zeros(4), cast(Any, None)
     for block in rows.blocks("measuring"):
-        z1, z2 = (np.asarray(pa.encode(alignment, x, view=m)) for m, x in enumerate(block))
+        latents = pa.transform(alignment, block)
         lengths = [
             pa.cmae(z, np.broadcast_to(centre, z.shape))
-            for z, centre in zip((z1, z2), centres, strict=True)
+            for z, centre in zip(latents, centres, strict=True)
         ]
-        errors = [float(value) for value in (pa.cmae(z1, z2), pa.ncmae(z1, z2), *lengths)]
-        sums += z1.shape[0] * np.array(errors)
-        factor = np.vstack([factor, np.hstack([z1 - centres[0], z2 - centres[1]])])
-        if factor.shape[0] > 2 * k:
-            factor = np.asarray(np.linalg.qr(factor, mode="r"))
-        if latents is not None:
-            latents.append((z1, z2))
+        errors = [float(v) for v in (pa.cmae(*latents), pa.ncmae(*latents), *lengths)]
+        sums += len(block[0]) * np.array(errors)
+        part = statistics.from_views(latents)
+        state = part if state is None else statistics.merge(state, part)
+        if kept is not None:
+            kept.append(latents)
     error, unit_error, length1, length2 = (sums / rows.n).tolist()
     length = (length1 + length2) / 2
     facts = {
@@ -400,16 +373,16 @@ def _measure(
         "ncmae": unit_error,
         "relative_cmae": error / length if length > 0 else math.inf,
     }
-    halves = _Half(centres[0], factor[:, :k]), _Half(centres[1], factor[:, k:])
-    for m, half in enumerate(halves):
-        energy = float(np.sum((half.rows.astype(np.float64) / moments.units[m]) ** 2))
-        facts[f"energy_kept_{m}"] = energy / moments.energies[m] if moments.energies[m] else 0.0
-    return facts, halves
+    found = statistics.rows(state, center=True)
+    for m, (_, unit, _, spread) in enumerate(moments):
+        energy = float(np.sum((np.asarray(found.blocks[m], np.float64) / unit) ** 2))
+        facts[f"energy_kept_{m}"] = energy / spread if spread else 0.0
+    return facts, found
 
 
-def _mirrored(rows: np.ndarray) -> np.ndarray:
-    """Each row and its negative: the mean is zero, and what is measured is that of the rows."""
-    return np.vstack([rows, -rows])
+def _mirrored(rows: Any) -> np.ndarray:
+    """Zeros, each row and its negative: of mean zero, and measured like the rows."""
+    return np.vstack([np.zeros_like(rows, shape=(1, rows.shape[1])), rows, -rows])
 
 
 def _check_out(out: Path, suffix: str, inputs: tuple[str, ...]) -> None:

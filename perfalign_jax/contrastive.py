@@ -27,11 +27,11 @@ def info_nce(
     temperature: float | Array,
     axis_name: str | None = None,
 ) -> Float[Array, ""]:
-    """InfoNCE loss of paired latents: cosine similarity, averaged over both directions.
+    """InfoNCE loss, in nats: cosine similarity, averaged over both directions.
 
     With ``l_ij`` the cosine of ``z1_i`` and ``z2_j`` over the temperature, it is the mean of the
-    cross-entropies of finding ``i`` among the ``l_i.`` and among the ``l_.i``; ``log(n)`` where
-    the latents tell nothing. A latent of zero has cosine zero with everything.
+    cross-entropies of finding ``i`` among the ``l_i.`` and among the ``l_.i``; ``log(n)`` where the
+    latents tell nothing. A latent of zero has cosine zero with everything.
 
     Args:
         z1: latents of the first modality, shape ``(n, k)``.
@@ -40,9 +40,6 @@ def info_nce(
         axis_name: a mapped axis (of ``shard_map`` over a device mesh, or of ``vmap``) whose members
             hold parts of one batch: every latent is compared with those of all parts, and the loss
             is that of the whole batch.
-
-    Returns:
-        The loss, in nats.
 
     Raises:
         TypeError: if a latent array is not of real numbers or the temperature no number.
@@ -77,7 +74,8 @@ def train_linear_contrastive(
     The views are centred and each is divided by one number, its root mean square, so that a
     learning rate means the same for all data; both are folded back into the result. The whole
     training is one compiled ``lax.scan``, and ``jax.vmap`` over views, key or both works. A
-    full-batch step costs ``n^2`` similarities.
+    full-batch step costs ``n^2`` similarities. The loss sees directions only, so the length of the
+    latents is arbitrary.
 
     Args:
         key: random key of the initial encoders and of the mini-batches.
@@ -89,9 +87,8 @@ def train_linear_contrastive(
         batch_size: rows of each step, drawn without replacement; all of them if ``None``.
 
     Returns:
-        The alignment, and the loss before each step, shape ``(steps,)``, in nats. The alignment's
-        ``coupling`` is the correlations of the two latents, coordinate by coordinate, on the
-        training data. The loss sees directions only, so the length of the latents is arbitrary.
+        The alignment, whose ``coupling`` is the correlations of the two latents, coordinate by
+        coordinate, on the training data; and the loss before each step, ``(steps,)``, in nats.
 
     Raises:
         TypeError: if the views are no pair of real arrays, or an option is of the wrong kind.
@@ -102,12 +99,10 @@ def train_linear_contrastive(
 
     Example:
         >>> import jax, numpy as np
-        >>> from perfalign_jax import contrastive
+        >>> from perfalign_jax.contrastive import train_linear_contrastive
         >>> x = np.random.default_rng(0).normal(size=(32, 3)).astype("float32")
-        >>> alignment, losses = contrastive.train_linear_contrastive(
-        ...     jax.random.key(0), (x, x[:, ::-1]), k=3, steps=50
-        ... )
-        >>> alignment.projections[0].shape, bool(losses[-1] < losses[0])
+        >>> found, losses = train_linear_contrastive(jax.random.key(0), (x, x), k=3, steps=50)
+        >>> found.projections[0].shape, bool(losses[-1] < losses[0])
         ((3, 3), True)
     """
     x1, x2 = _checks.two_views(views)

@@ -148,18 +148,16 @@ Lift = Convolutions | Span | Standardise
 
 
 def apply(lift: Lift, x: Float[Array | np.ndarray, "n ..."]) -> Float[Array, "n p"]:
-    """Map the rows of one view by a fitted lift.
+    """Map the rows of one view by a fitted lift, to features ``(n, p)`` in the dtype of ``x``.
+
+    ``Standardise``: ``p = d``, without unit. ``Span``: ``p = r``, in the units of ``x``.
+    ``Convolutions``: ``p = 2 * count``, first the share of frames, from 0 to 1, at which each
+    kernel responds positively, then its largest response, in the units of ``x``.
 
     Args:
         lift: what a ``fit_...`` function of this module returned.
         x: rows as the lift was fitted for: ``(n, d)``, or ``(n, length, channels)`` for
             ``Convolutions``.
-
-    Returns:
-        Features, shape ``(n, p)``, in the dtype of ``x``. ``Standardise``: ``p = d``, without unit.
-        ``Span``: ``p = r``, in the units of ``x``. ``Convolutions``: ``p = 2 * count``, first the
-        share of frames, from 0 to 1, at which each kernel responds positively, then its largest
-        response, in the units of ``x``.
 
     Raises:
         TypeError: if ``x`` does not hold real numbers.
@@ -187,15 +185,12 @@ def fit_standardise(x: Float[Array | np.ndarray, "n d"], *, floor: float = 0.1) 
 
     A feature that hardly moves over these rows says nothing about its scale: divided by its own
     spread it can reach thousands on another row and drown all others. No feature is therefore
-    scaled up by more than ``1 / floor`` against the typical one.
+    scaled up by more than ``1 / floor`` against the typical one. Over these rows the features it
+    makes have mean zero, and their mean squared norm is at most 1.
 
     Args:
         x: shape ``(n, d)``, at least two rows.
         floor: smallest spread that is believed, as a share of the root mean square spread.
-
-    Returns:
-        A ``Standardise``; over these rows the features it makes have mean zero, and their mean
-        squared norm is at most 1.
 
     Raises:
         TypeError: if ``x`` does not hold real numbers.
@@ -227,19 +222,14 @@ def _fit_standardise(x: Float[Array, "n d"], floor: Float[Array, ""]) -> Standar
 
 
 def fit_span(x: Float[Array | np.ndarray, "n d"]) -> Span:
-    """Find an orthonormal basis of the span of some rows: the alignment pairs.
+    """Find an orthonormal basis of the span of some rows ``(n, d)``: the alignment pairs.
 
-    Inner products with these rows depend on the coordinates alone. So whatever is fitted to them
-    and lives in their span (the informative part of a perfect alignment, CCA, linear contrastive,
-    Procrustes, regression) gives the same latents from the coordinates as from all features, up to
-    rounding; a decoder with an L2 penalty gives the same scores. What the coordinates leave out of
-    a row is what the trivial directions of the pairs' null space see.
-
-    Args:
-        x: shape ``(n, d)``, at least one row.
-
-    Returns:
-        A ``Span`` of as many coordinates as the rank of ``x`` (so not under jit).
+    Inner products with these rows depend on the coordinates alone, as many as the rank. So whatever
+    is fitted to them and lives in their span (the informative part of a perfect alignment, CCA,
+    linear contrastive, Procrustes, regression) gives the same latents from the coordinates as from
+    all features, up to rounding; a decoder with an L2 penalty gives the same scores. What the
+    coordinates leave out of a row is what the trivial directions of the pairs' null space see. Not
+    for ``jit``.
 
     Raises:
         TypeError: if ``x`` does not hold real numbers.
@@ -281,7 +271,7 @@ def fit_convolutions(
     count: int = 1000,
     taps: int = 9,
 ) -> Convolutions:
-    """Draw random dilated convolution kernels for series of one shape.
+    """Draw random dilated convolution kernels for series of one shape, in JAX's default float.
 
     Only the shape of ``x`` is used. Dilations are the powers of two at which a kernel still fits
     into the series, each with an equal share of the kernels. The number of channels a kernel sees
@@ -294,9 +284,6 @@ def fit_convolutions(
         key: random key.
         count: number of kernels.
         taps: odd number of frames that a kernel sees, at least three.
-
-    Returns:
-        ``Convolutions`` in JAX's default floating-point dtype.
 
     Raises:
         TypeError: if ``key`` is no random key, or a size no integer.

@@ -5,10 +5,12 @@ beside it how much energy the latents keep, how many directions they use and whe
 its partner again (``neighbours``). A mean common to all samples fools relative measures, so those
 remove it first.
 
-Every function takes latents with samples as rows, works inside ``jit``, ``vmap`` and ``grad``, and
-has a finite gradient also where two latents coincide exactly. NaN and infinity are refused; where a
-value is not known yet, inside ``jit`` and ``vmap``, the metric of a NaN is NaN. Memory grows with
-the number of samples, never with its square.
+Every function takes arrays with samples as rows and returns a scalar, works inside ``jit``,
+``vmap`` and ``grad``, and has a finite gradient also where two latents coincide exactly. It raises
+a ``TypeError`` if an array does not hold real numbers, and a ``ValueError`` if one is empty, not
+2-D or not finite, or if the shapes do not fit together. Where a value is not known yet, inside
+``jit`` and ``vmap``, the metric of a NaN is NaN. Memory grows with the number of samples, never
+with its square.
 """
 
 from collections.abc import Sequence
@@ -40,16 +42,8 @@ Matrix = Float[Array, "n _"] | Float[np.ndarray, "n _"]  # of its own width
 def cmae(z1: Latents, z2: Latents) -> Float[Array, ""]:
     """Cross-modal alignment error: mean Euclidean distance of the two latents of a pair.
 
-    Args:
-        z1: latents of modality 1, shape ``(n, k)``.
-        z2: latents of modality 2, shape ``(n, k)``.
-
-    Returns:
-        A scalar, in units of the latents. It depends on their scale: see ``relative_cmae``.
-
-    Raises:
-        TypeError: if a latent does not hold real numbers.
-        ValueError: if the shapes differ, are empty or not 2-D, or a value is not finite.
+    Latents ``z1`` and ``z2`` of shape ``(n, k)``; the error is in their units, and so depends on
+    their scale: see ``relative_cmae``. Errors are raised as the module says.
 
     Source: paper Section 2.1, Eq. 8.
 
@@ -65,18 +59,8 @@ def cmae(z1: Latents, z2: Latents) -> Float[Array, ""]:
 def ncmae(z1: Latents, z2: Latents) -> Float[Array, ""]:
     """Alignment error of the latents after each is divided by its own Euclidean norm.
 
-    A latent that is exactly zero stays zero.
-
-    Args:
-        z1: latents of modality 1, shape ``(n, k)``.
-        z2: latents of modality 2, shape ``(n, k)``.
-
-    Returns:
-        A scalar without unit, between 0 and 2.
-
-    Raises:
-        TypeError: if a latent does not hold real numbers.
-        ValueError: if the shapes differ, are empty or not 2-D, or a value is not finite.
+    Latents ``z1`` and ``z2`` of shape ``(n, k)``; one that is exactly zero stays zero. The error
+    has no unit and lies between 0 and 2. Errors are raised as the module says.
 
     Source: paper Section 3.1, Fig. 3 (normalized CMAE).
 
@@ -96,16 +80,12 @@ def mlre(z: Latents, z_hat: Latents | Sequence[Latents]) -> Float[Array, ""]:
     ``mlre_affine`` removes that freedom.
 
     Args:
-        z: true latents, shape ``(n, k)``.
+        z: true latents, shape ``(n, k)``, whose units the error has.
         z_hat: latents of one modality, shape ``(n, k)``, for the error of that modality; or a tuple
             of them, for the average over the modalities.
 
-    Returns:
-        A scalar, in units of the latents.
-
     Raises:
-        TypeError: if a latent does not hold real numbers.
-        ValueError: if the shapes differ, are empty or not 2-D, or a value is not finite.
+        TypeError, ValueError: as the module says.
 
     Source: paper Section 2.1, Eq. 9 and the line below it.
 
@@ -127,21 +107,17 @@ def mlre_affine(z: Matrix, z_hat: Matrix | Sequence[Matrix]) -> Float[Array, ""]
 
     The map ``z_hat -> z_hat @ G.T + b`` minimises the summed squared distance. Because
     ``(G A1, G A2)`` is as aligned as ``(A1, A2)``, all modalities share one map. Directions of the
-    centred estimates at or below the package's rank cut-off count as absent.
+    centred estimates at or below the package's rank cut-off count as absent. Zero up to rounding
+    says that the true latents are an affine function of the estimated ones; with ``n <= j`` it is
+    zero whatever the data.
 
     Args:
-        z: true latents, shape ``(n, k)``.
+        z: true latents, shape ``(n, k)``, whose units the error has.
         z_hat: latents of one modality, shape ``(n, j)``, or a tuple of them; ``j`` and ``k`` may
             differ.
 
-    Returns:
-        A scalar, in units of the true latents. Zero up to rounding says that the true latents are
-        an affine function of the estimated ones. With ``n <= j`` it is zero whatever the data.
-
     Raises:
-        TypeError: if a latent does not hold real numbers.
-        ValueError: if the numbers of rows differ, an array is empty or not 2-D, the estimates have
-            different numbers of columns, or a value is not finite.
+        TypeError, ValueError: as the module says.
 
     Source: paper Section 3.1 (key insights: solutions are unique up to a linear map), with Eq. 9.
 
@@ -164,20 +140,10 @@ def mlre_affine(z: Matrix, z_hat: Matrix | Sequence[Matrix]) -> Float[Array, ""]
 def relative_cmae(z1: Latents, z2: Latents) -> Float[Array, ""]:
     """Alignment error over the mean norm of the latents, each modality's measured from its mean.
 
-    A mean common to all samples would make any error look small. The error itself is never
-    centred: an offset between the modalities counts.
-
-    Args:
-        z1: latents of modality 1, shape ``(n, k)``.
-        z2: latents of modality 2, shape ``(n, k)``.
-
-    Returns:
-        A scalar without unit; 0 is perfect, unrelated latents score about ``sqrt(2)``, and latents
-        without any spread score infinity.
-
-    Raises:
-        TypeError: if a latent does not hold real numbers.
-        ValueError: if the shapes differ, are empty or not 2-D, or a value is not finite.
+    A mean common to all samples would make any error look small. The error itself is never centred:
+    an offset between the modalities counts. Latents ``z1`` and ``z2`` of shape ``(n, k)``; the
+    quotient has no unit: 0 is perfect, unrelated latents score about ``sqrt(2)``, and latents
+    without any spread score infinity. Errors are raised as the module says.
 
     Source: Eq. 8, made free of scale.
 
@@ -194,18 +160,9 @@ def relative_cmae(z1: Latents, z2: Latents) -> Float[Array, ""]:
 def latent_energy(z: Matrix, x: Matrix) -> Float[Array, ""]:
     """Share of a view's energy (summed squares about its mean) that its latents keep.
 
-    Args:
-        z: latents of one modality, shape ``(n, k)``.
-        x: the view they come from, shape ``(n, d)``.
-
-    Returns:
-        A scalar without unit; for a perfect alignment between 0 and 1, and next to 0 if the
-        alignment is trivial. A view without energy scores 0.
-
-    Raises:
-        TypeError: if an array does not hold real numbers.
-        ValueError: if the numbers of rows differ, an array is empty or not 2-D, or a value is not
-            finite.
+    Latents ``z`` of shape ``(n, k)`` of the view ``x``, shape ``(n, d)``. The share has no unit;
+    for a perfect alignment it lies between 0 and 1, and next to 0 if the alignment is trivial. A
+    view without energy scores 0. Errors are raised as the module says.
 
     Source: the collapse of paper Section 6.1 as a number.
 
@@ -222,16 +179,9 @@ def latent_energy(z: Matrix, x: Matrix) -> Float[Array, ""]:
 def effective_rank(z: Matrix) -> Float[Array, ""]:
     """Effective number of directions: the exponential of the entropy of the singular values.
 
-    Args:
-        z: latents, shape ``(n, k)``; their mean is removed.
-
-    Returns:
-        A scalar between 1 and ``min(n, k)``, without unit; 0 for latents that are all zero, and
-        for a constant where the mean is removed.
-
-    Raises:
-        TypeError: if the latents do not hold real numbers.
-        ValueError: if they are empty or not 2-D, or a value is not finite.
+    The mean of the latents ``z``, shape ``(n, k)``, is removed. The number has no unit and lies
+    between 1 and ``min(n, k)``; it is 0 for latents that are all the same. Errors are raised as the
+    module says.
 
     Source: Roy & Vetterli, "The effective rank", EUSIPCO 2007.
 
@@ -247,18 +197,9 @@ def effective_rank(z: Matrix) -> Float[Array, ""]:
 def linear_cka(z1: Matrix, z2: Matrix) -> Float[Array, ""]:
     """Linear centred kernel alignment, from the features' covariances alone.
 
-    Args:
-        z1: first representation, shape ``(n, k1)``.
-        z2: second representation of the same samples, shape ``(n, k2)``.
-
-    Returns:
-        A scalar between 0 and 1, unchanged by rotation and by one scale per representation; 0 if
-        one of them is constant. Work and memory grow with ``n * k1 * k2``, never with ``n**2``.
-
-    Raises:
-        TypeError: if an array does not hold real numbers.
-        ValueError: if the numbers of rows differ, an array is empty or not 2-D, or a value is not
-            finite.
+    Two representations of the same samples, shapes ``(n, k1)`` and ``(n, k2)``. It lies between 0
+    and 1, unchanged by rotation and by one scale per representation; 0 if one of them is constant.
+    Work and memory grow with ``n * k1 * k2``. Errors are raised as the module says.
 
     Source: Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019.
 

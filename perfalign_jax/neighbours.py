@@ -1,10 +1,14 @@
 """Whether a sample is found by its neighbours: retrieval of partners, and shared neighbourhoods.
 
-Distances come from products, in blocks, so that memory never grows with the square of the number
-of samples. Two candidates whose distances differ by no more than rounding count as tied, and ties
-share their ranks: neither the order of the samples nor the size of the blocks decides. Ranks have
-no gradient: it is zero. NaN and infinity are refused; where a value is not known yet, inside
-``jit`` and ``vmap``, such a latent is nobody's neighbour and makes every figure NaN.
+Distances come from products, in blocks of ``chunk`` rows, so that memory never grows with the
+square of the number of samples. Two candidates whose distances differ by no more than rounding
+count as tied, and ties share their ranks: neither the order of the samples nor the size of the
+blocks decides. Ranks have no gradient: it is zero.
+
+A ``TypeError`` is raised if an array does not hold real numbers or an option no integers, a
+``ValueError`` if an array is empty, not 2-D or not finite, the shapes do not fit together, or an
+option is out of range. Where a value is not known yet, inside ``jit`` and ``vmap``, a latent that
+is not finite is nobody's neighbour and makes every figure NaN.
 """
 
 import dataclasses
@@ -71,15 +75,10 @@ def retrieval(
         z2: latents of modality 2, shape ``(n, k)``.
         at: how many of the nearest count as found, any number of choices.
         metric: ``"euclidean"``, or ``"cosine"`` for latents divided by their norms.
-        chunk: rows per block; memory grows with ``chunk**2 + n``, not with ``n**2``.
-
-    Returns:
-        Recalls and median ranks both ways.
+        chunk: rows per block; memory grows with ``chunk**2 + n``.
 
     Raises:
-        TypeError: if a latent does not hold real numbers, or ``at`` or ``chunk`` no integers.
-        ValueError: if the shapes differ, are empty or not 2-D, a value is not finite, or an option
-            is out of range.
+        TypeError, ValueError: as the module says.
 
     Source: the usual measure of cross-modal retrieval.
 
@@ -102,32 +101,23 @@ def retrieval(
 
 
 def mutual_knn(
-    z1: Matrix,
-    z2: Matrix,
-    *,
-    neighbors: int = 10,
-    metric: str = "cosine",
-    chunk: int = 256,
+    z1: Matrix, z2: Matrix, *, neighbors: int = 10, metric: str = "cosine", chunk: int = 256
 ) -> Float[Array, ""]:
     """Mean share of a sample's nearest neighbours that two representations have in common.
 
-    Neighbours are sought inside each representation; the sample itself does not count. Matrix tied
-    for the last places share them, so latents that are all equal score at chance.
+    Neighbours are sought inside each representation; the sample itself does not count. Samples tied
+    for the last places share them, so latents that are all equal score at chance,
+    ``neighbors / (n - 1)``.
 
     Args:
         z1: first representation, shape ``(n, k1)``.
         z2: second representation of the same samples, shape ``(n, k2)``.
         neighbors: how many nearest neighbours, below ``n``.
         metric: ``"cosine"`` (the source's), or ``"euclidean"``.
-        chunk: rows per block; memory grows with ``chunk * n``, not with ``n**2``.
-
-    Returns:
-        A scalar between 0 and 1; chance is ``neighbors / (n - 1)``.
+        chunk: rows per block; memory grows with ``chunk * n``.
 
     Raises:
-        TypeError: if an array does not hold real numbers, or an option no integer.
-        ValueError: if the numbers of rows differ, an array is empty or not 2-D, a value is not
-            finite, or an option is out of range.
+        TypeError, ValueError: as the module says.
 
     Source: Huh et al., "The Platonic Representation Hypothesis", ICML 2024.
 
@@ -272,12 +262,7 @@ def _recall(
 
 @functools.partial(jax.jit, static_argnames=("neighbors", "metric", "chunk"))
 def _mutual_knn(
-    z1: Float[Array, "n k1"],
-    z2: Float[Array, "n k2"],
-    *,
-    neighbors: int,
-    metric: str,
-    chunk: int,
+    z1: Float[Array, "n k1"], z2: Float[Array, "n k2"], *, neighbors: int, metric: str, chunk: int
 ) -> Float[Array, ""]:
     n = z1.shape[0]
     clouds = [_clouds(metric, z)[0] for z in (z1, z2)]

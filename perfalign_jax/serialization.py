@@ -25,11 +25,8 @@ _VERSION = 1
 def save(alignment: Alignment, path: str | os.PathLike[str]) -> None:
     """Write an alignment to a safetensors file; the file appears whole or not at all.
 
-    The arrays keep their dtype; method, selection, space and centring go into the metadata.
-
-    Args:
-        alignment: what to write.
-        path: where to; an existing file is replaced.
+    The arrays keep their dtype; method, selection, space and centring go into the metadata. An
+    existing file is replaced.
 
     Raises:
         TypeError: if it is no ``Alignment``.
@@ -106,6 +103,22 @@ def open_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise
 
 
+@contextlib.contextmanager
+def open_safetensors(source: Path, what: str) -> Iterator[Any]:
+    """Open a safetensors file to read, or say why it is none."""
+    if source.is_dir():
+        raise IsADirectoryError(f"{source} is a folder, not {what}.")
+    if not source.is_file():
+        raise FileNotFoundError(f"there is no file {source}.")
+    try:
+        with safetensors.safe_open(source, framework="numpy") as file:
+            yield file
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{source} is not a whole safetensors file (truncated, or of another kind): {error}"
+        ) from None
+
+
 def _create_beside(target: Path) -> tuple[int, Path]:
     """Create a file of a random name in the target's folder, with the permissions of the user."""
     if target.is_dir():
@@ -125,17 +138,10 @@ def _create_beside(target: Path) -> tuple[int, Path]:
 
 
 def load(path: str | os.PathLike[str]) -> Alignment:
-    """Read an alignment that ``save`` wrote.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The alignment, with the dtype it was saved in.
+    """Read an alignment that ``save`` wrote, with the dtype it was saved in.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        IsADirectoryError: if the path is a folder.
+        FileNotFoundError, IsADirectoryError: if there is no such file.
         ValueError: if the file is truncated, of another kind, or holds float64 while JAX's 64-bit
             mode is off.
 
@@ -146,19 +152,9 @@ def load(path: str | os.PathLike[str]) -> Alignment:
         FileNotFoundError: there is no file no-such-file.safetensors.
     """
     source = Path(path)
-    if source.is_dir():
-        raise IsADirectoryError(f"{source} is a folder, not an alignment file.")
-    if not source.is_file():
-        raise FileNotFoundError(f"there is no file {source}.")
-    try:
-        with safetensors.safe_open(source, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            names = set(file.keys())
-            arrays = {name: file.get_tensor(name) for name in names}
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise ValueError(
-            f"{source} is not a whole safetensors file (truncated, or of another kind): {error}"
-        ) from None
+    with open_safetensors(source, "an alignment file") as file:
+        metadata = file.metadata() or {}
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     if metadata.get("format") != _FORMAT:
         raise ValueError(
             f"{source} is a safetensors file but holds no alignment "
@@ -179,21 +175,17 @@ def _assemble(source: Path, arrays: dict[str, np.ndarray], metadata: dict[str, s
     }
     if set(arrays) != wanted:
         raise ValueError(f"{source} must hold the arrays {sorted(wanted)}, got {sorted(arrays)}.")
-    k = arrays["offset"].shape[0] if arrays["offset"].ndim == 1 else -1
-    fits = (
-        k > 0
-        and arrays["singular_values"].shape == (k,)
-        and arrays["coupling"].shape in ((k,), (0,))
-        and all(
-            arrays[f"means.{m}"].ndim == 1
-            and arrays[f"projections.{m}"].shape == (k, arrays[f"means.{m}"].shape[0])
-            for m in views
-        )
-    )
+    k = arrays["offset"].size
+    shapes: dict[str, tuple[int, ...]] = {"singular_values": (k,), "offset": (k,)}
+    for m in views:
+        d = arrays[f"means.{m}"].size
+        shapes |= {f"means.{m}": (d,), f"projections.{m}": (k, d)}
+    fits = k > 0 and all(arrays[name].shape == shape for name, shape in shapes.items())
+    fits = fits and arrays["coupling"].shape in ((k,), (0,))
     dtypes = {a.dtype for a in arrays.values()}
     if not fits or len(dtypes) != 1 or next(iter(dtypes)) not in (np.float32, np.float64):
-        shapes = {name: (a.shape, str(a.dtype)) for name, a in sorted(arrays.items())}
-        raise ValueError(f"{source} holds arrays that do not fit together: {shapes}.")
+        came = {name: (a.shape, str(a.dtype)) for name, a in sorted(arrays.items())}
+        raise ValueError(f"{source} holds arrays that do not fit together: {came}.")
     _check_finite(str(source), arrays)
     dtype = next(iter(dtypes))
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:

@@ -1,8 +1,11 @@
 """Synthetic views of known latents, as the paper draws them.
 
 Latents come from a Gaussian mixture (Eq. 10) or uniformly around a line (Section 6.5); random maps
-with entries in [-5, 5] turn them into views (Eq. 11), with or without noise. Every function works
-under ``jit`` (sizes static) and under ``vmap`` over keys.
+with entries in [-5, 5] turn them into views (Eq. 11), with or without noise. Every function takes a
+random ``key``, the number of samples ``n``, latent dimensions ``k`` and numbers of features
+``dims = (d1, d2)``, and works under ``jit`` (sizes static) and under ``vmap`` over keys. It raises
+a ``TypeError`` if a size is no integer or another number is none, and a ``ValueError`` if a size or
+option is out of range, a shape does not fit or a value is not finite.
 """
 
 import dataclasses
@@ -64,7 +67,7 @@ def draw_mixture_latents(
     covariances: Numbers | None = None,
     weights: Numbers | None = None,
 ) -> tuple[Float[Array, "n k"], Int[Array, " n"]]:
-    """Draw latents from a mixture of Gaussians.
+    """Draw latents ``(n, k)`` from a mixture of Gaussians, and the component of each, ``(n,)``.
 
     Args:
         key: random key.
@@ -75,13 +78,8 @@ def draw_mixture_latents(
         covariances: shape ``(c, k, k)``, positive definite; identities without it.
         weights: share of each component, shape ``(c,)``, summing to 1; equal without it.
 
-    Returns:
-        Latents, shape ``(n, k)``, and the component of each, shape ``(n,)``.
-
     Raises:
-        TypeError: if ``n`` or ``k`` is no integer or a parameter does not hold real numbers.
-        ValueError: if a size is out of range, a parameter has another shape, is not finite, or the
-            weights are negative or do not sum to 1.
+        TypeError, ValueError: as the module says.
 
     Source: paper Section 3.1, Eq. 10.
 
@@ -128,28 +126,14 @@ def draw_uniform_latents(
     margin: float = 10.0,
     span: tuple[float, float] = (-10.0, 10.0),
 ) -> tuple[Float[Array, "n k"], Int[Array, " n"]]:
-    """Draw latents uniformly on both sides of a line, which divides the two classes.
+    """Draw latents ``(n, k)`` uniformly on both sides of a line, which divides two classes.
 
     The last coordinate lies above or below ``slope * (sum of the others) + intercept`` by an amount
-    uniform on ``(0, margin)``; the others are uniform on ``span``. The paper says "1000 above and
-    below the line y = x - 10 by a maximum margin of 10" and gives no range for x; the default takes
-    the one length it names.
-
-    Args:
-        key: random key.
-        n: number of samples; every second one lies above (class 1), so the classes are equal.
-        k: latent dimensions, at least 2.
-        slope: of the line (of the plane, for ``k > 2``).
-        intercept: of the line, in units of the latents.
-        margin: largest distance from the line along the last coordinate, in units of the latents.
-        span: range of the other coordinates, in units of the latents.
-
-    Returns:
-        Latents, shape ``(n, k)``, and the class of each (0 below, 1 above), shape ``(n,)``.
-
-    Raises:
-        TypeError: if ``n`` or ``k`` is no integer or an option no number.
-        ValueError: if a size or option is out of range.
+    uniform on ``(0, margin)``; the others are uniform on ``span``; all in units of the latents. The
+    paper says "1000 above and below the line y = x - 10 by a maximum margin of 10" and gives no
+    range for x; the default takes the one length it names. Every second sample lies above: the
+    classes, shape ``(n,)``, are 0 below and 1 above. Sizes and errors are the module's, with
+    ``k >= 2``.
 
     Source: paper Section 6.5 and Fig. 7a.
 
@@ -178,21 +162,9 @@ def draw_maps(
     low: float = -5.0,
     high: float = 5.0,
 ) -> tuple[Float[Array, "d1 k"], Float[Array, "d2 k"]]:
-    """Draw the matrix S of each modality, every entry uniform.
+    """Draw the matrix S of each modality, ``(d1, k)`` and ``(d2, k)``, every entry uniform.
 
-    Args:
-        key: random key.
-        k: latent dimensions.
-        dims: numbers of features ``(d1, d2)``.
-        low: smallest entry.
-        high: largest entry.
-
-    Returns:
-        Two matrices, shapes ``(d1, k)`` and ``(d2, k)``.
-
-    Raises:
-        TypeError: if a size is no integer.
-        ValueError: if a size is below 1 or ``low`` not below ``high``.
+    Entries lie between ``low`` and ``high``. Sizes and errors are the module's.
 
     Source: paper Section 3.1, above Eq. 11.
 
@@ -226,12 +198,8 @@ def draw_views(
         noise: standard deviation of the noise, in units of the views; one number, or one for each
             modality.
 
-    Returns:
-        Two views, shapes ``(n, d1)`` and ``(n, d2)``.
-
     Raises:
-        TypeError: if an array does not hold real numbers or the noise is no number.
-        ValueError: if shapes do not fit, a value is not finite, or the noise is negative.
+        TypeError, ValueError: as the module says.
 
     Source: paper Section 3.1, Eq. 11, and the noise model of its parameter experiments.
 
@@ -275,20 +243,9 @@ def draw_problem(
 ) -> Problem:
     """Draw latents, maps and views in one go.
 
-    Args:
-        key: random key.
-        n: number of samples.
-        k: latent dimensions.
-        dims: numbers of features ``(d1, d2)``.
-        noise: standard deviation of the noise, in units of the views; one number or one for each.
-        latents: ``"mixture"`` (Eq. 10) or ``"uniform"`` (Section 6.5).
-
-    Returns:
-        Views, latents, labels and maps.
-
-    Raises:
-        TypeError: if a size is no integer or the noise no number.
-        ValueError: if a size or option is out of range.
+    Sizes and errors are the module's; ``latents`` is ``"mixture"`` (Eq. 10) or ``"uniform"``
+    (Section 6.5), and ``noise`` a standard deviation in units of the views, one number or one for
+    each.
 
     Source: paper Section 3.1; the defaults are those of its Fig. 3.
 

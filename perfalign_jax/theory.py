@@ -2,11 +2,15 @@
 
 The setting is the paper's: ``n`` pairs of latents with ``latents`` dimensions (the paper's k, here
 k*), seen through maps with random entries in ``d`` features of both modalities together, with
-noise of one standard deviation in both. Everything is for orthonormal alignments of the raw views
-(``fit`` with ``select="trailing"``) whose signal is much stronger than the noise. The laws are
-those of many dimensions. Simulated errors lie within 3 % of them from ten latents on, with ten
-features and samples beyond those; within about 10 % with three to five; the error on new pairs is
-up to a quarter less at ``n = k* + 1``. Host functions of plain numbers.
+``noise`` of one standard deviation in both, in units of the views; ``k`` is the dimension of the
+fit. Everything is for orthonormal alignments of the raw views (``fit`` with ``select="trailing"``)
+whose signal is much stronger than the noise. The laws are those of many dimensions. Simulated
+errors lie within 3 % of them from ten latents on, with ten features and samples beyond those;
+within about 10 % with three to five; the error on new pairs is up to a quarter less at
+``n = k* + 1``.
+
+Host functions of plain numbers; they raise a ``TypeError`` if one is of the wrong kind, and a
+``ValueError`` if it is out of range. Errors are in units of the latents.
 """
 
 import math
@@ -22,16 +26,10 @@ _SPIKES = 2  # the mixture's two means: as many latent directions are far strong
 
 
 def chi_mean(k: int | float) -> float:
-    """Return the mean length of a standard normal vector of ``k`` dimensions.
+    """Return the mean length of a standard normal vector of ``k > 0`` dimensions.
 
-    ``sqrt(2) * Gamma((k + 1) / 2) / Gamma(k / 2)``; ``k`` need not be an integer.
-
-    Args:
-        k: dimensions, above zero.
-
-    Raises:
-        TypeError: if ``k`` is no number.
-        ValueError: if ``k`` is not above zero.
+    ``sqrt(2) * Gamma((k + 1) / 2) / Gamma(k / 2)``; ``k`` need not be an integer. Errors are raised
+    as the module says.
 
     Example:
         >>> from perfalign_jax.theory import chi_mean
@@ -48,17 +46,7 @@ def largest_perfect_k(n: int, d: int, *, latents: int, noise: int | float = 0.0)
     """Return the largest ``k`` at which the training error is zero: ``d`` minus the rank.
 
     Without noise the rank is at most that of the latents, so ``k <= d - k*``; with noise it is full
-    and only few samples leave a null space: ``k <= d - n``.
-
-    Args:
-        n: number of training pairs.
-        d: features of both modalities together.
-        latents: dimension k* of the true latents.
-        noise: standard deviation of the noise in both views, in units of the views.
-
-    Raises:
-        TypeError: if a size is no integer or the noise no number.
-        ValueError: if one is out of range.
+    and only few samples leave a null space: ``k <= d - n``. Arguments and errors are the module's.
 
     Source: paper Theorem 2.2 (the rank condition), with the rank of Eq. 11.
 
@@ -78,22 +66,9 @@ def held_out_cmae(n: int, d: int, k: int, *, latents: int, noise: int | float) -
     residual of length ``noise * chi_k``, with mean ``noise * chi_mean(k)``. With finite ``n`` the
     rows also leak some signal, as a regression on the latents with noise does: the squared residual
     grows by ``1 + q`` with ``q`` Hotelling's statistic of the new latent, whose mean square root
-    for Gaussian latents is a ratio of Beta functions.
-
-    Args:
-        n: number of training pairs.
-        d: features of both modalities together.
-        k: latent dimensions of the fit.
-        latents: dimension k* of the true latents.
-        noise: standard deviation of the noise in both views, in units of the views.
-
-    Returns:
-        The error in units of the latents; NaN where this does not hold: for ``k > d - k*`` signal
-        itself remains, and with ``n <= k*`` the signal is not known.
-
-    Raises:
-        TypeError: if a size is no integer or the noise no number.
-        ValueError: if one is out of range.
+    for Gaussian latents is a ratio of Beta functions. NaN where this does not hold: for
+    ``k > d - k*`` signal itself remains, and with ``n <= k*`` the signal is not known. Arguments
+    and errors are the module's.
 
     Source: the residual of Eq. 8 under the noise of the paper's Section 3.1.
 
@@ -116,25 +91,12 @@ def training_cmae(n: int, d: int, k: int, *, latents: int, noise: int | float) -
 
     The fit takes the ``k`` directions of least residual, so this is a sum over the lower tail of a
     spectrum, here the law of Marchenko and Pastur. Of the noise, ``(n - k*)`` by ``(d - k*)``
-    independent entries remain after the signal is removed: nothing up to ``n = d - k``, where
-    fewer samples than directions leave zeros, and from there the smallest squared singular values.
+    independent entries remain after the signal is removed: nothing up to ``n = d - k``, where fewer
+    samples than directions leave zeros, and from there the smallest squared singular values.
     Directions beyond ``d - k*`` hold signal: the smallest singular values of the maps themselves.
-
-    Args:
-        n: number of training pairs.
-        d: features of both modalities together.
-        k: latent dimensions of the fit.
-        latents: dimension k* of the true latents.
-        noise: standard deviation of the noise in both views, in units of the views.
-
-    Returns:
-        The error in units of the latents; NaN where signal cannot be told from noise
-        (``n <= k*`` above the threshold), and where the last two directions, along the mixture's
-        means, are taken in as well.
-
-    Raises:
-        TypeError: if a size is no integer or the noise no number.
-        ValueError: if one is out of range.
+    NaN where signal cannot be told from noise (``n <= k*`` above the threshold), and where the last
+    two directions, along the mixture's means, are taken in as well. Arguments and errors are the
+    module's.
 
     Source: Marchenko & Pastur (1967) for the residual of Corollary 2.3.
 

@@ -110,23 +110,26 @@ class TestRowReader:
 
     def test_a_survey_in_blocks_is_that_of_all_rows(self, long, x64):
         specs, views = long
-        moments, state = RowReader(*specs).survey(keep=True)
+        state = RowReader(*specs).survey(varied=True)
+        moments = arrays.measure_moments(state)
         diagnosis, whole = pa.diagnose(state), pa.diagnose(views)
         np.testing.assert_allclose(diagnosis.singular_values, whole.singular_values, rtol=1e-12)
         for m, x in enumerate(views):
-            np.testing.assert_allclose(moments.means[m], x.mean(axis=0), atol=1e-14)
+            np.testing.assert_allclose(moments[m].mean, x.mean(axis=0), atol=1e-14)
+            _, unit, common, spread = moments[m]
             energy = np.sum((x - x.mean(axis=0)) ** 2)
-            assert moments.energies[m] * moments.units[m] ** 2 == pytest.approx(energy, rel=1e-13)
+            assert spread * unit**2 == pytest.approx(energy, rel=1e-13)
             share = 190 * np.sum(x.mean(axis=0) ** 2) / np.sum(x**2)
-            assert moments.shares_of_means[m] == pytest.approx(share, rel=1e-12)
+            assert common / (common + spread) == pytest.approx(share, rel=1e-12)
 
     @pytest.mark.parametrize("scale", [1e-200, 1e200, 1.7e307])
     def test_no_square_overflows(self, scale, tmp_path, rng, x64):
         x = rng.uniform(-1, 1, size=(50, 3))
         np.save(tmp_path / "x.npy", x * scale)
         with np.errstate(over="raise"):
-            moments, _ = RowReader(str(tmp_path / "x.npy")).survey(keep=False)
-        assert 0 < moments.energies[0] < 50 * 3 * 16
+            state = RowReader(*[str(tmp_path / "x.npy")] * 2).survey(varied=False)
+            moments = arrays.measure_moments(state)
+        assert 0 < moments[0].spread < 50 * 3 * 16
 
     def test_a_wide_matrix_is_never_cut(self, tmp_path, monkeypatch, x64):
         monkeypatch.setattr(arrays, "_BLOCK", 1)
@@ -142,7 +145,7 @@ class TestRowReader:
         np.save(specs[1], x2)
         message = rf"x2.npy must be finite, but row 150 has {word} \(3 such values in all\)"
         with pytest.raises(ValueError, match=message):
-            RowReader(*specs).survey(keep=True)
+            RowReader(*specs).survey(varied=True)
 
     def test_numbers_of_rows_are_compared_before_any_value_is_read(self, long, monkeypatch, x64):
         specs, (_, x2) = long

@@ -69,8 +69,7 @@ def test_fit_transform_score_diagnose(files, capsys, x64):
 
 
 @pytest.mark.parametrize(
-    ("one", "two"),
-    [("views.npz:x1", "views.npz:x2"), ("views.safetensors:x1", "x2.npy")],
+    ("one", "two"), [("views.npz:x1", "views.npz:x2"), ("views.safetensors:x1", "x2.npy")]
 )
 def test_every_file_kind(files, capsys, one, two):
     status, out, _ = run(capsys, "fit", one, two, "--select", "energy", "--json")

@@ -234,10 +234,7 @@ def test_a_clip_has_time_first(root, rng):
     assert read_clip(root / "Inertial" / "a2_s1_t1_inertial.mat", modality="inertial").shape[1] == 6
     assert read_clip(root / "Skeleton" / "a2_s1_t1_skeleton.mat", modality="skeleton").shape[
         1:
-    ] == (
-        20,
-        3,
-    )
+    ] == (20, 3)
     video = make_video(rng, 7)
     path = root / "x.mat"
     scipy.io.savemat(path, {"d_depth": video.transpose(1, 2, 0)})

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from perfalign_jax.har.nn import encoders, pipeline, resnet
-from perfalign_jax.har.nn.decoder import Decoder
+from perfalign_jax.har.nn import _pipeline as pipeline
+from perfalign_jax.har.nn import encoders, resnet
 from perfalign_jax.har.nn.encoders import (
     CompactVideoEncoder,
     PaperVideoEncoder,
@@ -21,6 +21,10 @@ KEY = jax.random.key(0)
 
 
 run = nnx.jit(lambda encoder, x: encoder(x))
+
+
+def make_head(inputs, hidden, outputs, key):
+    return encoders.Head(inputs, hidden, outputs, rngs=nnx.Rngs(key), dtype=jnp.float32)
 
 
 def count(module):
@@ -62,7 +66,7 @@ def test_patches_times_a_matrix_are_a_convolution(rng, space, taps, strides):
         (partial(SeriesEncoder, channels=6, latent=16), (3, 33, 6), (3, 16)),  # any length
         (partial(CompactVideoEncoder, size=32, latent=16), (2, 6, 32, 32), (2, 16)),
         (partial(CompactVideoEncoder, size=32, channels=3), (2, 6, 32, 32, 3), (2, 256)),
-        (partial(Decoder, inputs=16, classes=27), (2, 16), (2, 27)),
+        (partial(make_head, 16, 256, 27), (2, 16), (2, 27)),
     ],
 )
 def test_encoders_give_one_latent_vector_for_each_clip(make, shape, expected):

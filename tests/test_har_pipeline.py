@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from perfalign_jax.har.nn import pipeline
+from perfalign_jax.har.nn import _pipeline as pipeline
 
 KEY = jax.random.key(0)
 

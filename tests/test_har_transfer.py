@@ -90,8 +90,7 @@ def test_turning_many_coordinates_into_the_training_span_changes_nothing(blobs, 
     empty = np.concatenate([z, np.zeros((60, 3))], axis=1)
     empty[40:, 8:] = 1e9  # a coordinate that training never saw gets no weight
     np.testing.assert_array_equal(
-        rank_classes(empty[:40], labels[:40], empty[40:]),
-        rank_classes(z[:40], labels[:40], z[40:]),
+        rank_classes(empty[:40], labels[:40], empty[40:]), rank_classes(z[:40], labels[:40], z[40:])
     )
 
 
@@ -231,10 +230,7 @@ def test_coordinates_give_the_latents_of_all_features(views, by_method):
     """Each method fitted inside the span of the pairs equals the same method on all features."""
     same(by_method[INFORMATIVE], full(views, lambda p: solver.fit(p, k=None, select="energy")))
     # Slices of a larger fit: three of eight directions.
-    same(
-        by_method["PA, energy k = 3"],
-        full(views, lambda p: solver.fit(p, k=3, select="energy")),
-    )
+    same(by_method["PA, energy k = 3"], full(views, lambda p: solver.fit(p, k=3, select="energy")))
     # The same bits: rounding chooses among the trailing directions of a larger null space.
     again = tuple(centred(x, PAIRS) for x in views)
     same(by_method["PA, trailing k = 3"], full(again, lambda p: solver.fit(p, k=3)))
@@ -298,9 +294,7 @@ def test_the_alignment_sees_its_pairs_only(views, x64):
     for x in changed:
         x[20:70] += 5
     for first, second in zip(
-        align(views, PAIRS, (3, 8)),
-        align(changed, PAIRS, (3, 8)),
-        strict=True,
+        align(views, PAIRS, (3, 8)), align(changed, PAIRS, (3, 8)), strict=True
     ):
         for a, b in zip(first[1:], second[1:], strict=True):
             scale = np.abs(a).max()

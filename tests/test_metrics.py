@@ -89,9 +89,7 @@ def test_affine_error_sees_only_what_no_gauge_can_mend(x64, rng):
     )
     # A collapsed estimate can only give the mean.
     np.testing.assert_allclose(
-        metrics.mlre_affine(z, 0 * z),
-        np.linalg.norm(z - z.mean(0), axis=1).mean(),
-        rtol=1e-12,
+        metrics.mlre_affine(z, 0 * z), np.linalg.norm(z - z.mean(0), axis=1).mean(), rtol=1e-12
     )
     # One direction missing: rank-deficient least squares.
     flat = z * np.array([[1.0, 1.0, 0.0]])

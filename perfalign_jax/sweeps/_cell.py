@@ -80,27 +80,19 @@ def _dims(d: int) -> tuple[int, int]:
 
 
 def draw_cell(
-    key: RandomKey,
-    *,
-    n: int,
-    d: int,
-    k: int,
-    noise: Level = 0.0,
-    held_out: bool = False,
+    key: RandomKey, *, n: int, d: int, k: int, noise: Level = 0.0, held_out: bool = False
 ) -> Problem:
     """Draw the data of one cell of a sweep, to look at it or to try another method on it.
+
+    With other sizes and the same key, what both draws have is the same.
 
     Args:
         key: the seed's key, ``jax.random.fold_in(key of the sweep, number of the seed)``.
         n: number of pairs.
-        d: features of both modalities together.
+        d: features of both modalities together; the views have ``d - d // 2`` and ``d // 2``.
         k: dimension of the true latents (``latents`` of the grid, or its ``k``).
         noise: standard deviation in either view, in units of the views.
         held_out: give the held-out pairs instead of the training pairs.
-
-    Returns:
-        Views of shapes ``(n, d - d // 2)`` and ``(n, d // 2)``, latents, labels and maps. With
-        other sizes and the same key, what both have is the same.
 
     Raises:
         TypeError: if a size is no integer or the noise no number.
@@ -130,12 +122,7 @@ def draw_cell(
 def sweep_seed(key: RandomKey, grid: Grid) -> dict[str, Float[Array, "method n d k noise"]]:
     """Evaluate every cell of a grid for one seed: a pure function, for ``jit`` and ``vmap``.
 
-    Args:
-        key: the seed's key.
-        grid: what to sweep; static.
-
-    Returns:
-        For each metric an array with the axes method, n, d, k and noise.
+    For each metric an array with the axes method, n, d, k and noise; ``grid`` is static.
 
     Example:
         >>> import functools, jax

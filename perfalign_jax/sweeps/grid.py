@@ -111,19 +111,11 @@ class SweepResult:
         return dict(zip(AXES, (self.seeds, g.methods, g.n, g.d, g.k, g.noise), strict=True))
 
     def get(self, metric: str, **at: Any) -> Float[np.ndarray, "..."]:
-        """Return a metric at chosen values of axes.
+        """Return a metric at chosen values of axes; ``noise`` may be one number for both views.
 
-        Args:
-            metric: a name in ``values``.
-            **at: for some axes the value at which to look; ``noise`` may be one number for both
-                views.
-
-        Returns:
-            The seeds along the first axis (unless ``seed`` is chosen), then the axes that were not
-            chosen and have more than one value, in the order of ``AXES``.
-
-        Raises:
-            ValueError: if the metric, an axis or a value is not there.
+        The seeds along the first axis (unless ``seed`` is chosen), then the axes that were not
+        chosen and have more than one value, in the order of ``AXES``. A ``ValueError`` is raised if
+        the metric, an axis or a value is not there.
 
         Example:
             >>> import jax
@@ -166,21 +158,11 @@ def make_grid(
     held_out: int = 200,
     ridge: int | float = 1e-3,
 ) -> Grid:
-    """Check the values of a sweep's axes and what to measure.
+    """Check the values of a sweep's axes and what to measure; see ``Grid`` for what each is.
 
-    Args:
-        n: numbers of training pairs, one or several.
-        d: numbers of features of both modalities together, at least 2; of an odd number the first
-            modality has one more.
-        k: latent dimensions of the fit.
-        noise: standard deviations, in units of the views. In a sequence every entry is one level: a
-            number for both views, or a pair, one for each; so ``(0, 1)`` is two levels and
-            ``[(0, 1)]`` one.
-        latents: dimension k* of the true latents. None lets it follow ``k``, as the paper does.
-        methods: among ``METHODS``.
-        metrics: among ``METRICS``.
-        held_out: pairs to measure on that are never trained on.
-        ridge: of ridge CCA, relative to the mean eigenvalue of a view's covariance.
+    Every axis takes one value or several. ``d`` is at least 2; of an odd number the first modality
+    has one more. In a sequence of ``noise`` every entry is one level: a number for both views, or a
+    pair, one for each; so ``(0, 1)`` is two levels and ``[(0, 1)]`` one.
 
     Raises:
         TypeError: if a value has the wrong type.
@@ -200,20 +182,20 @@ def make_grid(
             _checks.positive(scale, "noise", zero=True)
         levels.append((float(pair[0]), float(pair[1])))
     _checks.positive(ridge, "ridge", zero=True)
-    words = {"methods": methods, "metrics": metrics}
-    chosen: dict[str, tuple[str, ...]] = {}
-    for name, allowed in (("methods", METHODS), ("metrics", METRICS)):
-        chosen[name] = _several(words[name], name)
-        for word in chosen[name]:
+    words: dict[str, Any] = {}
+    for name, given, allowed in (("methods", methods, METHODS), ("metrics", metrics, METRICS)):
+        words[name] = _several(given, name)
+        for word in words[name]:
             _checks.one_of(word, name, allowed)
+    sizes: dict[str, Any] = {
+        name: tuple(_checks.integer(value, name, low=low) for value in _several(given, name))
+        for name, given, low in (("n", n, 1), ("d", d, 2), ("k", k, 1))
+    }
     grid = Grid(
-        n=tuple(_checks.integer(v, "n", low=1) for v in _several(n, "n")),
-        d=tuple(_checks.integer(v, "d", low=2) for v in _several(d, "d")),
-        k=tuple(_checks.integer(v, "k", low=1) for v in _several(k, "k")),
+        **sizes,
+        **words,
         noise=tuple(levels),
         latents=None if latents is None else _checks.integer(latents, "latents", low=1),
-        methods=chosen["methods"],
-        metrics=chosen["metrics"],
         held_out=_checks.integer(held_out, "held_out", low=2),
         ridge=float(ridge),
     )

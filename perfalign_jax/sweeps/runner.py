@@ -7,14 +7,12 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from perfalign_jax import _checks
 from perfalign_jax.serialization import check_target, write_whole
@@ -36,7 +34,7 @@ def sweep(
     path: Path | str | None = None,
     progress: bool = True,
 ) -> SweepResult:
-    """Evaluate a grid for many seeds, in batches.
+    """Evaluate a grid for many seeds, in batches; values are NumPy arrays in JAX's default float.
 
     Args:
         key: random key; seed ``i`` has the key ``jax.random.fold_in(key, i)``.
@@ -47,9 +45,6 @@ def sweep(
         path: file (``.npz``) that keeps what is finished: the same sweep goes on from there, also
             with more seeds. ``load_sweep`` reads it.
         progress: show a progress bar in a terminal, or in a notebook that has ipywidgets.
-
-    Returns:
-        Every seed's values, as NumPy arrays in JAX's default float.
 
     Raises:
         TypeError: if an argument has the wrong type.
@@ -80,19 +75,31 @@ def sweep(
         check_target(path)
     done = {} if path is None else _read_seeds(Path(path), made_by)
     missing = [seed for seed in range(seeds) if seed not in done]
-    batches = [missing[i : i + batch_size] for i in range(0, len(missing), batch_size)]
-    if batches:
+    if missing:
+        from rich import get_console
+        from rich.progress import Progress
+        from threadpoolctl import threadpool_limits
+
         if jax.default_backend() == "cpu":
             _warn_of_few_threads()
-        # One shape, compiled once: a last batch that is too short repeats its last seed.
-        keys = [
-            jax.vmap(lambda seed: jax.random.fold_in(key, seed))(
-                jnp.asarray(batch + batch[-1:] * (batch_size - len(batch)))
-            )
-            for batch in batches
-        ]
-        run = _compiled(grid, batch_size, keys[0].dtype, keys[0].shape, wide)
-        _run_batches(run, batches, keys, done, lambda: _write_seeds(path, made_by, done), progress)
+        console = get_console()
+        widgets = console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+        shown = progress and (console.is_terminal or widgets)
+        # The factorisations are small and many: threads inside each of them only get in the way.
+        with threadpool_limits(1), Progress(transient=True, disable=not shown) as bar:
+            task = bar.add_task("seeds", total=len(missing))
+            for start in range(0, len(missing), batch_size):
+                batch = missing[start : start + batch_size]
+                # One shape, compiled once: a last batch that is too short repeats its last seed.
+                filled = jnp.asarray(batch + batch[-1:] * (batch_size - len(batch)))
+                keys = jax.vmap(functools.partial(jax.random.fold_in, key))(filled)
+                run = _compiled(grid, keys.dtype, keys.shape, wide)
+                values = jax.tree.map(np.asarray, run(keys))
+                for i, seed in enumerate(batch):
+                    done[seed] = {name: array[i] for name, array in values.items()}
+                if path is not None:  # what is finished is kept when a later one is interrupted
+                    _write_seeds(Path(path), made_by, done)
+                bar.advance(task, len(batch))
     values = {name: np.stack([done[seed][name] for seed in range(seeds)]) for name in grid.metrics}
     return SweepResult(grid, tuple(range(seeds)), values)
 
@@ -118,38 +125,11 @@ def _warn_of_few_threads() -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(grid: Grid, batch: int, dtype: Any, shape: tuple[int, ...], wide: bool) -> Any:
+def _compiled(grid: Grid, dtype: Any, shape: tuple[int, ...], wide: bool) -> Any:
     """Compile a grid for a batch of seeds; ``wide`` tells 64-bit programs from others."""
-    del batch, wide
+    del wide
     keys = jax.ShapeDtypeStruct(shape, dtype)
     return jax.jit(jax.vmap(functools.partial(sweep_seed, grid=grid))).lower(keys).compile()
-
-
-def _run_batches(
-    run: Any,
-    batches: list[list[int]],
-    keys: list[Array],
-    done: dict[int, dict[str, np.ndarray]],
-    keep: Callable[[], None],
-    progress: bool,
-) -> None:
-    """Run one batch after the other; what is finished is kept when a later one is interrupted."""
-    from rich import get_console
-    from rich.progress import Progress
-    from threadpoolctl import threadpool_limits
-
-    # The factorisations are small and many: threads inside each of them only get in the way.
-    console = get_console()
-    widgets = console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
-    shown = progress and (console.is_terminal or widgets)
-    with threadpool_limits(1), Progress(transient=True, disable=not shown) as bar:
-        task = bar.add_task("seeds", total=sum(map(len, batches)))
-        for batch, some in zip(batches, keys, strict=True):
-            values = jax.tree.map(np.asarray, run(some))
-            for i, seed in enumerate(batch):
-                done[seed] = {name: array[i] for name, array in values.items()}
-            keep()
-            bar.advance(task, len(batch))
 
 
 def _describe(key: RandomKey, grid: Grid, wide: bool) -> dict[str, Any]:
@@ -161,10 +141,8 @@ def _describe(key: RandomKey, grid: Grid, wide: bool) -> dict[str, Any]:
 
 
 def _write_seeds(
-    path: Path | str | None, made_by: dict[str, Any], done: dict[int, dict[str, np.ndarray]]
+    path: Path, made_by: dict[str, Any], done: dict[int, dict[str, np.ndarray]]
 ) -> None:
-    if path is None:
-        return
     seeds = sorted(done)
     arrays: dict[str, Any] = {
         "_seeds": np.asarray(seeds),
@@ -173,7 +151,7 @@ def _write_seeds(
     }
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
-    write_whole(Path(path), buffer.getvalue())
+    write_whole(path, buffer.getvalue())
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[int, dict[str, np.ndarray]]]:
@@ -213,13 +191,7 @@ def _read_seeds(path: Path, made_by: dict[str, Any]) -> dict[int, dict[str, np.n
 
 
 def load_sweep(path: Path | str) -> SweepResult:
-    """Read the file that ``sweep`` keeps, finished or not.
-
-    Args:
-        path: the file.
-
-    Returns:
-        The seeds that are finished.
+    """Read the file that ``sweep`` keeps, finished or not: the seeds that are finished.
 
     Raises:
         FileNotFoundError: if there is no such file.

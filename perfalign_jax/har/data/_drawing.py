@@ -83,13 +83,7 @@ def film(
     padded = np.pad(joints, ((0, -frames % _BATCH), (0, 0), (0, 0)), mode="edge")
     parts = [
         jax.device_get(
-            _draw(
-                padded[i : i + _BATCH],
-                girth,
-                first,
-                jax.random.fold_in(key, i),
-                colour=colour,
-            )
+            _draw(padded[i : i + _BATCH], girth, first, jax.random.fold_in(key, i), colour=colour)
         )
         for i in range(0, frames, _BATCH)
     ]

@@ -4,7 +4,6 @@ A clip of which a file is missing or damaged is left out and reported by name, o
 asked; what concerns the whole dataset (no such folder, no clip with all modalities) always is one.
 """
 
-import concurrent.futures
 import dataclasses
 import hashlib
 import io
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import rich.progress
 from jaxtyping import Float, Int, Integer, Shaped, UInt8
 
 from perfalign_jax import _checks
@@ -23,18 +21,11 @@ from perfalign_jax.har.data.utd_mhad import (
     discover,
     parse_name,
     read_clip,
+    run_in_threads,
 )
 from perfalign_jax.serialization import write_whole
 
-__all__ = [
-    "Recordings",
-    "crop_person",
-    "keep_array",
-    "read_recordings",
-    "resample",
-    "shrink_video",
-    "to_series",
-]
+__all__ = ["Recordings", "keep_array", "read_recordings", "to_series"]
 
 _VERSION = 2  # part of every cache key: raise it when a reader's answer changes
 _GRID = 12  # squares along each side of a video that is turned into a series
@@ -73,26 +64,9 @@ class Recordings:
 
 
 def resample(signal: Float[np.ndarray, "t ..."], *, length: int) -> Float[np.ndarray, "l ..."]:
-    """Bring a signal to a fixed number of frames by linear interpolation in time.
+    """Bring a signal ``(T, ...)`` to a fixed number of frames by linear interpolation in time.
 
     First and last frame stay what they are; the frames in between are spread evenly.
-
-    Args:
-        signal: shape ``(T, ...)``, time first, ``T >= 2``.
-        length: number of frames wanted, at least 2.
-
-    Returns:
-        Shape ``(length, ...)``, in the units and the floating-point dtype of the signal.
-
-    Raises:
-        TypeError: if ``length`` is no integer or the signal no floating-point array.
-        ValueError: if there are fewer than two frames.
-
-    Example:
-        >>> import numpy as np
-        >>> from perfalign_jax.har.data.dataset import resample
-        >>> resample(np.array([[0.0], [1.0], [4.0]]), length=5).ravel().tolist()
-        [0.0, 0.5, 1.0, 2.5, 4.0]
     """
     length = _checks.integer(length, "length", low=2)
     if not isinstance(signal, np.ndarray) or signal.dtype.kind != "f":
@@ -109,33 +83,11 @@ def resample(signal: Float[np.ndarray, "t ..."], *, length: int) -> Float[np.nda
 def crop_person(
     video: Integer[np.ndarray, "t h w"], *, frames: int, size: int
 ) -> UInt8[np.ndarray, "frames size size"]:
-    """Cut the person out of a depth video: a square around every place they go, as grey frames.
+    """Cut the person out of a depth video in mm: a square around every place they go, in grey.
 
     The square is that of the pixels that saw something in any frame, without the outermost 0.2 %.
-    Grey is depth relative to the person's median: 128 at the median, 255 at 0.7 m nearer, 1 at
-    0.7 m farther, 0 where nothing was seen.
-
-    Args:
-        video: shape ``(T, H, W)``, unsigned integers, in millimetres; 0 where nothing was seen.
-        frames: number of frames wanted, spread evenly over the clip.
-        size: height and width wanted.
-
-    Returns:
-        Shape ``(frames, size, size)``, uint8.
-
-    Raises:
-        ValueError: if the video has another shape, or sees nothing at all.
-
-    Example:
-        >>> import numpy as np
-        >>> from perfalign_jax.har.data.dataset import crop_person
-        >>> video = np.zeros((2, 40, 60), np.uint16)
-        >>> video[:, 10:30, 20:30] = 2500
-        >>> crop_person(video, frames=2, size=4)[0]
-        array([[  0, 128, 128,   0],
-               [  0, 128, 128,   0],
-               [  0, 128, 128,   0],
-               [  0, 128, 128,   0]], dtype=uint8)
+    Grey is depth relative to the person's median: 128 at the median, 255 at 0.7 m nearer, 1 at 0.7
+    m farther, 0 where nothing was seen. The frames are spread evenly over the clip.
     """
     if video.ndim != 3 or 0 in video.shape:
         raise ValueError(f"video must have shape (T, H, W), got {video.shape}.")
@@ -179,27 +131,9 @@ def _spread(length: int, frames: int) -> Int[np.ndarray, " frames"]:
 def shrink_video(
     video: UInt8[np.ndarray, "t h w 3"], *, frames: int, size: int
 ) -> UInt8[np.ndarray, "frames size size 3"]:
-    """Bring a colour video to a fixed number of small square frames.
+    """Bring a colour video to a fixed number of small square frames, spread evenly over the clip.
 
     The middle square of every frame (people stand in the middle) is averaged down.
-
-    Args:
-        video: shape ``(T, H, W, 3)``, uint8.
-        frames: number of frames wanted, spread evenly over the clip.
-        size: height and width wanted.
-
-    Returns:
-        Shape ``(frames, size, size, 3)``, uint8.
-
-    Raises:
-        TypeError: if the video is not uint8.
-        ValueError: if the video has another shape, or smaller frames than ``size``.
-
-    Example:
-        >>> import numpy as np
-        >>> from perfalign_jax.har.data.dataset import shrink_video
-        >>> shrink_video(np.full((5, 48, 64, 3), 7, np.uint8), frames=4, size=12).shape
-        (4, 12, 12, 3)
     """
     if video.ndim != 4 or video.shape[3] != 3 or 0 in video.shape:
         raise ValueError(f"video must have shape (T, H, W, 3), got {video.shape}.")
@@ -224,14 +158,10 @@ def keep_array(
 ) -> np.ndarray:
     """Return what ``compute`` returns, from the cache if it was computed before.
 
-    The file's name holds a digest of ``made_from``, so a changed setting or source never meets an
-    old file; it appears whole or not at all, so an interrupted run leaves nothing broken behind.
-
-    Args:
-        folder: cache folder, made if missing; None computes anew.
-        stem: what the file is called before the digest.
-        made_from: everything the result depends on; its ``repr`` must say it all.
-        compute: makes the array.
+    The file's name is ``stem`` and a digest of ``made_from``, everything that the result depends
+    on, whose ``repr`` must say it all: a changed setting or source never meets an old file. It
+    appears whole or not at all, so an interrupted run leaves nothing broken behind. The folder is
+    made if missing; None computes anew.
 
     Example:
         >>> import pathlib, tempfile
@@ -278,16 +208,14 @@ def read_recordings(
         modalities: which of "inertial", "skeleton", "depth" and "rgb" to read.
         length: frames of an inertial or skeleton series.
         frames: frames of a small video.
-        size: height and width of a small video, see ``crop_person`` and ``shrink_video``.
-        damaged: "skip" leaves clips with a missing or damaged file out, "raise" makes the first one
-            an error.
+        size: height and width of a small video: of a depth video a square around the person, in
+            grey; of a colour video the middle square.
+        damaged: "skip" leaves clips with a missing or damaged file out and lists them in
+            ``problems``, "raise" makes the first one an error.
         cache: folder for the small videos, the costly part: an interrupted run goes on where it
             stopped. They are kept by the source's path, size and date and by the settings.
         workers: threads that read.
         progress: show a progress bar.
-
-    Returns:
-        ``Recordings``; clips with a missing or damaged file are left out and in ``problems``.
 
     Raises:
         FileNotFoundError: see ``discover``; with ``damaged="raise"``, if a clip's file is missing.
@@ -318,50 +246,40 @@ def read_recordings(
     if missing and damaged == "raise":
         raise FileNotFoundError(f"{missing[0].path} is missing ({len(missing)} such files in all).")
 
-    def read(modality: str, path: Path) -> np.ndarray:
-        if modality not in ("depth", "rgb"):
-            return resample(read_clip(path, modality=modality), length=length)
-
-        def small() -> np.ndarray:
-            video = read_clip(path, modality=modality)
-            shrink = crop_person if modality == "depth" else shrink_video
-            try:
-                return shrink(video, frames=frames, size=size)
-            except ValueError as error:
-                raise DamagedFileError(f"{path}: {error}") from None
-
-        state = path.stat()
-        made_from = (str(path.resolve()), state.st_size, state.st_mtime_ns, frames, size)
-        return keep_array(cache, path.stem, made_from, small)
-
-    jobs = [(m, i, path) for m in modalities for i, path in enumerate(catalog.files[m])]
-    read_ones: dict[str, dict[int, np.ndarray]] = {m: {} for m in modalities}
-    problems = list(catalog.problems)
-    bar = rich.progress.Progress(disable=not progress, transient=True)
-    with bar, concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        task = bar.add_task("reading UTD-MHAD", total=len(jobs))
-        waiting = {pool.submit(read, m, path): (m, i, path) for m, i, path in jobs}
+    def small(path: Path, modality: str) -> np.ndarray:
+        video = read_clip(path, modality=modality)
+        shrink = crop_person if modality == "depth" else shrink_video
         try:
-            for done in concurrent.futures.as_completed(waiting):
-                modality, index, path = waiting[done]
-                try:
-                    read_ones[modality][index] = done.result()
-                except DamagedFileError as error:
-                    if damaged == "raise":
-                        raise
-                    reason = str(error).removeprefix(f"{path}: ")
-                    problems.append(Defect(path, f"damaged: {reason}"))
-                bar.advance(task)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    keep = [i for i in range(len(catalog.names)) if all(i in read_ones[m] for m in modalities)]
+            return shrink(video, frames=frames, size=size)
+        except ValueError as error:
+            raise DamagedFileError(f"{path}: {error}") from None
+
+    def read(job: tuple[str, Path]) -> np.ndarray | Defect:
+        modality, path = job
+        try:
+            if modality not in ("depth", "rgb"):
+                return resample(read_clip(path, modality=modality), length=length)
+            state = path.stat()
+            made_from = (str(path.resolve()), state.st_size, state.st_mtime_ns, frames, size)
+            return keep_array(cache, path.stem, made_from, lambda: small(path, modality))
+        except DamagedFileError as error:
+            if damaged == "raise":
+                raise
+            return Defect(path, f"damaged: {str(error).removeprefix(f'{path}: ')}")
+
+    jobs = [(m, path) for m in modalities for path in catalog.files[m]]
+    done = run_in_threads(read, jobs, workers=workers, doing="reading UTD-MHAD", progress=progress)
+    problems = [*catalog.problems, *(one for one in done if isinstance(one, Defect))]
+    clips = [done[i :: len(catalog.names)] for i in range(len(catalog.names))]  # of all modalities
+    keep = [i for i, clip in enumerate(clips) if not any(isinstance(one, Defect) for one in clip)]
     if not keep:
         raise ValueError(
             f"no clip of {catalog.root} could be read; the first problem is {problems[0]}."
         )
-    signals = {m: np.stack([read_ones[m][i] for i in keep]) for m in modalities}
-    signals = {m: np.ascontiguousarray(x) for m, x in signals.items()}  # whatever files hold
+    signals = {
+        m: np.ascontiguousarray(np.stack([clips[i][row] for i in keep]))  # whatever files hold
+        for row, m in enumerate(modalities)
+    }
     ordered = tuple(sorted(problems, key=lambda p: str(p.path)))
     return Recordings(tuple(catalog.names[i] for i in keep), signals, ordered)
 
@@ -394,33 +312,28 @@ def to_series(
         [2.0, 2.0, 2.0, 0.019999..., 0.019999..., 0.019999...]
     """
     _checks.one_of(modality, "modality", ("inertial", "skeleton", "depth", "rgb"))
-    ndim, tail = {
-        "inertial": (3, (6,)),
-        "skeleton": (4, (20, 3)),
-        "depth": (4, None),
-        "rgb": (5, None),
-    }[modality]
+    wanted = {"inertial": (6,), "skeleton": (20, 3), "depth": (0, 0), "rgb": (0, 0, 3)}[modality]
     if signal.dtype.kind not in "fiu":
         raise TypeError(f"signal must hold real numbers, got dtype {signal.dtype}.")
-    colours = modality != "rgb" or signal.shape[-1:] == (3,)
-    if signal.ndim != ndim or tail not in (None, signal.shape[2:]) or not colours:
+    if signal.ndim != 2 + len(wanted) or any(
+        size not in (0, came) for size, came in zip(wanted, signal.shape[2:], strict=True)
+    ):
         raise ValueError(f"signal of modality {modality!r} has an unexpected shape {signal.shape}.")
     with np.errstate(over="ignore"):  # told below
-        series = _SCALED[modality](signal)
+        if modality == "inertial":
+            series = signal / np.array([0.5] * 3 + [50.0] * 3)
+        elif modality == "skeleton":
+            series = (signal - signal.mean(axis=(1, 2), keepdims=True)) / 0.2
+            series = series.reshape(*signal.shape[:2], 60)
+        else:
+            series = _shrink_frames(signal) / 64
+        series = series.astype(np.float32)
     _checks.finite(series, "signal")
     return series
 
 
-def _of_inertial(signal: np.ndarray) -> np.ndarray:
-    return (signal / np.array([0.5] * 3 + [50.0] * 3)).astype(np.float32)
-
-
-def _of_skeleton(signal: np.ndarray) -> np.ndarray:
-    signal = (signal - signal.mean(axis=(1, 2), keepdims=True)) / 0.2
-    return signal.reshape(*signal.shape[:2], -1).astype(np.float32)
-
-
-def _of_video(signal: np.ndarray) -> np.ndarray:
+def _shrink_frames(signal: np.ndarray) -> np.ndarray:
+    """Means over squares, so that 12 by 12 of them are left of every frame."""
     n, length, height, width = signal.shape[:4]
     if height != width or height % _GRID:
         raise ValueError(
@@ -429,12 +342,4 @@ def _of_video(signal: np.ndarray) -> np.ndarray:
         )
     block = height // _GRID
     blocks = signal.reshape(n, length, _GRID, block, _GRID, block, -1)
-    return (blocks.mean(axis=(3, 5), dtype=np.float32) / 64).reshape(n, length, -1)
-
-
-_SCALED = {
-    "inertial": _of_inertial,
-    "skeleton": _of_skeleton,
-    "depth": _of_video,
-    "rgb": _of_video,
-}
+    return blocks.mean(axis=(3, 5), dtype=np.float32).reshape(n, length, -1)

@@ -23,26 +23,24 @@ How it differs from the real data (eight or six people, medians over clips unles
 - Skeleton: the tracker loses no limb that is hidden; the real one does, and repeats frames.
 """
 
-import concurrent.futures
 import dataclasses
 import math
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.progress
 from jaxtyping import Array, Float, Key
 
 from perfalign_jax import _checks
 from perfalign_jax.har.data._drawing import FRAME_RATE, film, pack_colour, pack_depth, pack_mat
 from perfalign_jax.har.data._programmes import CHANNELS, SCALE, TABLE
+from perfalign_jax.har.data.utd_mhad import path_of, run_in_threads
 from perfalign_jax.serialization import write_whole
 
-__all__ = ["Performance", "Subject", "draw_subject", "perform", "simulate"]
+__all__ = ["simulate"]
 
 _VERSION = 1  # part of the mark of a folder: raise it when the files change
 _RATE = 50  # samples of the inertial sensor per second
@@ -51,21 +49,7 @@ _GRAVITY = 9.81
 _FLOOR = -1.08  # height of the floor below the camera, in metres
 
 
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=(
-        "lengths",
-        "girth",
-        "rest",
-        "tempo",
-        "style",
-        "habit",
-        "place",
-        "mount",
-        "colours",
-    ),
-    meta_fields=(),
-)
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Subject:
     """A person: proportions, and how they move.
@@ -81,12 +65,6 @@ class Subject:
         place: where they stand, in metres: right of, above and behind the usual place.
         mount: how the sensor sits askew on wrist and thigh, rotation vectors in radians.
         colours: of skin, shirt, trousers and hair, RGB from 0 to 1.
-
-    Example:
-        >>> import jax
-        >>> from perfalign_jax.har.data.simulate import draw_subject
-        >>> type(draw_subject(key=jax.random.key(0))).__name__
-        'Subject'
     """
 
     lengths: Float[Array, "13"]
@@ -105,19 +83,11 @@ class Performance:
     """One performance of an action, as moved and as measured; world: right, up, away from camera.
 
     Attributes:
-        inertial: what the sensor reads, shape ``(T, 6)``: acceleration in g, angular rate in
-            degrees/s, at 50 Hz.
-        skeleton: what the camera's tracker reports, shape ``(t, 20, 3)``, metres, at 30 Hz.
-        joints: where the joints are, shape ``(t, 20, 3)``, metres.
-        position: where the sensor is, shape ``(T, 3)``, metres.
-        rotation: axes of the sensor in the world, as columns, shape ``(T, 3, 3)``.
-
-    Example:
-        >>> import jax
-        >>> from perfalign_jax.har.data.simulate import draw_subject, perform
-        >>> subject = draw_subject(key=jax.random.key(0))
-        >>> perform(subject, action=27, key=jax.random.key(1)).skeleton.shape[1:]
-        (20, 3)
+        inertial: what the sensor reads at 50 Hz: acceleration in g, angular rate in degrees/s.
+        skeleton: what the camera's tracker reports at 30 Hz, metres.
+        joints: where the joints are, metres.
+        position: where the sensor is, metres.
+        rotation: axes of the sensor in the world, as columns.
     """
 
     inertial: Float[np.ndarray, "T 6"]
@@ -129,21 +99,7 @@ class Performance:
 
 @jax.jit
 def draw_subject(*, key: Key[Array, ""]) -> Subject:
-    """Draw a person.
-
-    Args:
-        key: random key.
-
-    Returns:
-        A ``Subject``; bones as long as those of UTD-MHAD's eight people, spread by 7 %.
-
-    Example:
-        >>> import jax
-        >>> from perfalign_jax.har.data.simulate import draw_subject
-        >>> subject = draw_subject(key=jax.random.key(0))
-        >>> bool(0.3 < subject.lengths[10] < 0.6)  # the thigh, in metres
-        True
-    """
+    """Draw a person; bones as long as those of UTD-MHAD's eight people, spread by 7 %."""
     _checks.key(key)
     draws = jax.random.normal(key, (58, 27))  # one call: every further one costs compilation
     (size, pace, energy, girth, skin), own = draws[3, :5], draws[3, 5:]
@@ -338,30 +294,10 @@ def _err(key: Array) -> tuple[Array, Array]:
 def perform(
     subject: Subject, *, action: int, key: Key[Array, ""], noise: int | float = 1.0
 ) -> Performance:
-    """Let a person perform an action once.
+    """Let a person perform an action once; compiled once for all of them.
 
-    The same subject, action and key give the same arrays; compiled once for all of them.
-
-    Args:
-        subject: who, from ``draw_subject``.
-        action: which, from 1 to 27; the sensor is on the right wrist up to 21, then on the thigh.
-        key: random key of the trial.
-        noise: factor on what sensor and tracker add (bias and noise); 0 for exact readings.
-
-    Returns:
-        A ``Performance``.
-
-    Raises:
-        TypeError: if ``subject`` is no ``Subject`` or ``action`` no integer.
-        ValueError: if there is no such action, or ``noise`` is negative.
-
-    Example:
-        >>> import jax
-        >>> from perfalign_jax.har.data.simulate import draw_subject, perform
-        >>> subject = draw_subject(key=jax.random.key(0))
-        >>> clip = perform(subject, action=3, key=jax.random.key(1))
-        >>> clip.inertial.shape[1], clip.joints.shape[1:]
-        (6, (20, 3))
+    The sensor is on the right wrist up to action 21, then on the thigh. ``noise`` is a factor on
+    what sensor and tracker add (bias and noise); 0 for exact readings.
     """
     if not isinstance(subject, Subject):
         raise TypeError(f"subject must be a Subject, got {type(subject).__name__}.")
@@ -382,12 +318,7 @@ def perform(
     )
 
 
-_FILES = {
-    "inertial": "Inertial/{}_inertial.mat",
-    "skeleton": "Skeleton/{}_skeleton.mat",
-    "depth": "Depth/{}_depth.mat",
-    "rgb": "RGB/{}_color.avi",
-}
+_MODALITIES = ("inertial", "skeleton", "depth", "rgb")
 
 
 def simulate(
@@ -428,14 +359,11 @@ def simulate(
             listed twice or none is, or the folder holds recordings that this key did not make.
 
     Example:
-        >>> import tempfile
-        >>> import jax
+        >>> import jax, tempfile
         >>> from perfalign_jax.har.data.simulate import simulate
+        >>> chosen = {"trials": 1, "actions": [5], "modalities": ["inertial"]}
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     simulate(
-        ...         folder, key=jax.random.key(0), subjects=2, trials=1, actions=[5],
-        ...         modalities=["inertial"],
-        ...     )
+        ...     simulate(folder, key=jax.random.key(0), subjects=2, **chosen)
         ('a5_s1_t1', 'a5_s2_t1')
     """
     root = Path(root)
@@ -444,24 +372,27 @@ def simulate(
     workers = _checks.integer(workers, "workers", low=1)
     actions = sorted(_checks.integer(action, "actions", low=1, high=27) for action in actions)
     for modality in modalities:
-        _checks.one_of(modality, "modalities", tuple(_FILES))
+        _checks.one_of(modality, "modalities", _MODALITIES)
     for name, values in (("actions", actions), ("modalities", modalities)):
         if not values or len(set(values)) < len(values):
             raise ValueError(f"{name} must list at least one, each once, got {list(values)}.")
     _checks.key(key)
     _claim(root, key)
     for modality in modalities:
-        (root / _FILES[modality]).parent.mkdir(exist_ok=True)
+        path_of(root, "", modality).parent.mkdir(exist_ok=True)
     who, what, order = jax.random.split(key, 3)
     people = [draw_subject(key=jax.random.fold_in(who, s)) for s in range(1, subjects + 1)]
-    clips = [
-        (a, s, t) for a in actions for s in range(1, subjects + 1) for t in range(1, trials + 1)
-    ]
+    clips = {
+        f"a{a}_s{s}_t{t}": (a, s, t)
+        for a in actions
+        for s in range(1, subjects + 1)
+        for t in range(1, trials + 1)
+    }
+    names = tuple(clips)
 
-    def make(clip: tuple[int, int, int]) -> None:
-        action, subject, trial = clip
-        name = "a{}_s{}_t{}".format(*clip)
-        paths = {m: root / _FILES[m].format(name) for m in modalities}
+    def make(name: str) -> None:
+        action, subject, trial = clips[name]
+        paths = {m: path_of(root, name, m) for m in modalities}
         missing = {m: path for m, path in paths.items() if not path.exists()}
         if not missing:
             return
@@ -484,18 +415,7 @@ def simulate(
                 content = pack_colour(look, first, np.asarray(person.colours), subject)
             write_whole(path, content)
 
-    bar = rich.progress.Progress(disable=not progress, transient=True)
-    with bar, concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        task = bar.add_task("simulating UTD-MHAD", total=len(clips))
-        waiting = [pool.submit(make, clip) for clip in clips]
-        try:
-            for future in concurrent.futures.as_completed(waiting):
-                future.result()
-                bar.advance(task)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-    names = tuple("a{}_s{}_t{}".format(*clip) for clip in clips)
+    run_in_threads(make, names, workers=workers, doing="simulating UTD-MHAD", progress=progress)
     _write_split(root / "splits" / "40_40_10_10", names, order)
     return names
 
@@ -511,7 +431,7 @@ def _claim(root: Path, key: Array) -> None:
                 f"root {root} was simulated with another key or version: choose another folder."
             )
         return
-    if any((root / file).parent.exists() for file in _FILES.values()):
+    if any(path_of(root, "", modality).parent.exists() for modality in _MODALITIES):
         raise ValueError(f"root {root} holds recordings that were not simulated: choose another.")
     root.mkdir(parents=True, exist_ok=True)
     write_whole(mark, text.encode())

@@ -85,10 +85,8 @@ def read_split(folder: str | Path, names: Sequence[str]) -> Split:
     Args:
         folder: folder of the four files, one clip's name a line; the authors' is
             ``splits/40_40_10_10``.
-        names: names of the clips that were read; their order gives the rows.
-
-    Returns:
-        A ``Split``; clips that it names but were not read are in ``missing``.
+        names: names of the clips that were read; their order gives the rows. What the split names
+            beside them is in ``missing``.
 
     Raises:
         FileNotFoundError: if a file is missing.
@@ -126,13 +124,7 @@ def read_split(folder: str | Path, names: Sequence[str]) -> Split:
 def split_at_random(n: int, *, key: Key[Array, ""], name: str = "random") -> Split:
     """Divide clips at random, 40 % labelled source, 40 % pairs, 10 % validation, 10 % test.
 
-    Args:
-        n: number of clips, at least 10.
-        key: random key.
-        name: what to call the split.
-
-    Returns:
-        A ``Split`` that uses every clip once.
+    Every one of the ``n >= 10`` clips is used once.
 
     Raises:
         TypeError: if ``n`` is no integer or ``key`` no random key.
@@ -154,24 +146,17 @@ def split_at_random(n: int, *, key: Key[Array, ""], name: str = "random") -> Spl
 
 
 def hold_out_subject(
-    subjects: Int[np.ndarray, " n"],
-    *,
-    subject: int,
-    key: Key[Array, ""],
-    pairs: int | None = None,
+    subjects: Int[np.ndarray, " n"], *, subject: int, key: Key[Array, ""], pairs: int | None = None
 ) -> Split:
     """Test on one subject, and divide the clips of all others at random into source and pairs.
 
     Args:
         subjects: subject of each clip, shape ``(n,)``.
-        subject: the subject whose clips are tested; nothing else of theirs is used.
+        subject: the subject whose clips are tested; nothing else of theirs is used, and nobody's in
+            ``val``.
         key: random key.
         pairs: number of clips for ``align``; half of the others' clips by default. Give it where
             all subjects are held out in turn and each is to have as many pairs.
-
-    Returns:
-        A ``Split`` named after the subject, with the others' clips in ``align`` and ``har``, none
-        in ``val``.
 
     Raises:
         TypeError: if ``pairs`` is no integer or ``key`` no random key.

@@ -9,18 +9,21 @@ one file per clip, ``a<action>_s<subject>_t<trial>_<modality>.mat``:
     RGB/*_color.avi           colour video, 640 x 480
 """
 
+import concurrent.futures
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import rich.progress
 import scipy.io
 from jaxtyping import UInt8
 
 from perfalign_jax import _checks
 
-__all__ = ["Catalog", "DamagedFileError", "Defect", "discover", "parse_name", "read_clip"]
+__all__ = ["DamagedFileError", "discover", "parse_name", "read_clip"]
 
 # modality: folder, end of the file names, variable, its axes, which axis is time
 _LAYOUT: dict[str, tuple[str, str, str, tuple[int | None, ...], int]] = {
@@ -44,14 +47,7 @@ class DamagedFileError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Defect:
-    """A file that keeps its clip out of the data, and why.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from perfalign_jax.har.data.utd_mhad import Defect
-        >>> print(Defect(Path("Depth/a1_s1_t1_depth.mat"), "missing"))
-        a1_s1_t1_depth.mat: missing
-    """
+    """A file that keeps its clip out of the data, and why."""
 
     path: Path
     reason: str
@@ -71,12 +67,6 @@ class Catalog:
         files: path of each clip's file, by modality, in the order of ``names``.
         available: modalities whose folder exists.
         problems: files that are missing, and files whose names are no clip's.
-
-    Example:
-        >>> from pathlib import Path
-        >>> from perfalign_jax.har.data.utd_mhad import Catalog
-        >>> Catalog(Path("."), names=("a1_s1_t1",), files={}, available=(), problems=()).names
-        ('a1_s1_t1',)
     """
 
     root: Path
@@ -87,10 +77,7 @@ class Catalog:
 
 
 def parse_name(name: str) -> tuple[int, int, int]:
-    """Return action, subject and trial of a clip's name.
-
-    Raises:
-        ValueError: if the name is no clip's.
+    """Return action, subject and trial of a clip's name; a ``ValueError`` if it is none.
 
     Example:
         >>> from perfalign_jax.har.data.utd_mhad import parse_name
@@ -109,12 +96,11 @@ def discover(
 ) -> Catalog:
     """List the clips of a dataset folder that have a file of every modality asked for.
 
+    Missing files and strange names are in the catalog's ``problems``.
+
     Args:
         root: folder that holds ``Inertial``, ``Skeleton``, ``Depth`` or ``RGB``.
         modalities: modalities a clip must have to be listed.
-
-    Returns:
-        A ``Catalog``. Missing files and strange names are in its ``problems``.
 
     Raises:
         FileNotFoundError: if the folder or that of a modality is missing, or no clip is complete;
@@ -161,31 +147,42 @@ def discover(
                 problems.append(Defect(path, f"not named a<action>_s<subject>_t<trial>{ending}"))
     every = sorted(named, key=parse_name)
     names = tuple(name for name in every if all(name in files for files in found.values()))
-    for name in every:
-        for modality in modalities:
-            if name not in found[modality]:
-                folder, ending = _LAYOUT[modality][:2]
-                problems.append(Defect(root / folder / f"{name}{ending}", "missing"))
+    problems += [
+        Defect(path_of(root, name, modality), "missing")
+        for name in every
+        for modality in modalities
+        if name not in found[modality]
+    ]
     if not names:
         raise FileNotFoundError(
             f"{root} has no clip with all of {', '.join(modalities)}; expected files such as "
-            + " and ".join(f"{_LAYOUT[m][0]}/a1_s1_t1{_LAYOUT[m][1]}" for m in modalities)
+            + " and ".join(str(path_of(Path(), "a1_s1_t1", m)) for m in modalities)
             + "."
         )
     files_of = {m: tuple(found[m][name] for name in names) for m in modalities}
     return Catalog(root, names, files_of, available, tuple(problems))
 
 
+def path_of(root: Path, name: str, modality: str) -> Path:
+    """Where a clip's file belongs."""
+    folder, ending = _LAYOUT[modality][:2]
+    return root / folder / f"{name}{ending}"
+
+
+def run_in_threads(
+    work: Callable[[Any], Any], jobs: Sequence[Any], *, workers: int, doing: str, progress: bool
+) -> list[Any]:
+    """Do every job in a few threads, with a bar if asked for; what one raises ends them all."""
+    bar = rich.progress.Progress(disable=not progress, transient=True)
+    with bar, concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        return list(bar.track(pool.map(work, jobs), total=len(jobs), description=doing))
+
+
 def read_clip(path: str | Path, *, modality: str) -> np.ndarray:
     """Read one file of the dataset, time first.
 
-    Args:
-        path: the ``.mat`` or ``.avi`` file.
-        modality: "inertial", "skeleton", "depth" or "rgb".
-
-    Returns:
-        "inertial" ``(T, 6)`` and "skeleton" ``(T, 20, 3)``, float64; "depth" ``(T, height, width)``
-        in the file's integers (millimetres); "rgb" ``(T, height, width, 3)``, uint8.
+    "inertial" is ``(T, 6)`` and "skeleton" ``(T, 20, 3)``, float64; "depth" ``(T, height, width)``
+    in the file's integers (millimetres); "rgb" ``(T, height, width, 3)``, uint8.
 
     Raises:
         FileNotFoundError: if there is no such file.

@@ -8,46 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Int, Key
 
 from perfalign_jax import _checks
 from perfalign_jax._numerics import to_common_scale
+from perfalign_jax.har.nn.encoders import Head
 from perfalign_jax.har.protocol.transfer import Task
 
-__all__ = ["Decoder", "rank_by_mlp"]
-
-
-class Decoder(nnx.Module):
-    """The HAR decoder: an MLP from latents to one score for each action.
-
-    Args:
-        key: random key of the initial weights.
-        inputs: size of the latents.
-        classes: number of actions.
-        hidden: width of the hidden layer.
-
-    Source: paper, Section 3.2 (HAR task decoder).
-
-    Example:
-        >>> import jax
-        >>> from perfalign_jax.har.nn.decoder import Decoder
-        >>> decoder = Decoder(jax.random.key(0), inputs=8, classes=3)
-        >>> decoder(jax.numpy.ones((2, 8))).shape
-        (2, 3)
-    """
-
-    def __init__(
-        self, key: Key[Array, ""], *, inputs: int, classes: int, hidden: int = 256
-    ) -> None:
-        for value, name in ((inputs, "inputs"), (classes, "classes"), (hidden, "hidden")):
-            _checks.integer(value, name, low=1)
-        rngs = nnx.Rngs(key)
-        self.hidden = nnx.Linear(inputs, hidden, dtype=jnp.float32, rngs=rngs)
-        self.out = nnx.Linear(hidden, classes, dtype=jnp.float32, rngs=rngs)
-
-    def __call__(self, z: Float[Array, "n inputs"]) -> Float[Array, "n classes"]:
-        """Score every action for latents of shape ``(n, inputs)``."""
-        return self.out(jax.nn.relu(self.hidden(z)))
+__all__ = ["rank_by_mlp"]
 
 
 def rank_by_mlp(
@@ -104,7 +72,8 @@ def rank_by_mlp(
     # Zeros up to one width, so that latents of every size are trained by one compiled program.
     z, wanted = (np.pad(x, ((0, 0), (0, count - x.shape[1]))) for x in (z, wanted))
     scale = np.sqrt(count / np.mean(np.sum(z * z, axis=1)))
-    graph, weights = nnx.split(Decoder(key, inputs=count, classes=len(classes)))
+    decoder = Head(count, 256, len(classes), rngs=nnx.Rngs(key), dtype=jnp.float32)
+    graph, weights = nnx.split(decoder)
     scores = _fit_decoder(graph, weights, z * scale, numbers, wanted * scale, learning_rate, steps)
     return classes[np.argsort(-np.asarray(scores), axis=1, kind="stable")]
 

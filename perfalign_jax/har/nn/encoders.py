@@ -7,8 +7,8 @@ vmapped program (whose kernels differ) a fifth.
 """
 
 import dataclasses
-import functools
 import itertools
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,17 +21,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from perfalign_jax import _checks
-from perfalign_jax.har.nn import pipeline
+from perfalign_jax.har.nn import _pipeline as pipeline
 from perfalign_jax.har.nn.resnet import IMAGENET_MEAN, IMAGENET_STD, ResNet18, load_resnet18
 
-__all__ = [
-    "Branch",
-    "CompactVideoEncoder",
-    "PaperVideoEncoder",
-    "SeriesEncoder",
-    "computing_dtype",
-    "make_branch",
-]
+__all__ = ["Branch", "computing_dtype", "make_branch"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,53 +98,52 @@ def make_branch(
     _checks.one_of(modality, "modality", ("inertial", "skeleton", "depth", "rgb"))
     _checks.one_of(architecture, "architecture", ("compact", "paper"))
     _checks.integer(latent, "latent", low=1)
-    if architecture == "compact":
+    video, paper = modality in ("depth", "rgb"), architecture == "paper"
+    if not paper:
         _check_size(size)
     if frozen and weights is None:
         raise ValueError("frozen=True keeps a random trunk for ever: give weights as well.")
-    if weights is not None and (architecture != "paper" or modality not in ("depth", "rgb")):
+    if weights is not None and not (paper and video):
         raise ValueError("weights are for a video encoder with architecture='paper' only.")
-    if architecture == "paper" and modality not in ("depth", "rgb"):
+    if paper and not video:
         raise ValueError(f"architecture='paper' is for depth and rgb, got modality {modality!r}.")
     if weights is not None and not os.path.isfile(weights):
         raise FileNotFoundError(f"weights: {os.fspath(weights)} does not exist.")
-    if architecture == "paper" and weights is None:
+    if paper and weights is None:
         warnings.warn(
             "without a file of ImageNet weights the ResNet-18 trunk starts from random numbers and "
             "is trained with the rest of the encoder.",
             stacklevel=2,
         )
     options: dict[str, Any] = {"latent": latent, "dtype": computing_dtype()}
-    hidden = max(256, latent)  # a narrower layer would be the rank of the latents
-    make: Callable[[Array], nnx.Module]
-    if modality == "inertial":
-        make = functools.partial(SeriesEncoder, channels=6, hidden=hidden, **options)
-    elif modality == "skeleton":
-        options |= {"widths": (128, 128, 192), "velocity": True}
-        make = functools.partial(SeriesEncoder, channels=60, hidden=hidden, **options)
-    elif architecture == "compact":
-        channels = 3 if modality == "rgb" else 1
-        make = functools.partial(CompactVideoEncoder, size=size, channels=channels, **options)
+    kind: Any = SeriesEncoder
+    if not video:
+        options["channels"] = 6 if modality == "inertial" else 60
+        options["hidden"] = max(256, latent)  # a narrower layer would be the rank of the latents
+        if modality == "skeleton":
+            options |= {"widths": (128, 128, 192), "velocity": True}
+    elif paper:
+        kind, options = PaperVideoEncoder, options | {"frozen": frozen}
     else:
+        channels = 3 if modality == "rgb" else 1
+        kind, options = CompactVideoEncoder, options | {"size": size, "channels": channels}
 
-        def make(key: Array) -> nnx.Module:
-            encoder = PaperVideoEncoder(key, frozen=frozen, **options)
-            if weights is not None:
-                load_resnet18(encoder.trunk, weights)
-            return encoder
+    def make(key: Array) -> nnx.Module:
+        encoder = kind(key, **options)
+        if weights is not None:
+            load_resnet18(encoder.trunk, weights)
+        return encoder
 
-    augment, prepare = {
-        "inertial": (pipeline.augment_inertial, _as_it_is),
-        "skeleton": (pipeline.augment_skeleton, _as_it_is),
-        "depth": (pipeline.augment_video, pipeline.prepare_video),
-        "rgb": (pipeline.augment_video, pipeline.prepare_video),
-    }[modality]
-    video = PaperVideoEncoder if architecture == "paper" else CompactVideoEncoder
-    encoder = SeriesEncoder if modality in ("inertial", "skeleton") else video
+    series = {"inertial": pipeline.augment_inertial, "skeleton": pipeline.augment_skeleton}
     extra = f", weights {weights}" if weights is not None else ""
     extra += ", frozen trunk" if frozen else ""
-    name = f"{modality}, {encoder.__name__}, latent {latent}{extra}"
-    return Branch(make, augment, prepare, name, ("trunk",) if frozen else ())
+    return Branch(
+        make,
+        series.get(modality, pipeline.augment_video),
+        pipeline.prepare_video if video else _as_it_is,
+        f"{modality}, {kind.__name__}, latent {latent}{extra}",
+        ("trunk",) if frozen else (),
+    )
 
 
 def _check_size(size: int) -> None:
@@ -177,12 +169,8 @@ class _Convolution(nnx.Module):
         dtype: DTypeLike,
     ) -> None:
         self.taps, self.strides, self.dtype = tuple(taps), tuple(strides), dtype
-        fan = inputs
-        for count in taps:
-            fan *= count
-        self.kernel = nnx.Param(
-            nnx.initializers.he_normal()(rngs.params(), (fan, outputs), jnp.float32)
-        )
+        shape = (inputs * math.prod(taps), outputs)
+        self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs.params(), shape, jnp.float32))
         self.norm = nnx.LayerNorm(outputs, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b *space c"]) -> Float[Array, "b *space2 c2"]:
@@ -222,8 +210,8 @@ def _gather_patches(
     )
 
 
-class _Head(nnx.Module):
-    """Two-layer MLP."""
+class Head(nnx.Module):
+    """Two-layer MLP: of latents, and the paper's decoder of actions."""
 
     def __init__(
         self, inputs: int, hidden: int, outputs: int, *, rngs: nnx.Rngs, dtype: DTypeLike
@@ -244,24 +232,11 @@ def _with_velocity(x: Float[Array, "b length *c"]) -> Float[Array, "b length *c2
 class SeriesEncoder(nnx.Module):
     """Encoder of multichannel time series (IMU, skeleton): a 1D CNN, then an MLP.
 
-    Args:
-        key: random key of the initial weights.
-        channels: channels of the series: 6 of the IMU, 60 of the skeleton.
-        latent: size of the latents.
-        widths: channels after each convolution, every one of which halves the frames.
-        taps: frames that a convolution sees.
-        hidden: width of the MLP's hidden layer; latents have at most this rank.
-        velocity: also see the change from frame to frame.
-        dtype: of the computation; weights and latents are float32.
+    Every convolution sees ``taps`` frames and halves their number; ``widths`` are the channels
+    after each. With ``velocity`` it also sees the change from frame to frame. Weights and latents
+    are float32, whatever the computing ``dtype``.
 
     Source: paper, Section 3.2 (IMU feature encoder: 1D CNN followed by an MLP).
-
-    Example:
-        >>> import jax
-        >>> from perfalign_jax.har.nn import encoders
-        >>> encoder = encoders.SeriesEncoder(jax.random.key(0), channels=6, latent=8, widths=(4,))
-        >>> encoder(jax.numpy.ones((2, 16, 6))).shape
-        (2, 8)
     """
 
     def __init__(
@@ -277,9 +252,8 @@ class SeriesEncoder(nnx.Module):
         dtype: DTypeLike = jnp.float32,
     ) -> None:
         rngs = nnx.Rngs(key)
-        _checks.integer(channels, "channels", low=1)
-        _checks.integer(latent, "latent", low=1)
-        _checks.integer(taps, "taps", low=1)
+        for value, name in ((channels, "channels"), (latent, "latent"), (taps, "taps")):
+            _checks.integer(value, name, low=1)
         self.channels, self.velocity = channels, velocity
         inputs = [channels * (1 + velocity), *widths]
         self.convolutions = nnx.List(
@@ -288,7 +262,7 @@ class SeriesEncoder(nnx.Module):
                 for a, b in itertools.pairwise(inputs)
             ]
         )
-        self.head = _Head(2 * inputs[-1], hidden, latent, rngs=rngs, dtype=dtype)
+        self.head = Head(2 * inputs[-1], hidden, latent, rngs=rngs, dtype=dtype)
 
     def __call__(
         self, x: Float[Array, "b length channels"], *, train: bool = False
@@ -310,20 +284,6 @@ class CompactVideoEncoder(nnx.Module):
     Every second frame, beside its difference from the clip's mean picture: the motion, which is
     what a wearable sensor shares with the video. Patches of eight by eight pixels, a convolution
     over two by two of them, a vector for each frame, then a ``SeriesEncoder`` over time.
-
-    Args:
-        key: random key of the initial weights.
-        size: height and width of the video, a multiple of 16.
-        channels: 1 for grey or depth, 3 for RGB.
-        latent: size of the latents.
-        dtype: of the computation; weights and latents are float32.
-
-    Example:
-        >>> import jax
-        >>> from perfalign_jax.har.nn import encoders
-        >>> encoder = encoders.CompactVideoEncoder(jax.random.key(0), size=16, latent=8)
-        >>> encoder(jax.numpy.ones((2, 8, 16, 16))).shape
-        (2, 8)
     """
 
     def __init__(
@@ -378,23 +338,9 @@ class PaperVideoEncoder(nnx.Module):
     """The paper's video encoder: ResNet-18 on every frame, a 3D CNN on its maps, a two-layer MLP.
 
     Depth and grey videos are shown to all three colours of the trunk. A frozen trunk keeps its
-    weights and its batch statistics.
-
-    Args:
-        key: random key of the initial weights.
-        latent: size of the latents.
-        width: channels of the 3D CNN.
-        frozen: keep the trunk as it is. Only sensible once it has weights, see ``load_resnet18``.
-        dtype: of the computation; weights and latents are float32.
+    weights and its batch statistics; that is only sensible once it has weights.
 
     Source: paper, Section 3.2.
-
-    Example:
-        >>> import jax
-        >>> from perfalign_jax.har.nn import encoders
-        >>> encoder = encoders.PaperVideoEncoder(jax.random.key(0), latent=8, width=4)
-        >>> encoder(jax.numpy.ones((1, 2, 32, 32))).shape
-        (1, 8)
     """
 
     def __init__(
@@ -417,7 +363,7 @@ class PaperVideoEncoder(nnx.Module):
                 for a in (512, width)
             ]
         )
-        self.head = _Head(2 * width, latent, latent, rngs=rngs, dtype=dtype)
+        self.head = Head(2 * width, latent, latent, rngs=rngs, dtype=dtype)
 
     def __call__(
         self, x: Float[Array, "b frames h w *c"], *, train: bool = False

@@ -14,13 +14,12 @@ On accelerators that shorten the factors of a convolution, a call inside
 import functools
 import math
 import os
-from collections.abc import Collection, Mapping, MutableSequence, Sequence
+from collections.abc import Mapping, MutableSequence, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 from flax import nnx
 from jax.typing import DTypeLike
@@ -28,31 +27,18 @@ from jaxtyping import Array, Float, Key
 
 from perfalign_jax import _checks, serialization
 
-__all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
-    "ResNet18",
-    "load_resnet18",
-    "save_resnet18",
-]
+__all__ = ["ResNet18", "load_resnet18", "save_resnet18"]
 
+# Of red, green and blue over ImageNet's training images, on a scale from 0 to 1.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-"""Mean of red, green and blue over ImageNet's training images, on a scale from 0 to 1."""
-
 IMAGENET_STD = (0.229, 0.224, 0.225)
-"""Standard deviation of red, green and blue over ImageNet's training images, on that scale."""
 
 _EPSILON = 1e-5  # added to a variance before its root
 _KEPT = 0.9  # share of the running statistics that one training batch leaves as it was
 
 # What this module calls the entries of a layer, and what they are called in a file.
-_IN_FILE = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
+_IN_FILE = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+_IN_FILE |= {"mean": "running_mean", "var": "running_var"}
 
 
 class _Convolution(nnx.Module):
@@ -159,11 +145,12 @@ class ResNet18(nnx.Module):
 
     Args:
         key: random key of the kernels.
-        dtype: floating-point dtype that the convolutions are computed in. Statistics and the
-            normalisation are computed in float32 even where it is shorter.
+        dtype: floating-point dtype that the convolutions are computed in; the normalisation is
+            computed in float32 even where it is shorter.
 
     Raises:
-        TypeError: if the dtype is no floating-point one.
+        TypeError: if the dtype or the images are no floating-point ones.
+        ValueError: if the images have another shape, or are too few to train.
 
     Source: He et al. (2016); the names of the layers are torchvision's.
 
@@ -196,18 +183,9 @@ class ResNet18(nnx.Module):
     def feature_map(
         self, images: Float[Array, "b h w 3"], *, train: bool = False
     ) -> Float[Array, "b h32 w32 512"]:
-        """Return the features at every place, before the global average.
+        """Return the features at every place, a map of ``ceil(h / 32)`` by ``ceil(w / 32)``.
 
-        Args:
-            images: red, green and blue, less ``IMAGENET_MEAN`` and in units of ``IMAGENET_STD``.
-            train: whether to normalise by this batch and to update the running statistics.
-
-        Returns:
-            Map of ``ceil(h / 32)`` by ``ceil(w / 32)`` places, in the computing dtype.
-
-        Raises:
-            TypeError: if the images are not floating point.
-            ValueError: if their shape is not ``(b, h, w, 3)``, or if they are too few to train.
+        Images are red, green and blue, less ``IMAGENET_MEAN`` and in units of ``IMAGENET_STD``.
         """
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise TypeError(
@@ -226,19 +204,7 @@ class ResNet18(nnx.Module):
     def __call__(
         self, images: Float[Array, "b h w 3"], *, train: bool = False
     ) -> Float[Array, "b 512"]:
-        """Return the features of each image: the mean of its ``feature_map`` over the places.
-
-        Args:
-            images: red, green and blue, less ``IMAGENET_MEAN`` and in units of ``IMAGENET_STD``.
-            train: whether to normalise by this batch and to update the running statistics.
-
-        Returns:
-            One row for each image, in the computing dtype.
-
-        Raises:
-            TypeError: if the images are not floating point.
-            ValueError: if their shape is not ``(b, h, w, 3)``, or if they are too few to train.
-        """
+        """Return the features of each image: the mean of its ``feature_map`` over the places."""
         return jnp.mean(self.feature_map(images, train=train), axis=(1, 2))
 
 
@@ -265,16 +231,11 @@ def _draw_kernels(key: Key[Array, ""], shapes: tuple[tuple[int, ...], ...]) -> l
 def load_resnet18(model: ResNet18, path: str | os.PathLike[str]) -> None:
     """Give a trunk the weights and running statistics of a file under torchvision's names.
 
-    The classifier (``fc.*``) and the counters (``*.num_batches_tracked``) of the file are not used.
-    The trunk changes only after the whole file has been found right.
-
-    Args:
-        model: trunk whose values are replaced.
-        path: a ``.safetensors`` file.
+    The classifier (``fc.*``) and the counters (``*.num_batches_tracked``) of the ``.safetensors``
+    file are not used. The trunk changes only after the whole file has been found right.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        IsADirectoryError: if the path is a folder.
+        FileNotFoundError, IsADirectoryError: if there is no such file.
         TypeError: if the model is no ``ResNet18``.
         ValueError: if the file is of another kind or truncated, or if an entry is missing, not
             expected, of the wrong shape, not float32, not finite, or a negative variance; or if
@@ -301,18 +262,13 @@ def load_resnet18(model: ResNet18, path: str | os.PathLike[str]) -> None:
 
 
 def save_resnet18(model: ResNet18, path: str | os.PathLike[str]) -> None:
-    """Write a trunk's weights and running statistics to a safetensors file, under those names.
+    """Write a trunk's weights and running statistics to a ``.safetensors`` file, under those names.
 
-    The file appears whole or not at all. ``load_resnet18`` reads it, and so does a PyTorch
-    ResNet-18 (which has a classifier besides).
-
-    Args:
-        model: what to write.
-        path: where to, ending in ``.safetensors``; an existing file is replaced.
+    The file appears whole or not at all, and replaces an existing one. ``load_resnet18`` reads it,
+    and so does a PyTorch ResNet-18 (which has a classifier besides).
 
     Raises:
-        FileNotFoundError: if the folder does not exist.
-        IsADirectoryError: if the path is a folder.
+        FileNotFoundError, IsADirectoryError: if no file can be written there.
         TypeError: if the model is no ``ResNet18``.
         ValueError: if the path ends otherwise, or if the model is a batch of trunks.
 
@@ -361,16 +317,16 @@ def _shape_in_file(variable: nnx.Variable) -> tuple[int, ...]:
 
 def _read(source: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """Return the expected arrays of a file, all of them checked."""
-    if source.is_dir():
-        raise IsADirectoryError(f"{source} is a folder, not a file of weights.")
-    if source.suffix != ".safetensors":
+    if source.suffix != ".safetensors" and not source.is_dir():
         raise ValueError(
             f"path must end in .safetensors, got {source}; safetensors.torch.save_file writes a "
             "PyTorch model's state_dict() so."
         )
-    if not source.is_file():
-        raise FileNotFoundError(f"there is no file {source}.")
-    kinds, arrays = _read_entries(source, expected)
+    with serialization.open_safetensors(source, "a file of weights") as file:
+        entries = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        kinds = {name: (e.get_dtype(), tuple(e.get_shape())) for name, e in entries.items()}
+        stored = [name for name in expected if name in kinds and kinds[name][0] == "F32"]
+        arrays = {name: file.get_tensor(name) for name in stored}
     missing = [name for name in expected if name not in kinds]
     if missing:
         name = missing[0]
@@ -394,7 +350,7 @@ def _read(source: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, np
         dtype, shape = kinds[name]
         if shape != wanted:
             raise ValueError(f"{source}: {name!r} must have shape {wanted}, got shape {shape}.")
-        if dtype != "float32":
+        if dtype != "F32":
             raise ValueError(f"{source}: {name!r} must be float32, got {dtype}.")
         bad = int(np.sum(~np.isfinite(arrays[name])))
         if bad:
@@ -411,24 +367,3 @@ def _read(source: Path, expected: Mapping[str, tuple[int, ...]]) -> dict[str, np
 
 def _more(names: Sequence[str]) -> str:
     return f" (and {len(names) - 1} more such)" if len(names) > 1 else ""
-
-
-_Kinds = dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape of each entry
-
-
-def _read_entries(source: Path, wanted: Collection[str]) -> tuple[_Kinds, dict[str, np.ndarray]]:
-    kinds: _Kinds = {}
-    arrays = {}
-    try:
-        with safetensors.safe_open(source, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118 - the file is no mapping
-                entry = file.get_slice(name)
-                dtype = {"F32": "float32"}.get(entry.get_dtype(), entry.get_dtype())
-                kinds[name] = (dtype, tuple(entry.get_shape()))
-                if name in wanted and dtype == "float32":
-                    arrays[name] = file.get_tensor(name)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise ValueError(
-            f"{source} is not a whole safetensors file (truncated, or of another kind): {error}"
-        ) from None
-    return kinds, arrays

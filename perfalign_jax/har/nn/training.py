@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Key, Shaped
 
 from perfalign_jax import _checks
 from perfalign_jax.contrastive import LARGEST_LOG_SCALE, info_nce_of_scale
-from perfalign_jax.har.nn import pipeline
+from perfalign_jax.har.nn import _pipeline as pipeline
 from perfalign_jax.har.nn._checkpoints import Store
 from perfalign_jax.har.nn.encoders import Branch
 
@@ -133,14 +133,10 @@ class Trained:
 
 
 def start(branches: tuple[Branch, Branch], keys: Key[Array, " seeds"]) -> Trained:
-    """Return untrained encoders, one pair for every key.
-
-    Args:
-        branches: the two modalities, see ``encoders.make_branch``.
-        keys: one random key for every seed, shape ``(seeds,)``.
+    """Return untrained encoders of two modalities, one pair for every key, shape ``(seeds,)``.
 
     Raises:
-        ValueError: if ``keys`` has another shape.
+        TypeError, ValueError: if the branches are not two, or ``keys`` of another kind or shape.
 
     Example:
         >>> import jax
@@ -157,16 +153,16 @@ def start(branches: tuple[Branch, Branch], keys: Key[Array, " seeds"]) -> Traine
         raise TypeError("branches must be a tuple of two, one for each modality.")
     if jnp.ndim(keys) != 1 or len(keys) == 0:
         raise ValueError(f"keys must have shape (seeds,), got shape {jnp.shape(keys)}.")
-    graphs: list[Any] = []
-    variables: list[Any] = []
-    for m, branch in enumerate(branches):
-        own = [branch.make(jax.random.fold_in(key, m)) for key in keys]
-        graphs.append(nnx.split(own[0])[0])
-        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[nnx.state(e) for e in own])
-        variables.append(stacked)
+
+    def make(m: int) -> tuple[Any, Any]:
+        own = [branches[m].make(jax.random.fold_in(key, m)) for key in keys]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(nnx.state, own))
+        return nnx.split(own[0])[0], stacked
+
+    (graph1, variables1), (graph2, variables2) = make(0), make(1)
     nothing = np.zeros((0, len(keys)))
-    branches = (branches[0], branches[1])
-    return Trained(branches, (graphs[0], graphs[1]), (variables[0], variables[1]), nothing, nothing)
+    both = branches[0], branches[1]
+    return Trained(both, (graph1, graph2), (variables1, variables2), nothing, nothing)
 
 
 def encode(
@@ -174,14 +170,13 @@ def encode(
 ) -> Float[np.ndarray, "seeds n k"]:
     """Encode recordings of one modality with the encoders of every seed.
 
+    The latents have shape ``(seeds, n, k)`` and are float32.
+
     Args:
         trained: what ``train`` returned.
         x: recordings as they were trained on, without augmentation.
         view: 0 or 1, the modality.
         batch_size: clips at a time.
-
-    Returns:
-        Latents, shape ``(seeds, n, k)``, float32.
 
     Raises:
         TypeError: if ``x`` is no array of real numbers.
@@ -247,9 +242,6 @@ def train(
         watch_every: see ``watch``.
         progress: show epoch, loss, the watched number and the time left.
 
-    Returns:
-        The encoders of every seed, with the history of their training.
-
     Raises:
         NonFiniteLossError: if the loss is no number; what was good is in the last checkpoint.
         ValueError: if the pairs do not fit together, or the folder belongs to another training.
@@ -262,15 +254,10 @@ def train(
         >>> import jax, numpy as np
         >>> from perfalign_jax.har.nn import encoders, training
         >>> x = np.random.default_rng(0).normal(size=(8, 16, 6)).astype("float32")
-        >>> branch = encoders.make_branch("inertial", latent=4)
-        >>> trained = training.train(
-        ...     (branch, branch),
-        ...     (x, x),
-        ...     keys=jax.random.split(jax.random.key(0), 2),
-        ...     settings=training.Settings(epochs=2, batch_size=4),
-        ... )
-        >>> trained.losses.shape
-        (2, 2)
+        >>> branch, keys = encoders.make_branch("inertial", latent=4), jax.random.key(0)[None]
+        >>> settings = training.Settings(epochs=2, batch_size=4)
+        >>> training.train((branch, branch), (x, x), keys=keys, settings=settings).losses.shape
+        (2, 1)
     """
     settings = settings or Settings()
     _check_pairs(pairs)
@@ -330,7 +317,12 @@ def train(
             if watch is not None and (
                 (epoch + 1) % watch_every == 0 or epoch + 1 == settings.epochs
             ):
-                watched[-1] = _as_numbers(watch(now()), first.seeds)
+                numbers = np.asarray(watch(now()), np.float64)
+                if numbers.shape != (first.seeds,):
+                    raise ValueError(
+                        f"watch must return {first.seeds} numbers, got shape {numbers.shape}."
+                    )
+                watched[-1] = numbers
                 bar.update(task, watched=f"{np.mean(watched[-1]):.1f}")
             bar.update(task, advance=1, loss=f"{losses[-1].mean():.3f}")
             if store is not None:
@@ -374,13 +366,6 @@ def _check_latents(first: Trained, pairs: Pairs) -> None:
         raise ValueError(
             f"branches must give latents of one size, got {sizes[0]} and {sizes[1]} dimensions."
         )
-
-
-def _as_numbers(told: Any, seeds: int) -> np.ndarray:
-    numbers = np.asarray(told, np.float64)
-    if numbers.shape != (seeds,):
-        raise ValueError(f"watch must return {seeds} numbers, got shape {numbers.shape}.")
-    return numbers
 
 
 def _make_optimizer(settings: Settings, steps: int) -> optax.GradientTransformation:

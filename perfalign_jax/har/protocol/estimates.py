@@ -1,4 +1,7 @@
-"""What scores over clips, splits and training seeds say, with their 95 % intervals."""
+"""What scores over clips, splits and training seeds say, with their 95 % intervals.
+
+Each function raises a ``ValueError`` if its numbers are too few, out of range or none.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -31,19 +34,11 @@ class Estimate:
 
 
 def estimate_mean(values: Sequence[float] | Float[np.ndarray, " s"]) -> Estimate:
-    """Mean over splits, with its 95 % interval by Student's t.
+    """Mean over splits, one number for each, with its 95 % interval by Student's t.
 
     Given the differences of two methods split by split, it is the paired comparison. Splits of one
     dataset share clips, so the interval speaks of other splits of this dataset, not of other data.
-
-    Args:
-        values: one number for each split.
-
-    Returns:
-        An ``Estimate``; with a single split the interval is infinite.
-
-    Raises:
-        ValueError: if there is no value, or one that is no number.
+    With a single split it is infinite.
 
     Example:
         >>> from perfalign_jax.har.protocol.estimates import estimate_mean
@@ -64,19 +59,11 @@ def estimate_mean(values: Sequence[float] | Float[np.ndarray, " s"]) -> Estimate
 def estimate_crossed(values: Float[np.ndarray, "s n"]) -> Estimate:
     """Mean over training seeds that are scored on the same clips, with its 95 % interval.
 
-    Seeds and clips are both samples, crossed: the variance of the mean is that of the seeds' means
-    over ``s``, plus that of the clips' means over ``n``, less what both of them count, the
-    interaction over ``s n``. The degrees of freedom are Satterthwaite's. Differences of two methods
-    make it the paired comparison.
-
-    Args:
-        values: one number for each seed and clip, shape ``(s, n)``, at least two of both.
-
-    Returns:
-        An ``Estimate`` that speaks of other seeds and other clips of this dataset.
-
-    Raises:
-        ValueError: if there are fewer than two seeds or clips, or something is no number.
+    Of numbers of shape ``(seeds, clips)``, at least two of both. Seeds and clips are both samples,
+    crossed: the variance of the mean is that of the seeds' means over ``s``, plus that of the
+    clips' means over ``n``, less what both of them count, the interaction over ``s n``. The degrees
+    of freedom are Satterthwaite's. Differences of two methods make it the paired comparison. The
+    interval speaks of other seeds and other clips of this dataset.
 
     Source: Searle, Casella and McCulloch, "Variance Components", two-way crossed random effects.
 
@@ -106,14 +93,7 @@ def estimate_crossed(values: Float[np.ndarray, "s n"]) -> Estimate:
 
 
 def estimate_share(hits: int, n: int) -> Estimate:
-    """Share of hits in percent, with Wilson's 95 % interval for a share of independent clips.
-
-    Args:
-        hits: number of clips told correctly.
-        n: number of clips, at least one.
-
-    Raises:
-        ValueError: if the numbers are out of range.
+    """Share in percent of ``hits`` among ``n`` independent clips, with Wilson's 95 % interval.
 
     Example:
         >>> from perfalign_jax.har.protocol.estimates import estimate_share

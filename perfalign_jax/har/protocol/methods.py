@@ -125,15 +125,10 @@ def list_methods(
 ) -> tuple[Method, ...]:
     """List every closed-form alignment.
 
-    Args:
-        dimensions: numbers of dimensions of perfect alignment, trailing and by energy.
-        components: numbers of principal directions, each aligned with as many directions.
-        largest: most dimensions of linear contrastive and ridge CCA.
-
-    Returns:
-        Identity, ridge regression, Procrustes, linear contrastive, ridge CCA; perfect alignment
-        with trailing directions, with the whole null space, with the directions of most energy,
-        with the whole informative part, and inside principal directions.
+    Identity, ridge regression, Procrustes, linear contrastive and ridge CCA (of ``largest``
+    dimensions at most); perfect alignment with each number of ``dimensions`` trailing, with the
+    whole null space, with so many directions of most energy, with the whole informative part, and
+    inside each number of ``components``, leading principal directions, with as many directions.
 
     Example:
         >>> from perfalign_jax.har.protocol.methods import list_methods
@@ -157,21 +152,8 @@ def list_methods(
 def align(task: Task, exam: Exam, *, method: Method = INFORMATIVE) -> Posed:
     """Fit one method to the pairs, and give task and exam in its latent space.
 
-    Args:
-        task: features of one scale: standardised, or latents.
-        exam: the same features of what no method sees.
-        method: which; by default the informative part of the null space, which needs more features
-            than pairs.
-
-    Returns:
-        Task and exam in the latent space.
-
-    Raises:
-        TypeError: if features are no real numbers.
-        ValueError: if the method does not fit the pairs, or those of a modality are all the same.
-
-    Warns:
-        CollapseWarning: where the alignment collapses.
+    As ``align_all``, and a ``ValueError`` also if the method does not fit the pairs. By default the
+    informative part of the null space, which needs more features than pairs.
 
     Source: paper, Theorem 2.2.
 
@@ -205,9 +187,6 @@ def align_all(
         exam: the same features of what no method sees.
         methods: which. One that asks for more dimensions than the features or the pairs have, or
             for a null space where there is none, is left out.
-
-    Yields:
-        Method, task and exam after each alignment.
 
     Raises:
         TypeError: if features are no real numbers.
@@ -369,15 +348,9 @@ def to_directions(task: Task, exam: Exam) -> Posed:
 def join(first: Posed, second: Posed, *, weight: float = 1.0) -> Posed:
     """Join two kinds of features of the same clips, each centred and brought to one size.
 
-    Args:
-        first: task and exam.
-        second: task and exam about the same clips.
-        weight: size of the first beside that of the second.
-
-    Raises:
-        TypeError: if features are no real numbers.
-        ValueError: if there are fewer than two pairs, features without spread, or the two are about
-            other clips.
+    ``weight`` is the size of the first beside that of the second. A ``TypeError`` is raised if
+    features are no real numbers, a ``ValueError`` if there are fewer than two pairs, features
+    without spread, or the two are about other clips.
 
     Example:
         >>> import numpy as np
@@ -414,12 +387,8 @@ def join(first: Posed, second: Posed, *, weight: float = 1.0) -> Posed:
 def rank_by_pseudo_labels(task: Task) -> Int[np.ndarray, "e classes"]:
     """Let a teacher on the source label the pairs, and train on the pairs' target by its labels.
 
-    Args:
-        task: features.
-
-    Returns:
-        Classes of each unseen target clip, most probable first; those that the teacher never gave
-        come last.
+    Classes of each unseen target clip, most probable first; those that the teacher never gave come
+    last.
 
     Example:
         >>> import numpy as np

@@ -21,7 +21,7 @@ from perfalign_jax import _checks, metrics, neighbours
 from perfalign_jax._numerics import to_common_scale
 from perfalign_jax.har.data.splits import Split
 
-__all__ = ["Exam", "Task", "make_task", "rank_classes", "score_ranks"]
+__all__ = ["Exam", "Task", "make_task", "rank_classes"]
 
 Encode = Callable[[np.ndarray], Any]
 
@@ -99,25 +99,9 @@ def score_ranks(
     *,
     tops: Sequence[int] = (1, 3, 5, 7),
 ) -> dict[int, Float[np.ndarray, " e"]]:
-    """Say for each clip whether its class is among the first few; the mean is the accuracy.
+    """Say for each clip whether its class is among the first ``tops``; the mean is the accuracy.
 
-    Args:
-        ranks: classes in order, from ``rank_classes``.
-        labels: true class of each clip, shape ``(e,)``.
-        tops: how many classes may be named.
-
-    Returns:
-        By each of ``tops``: 1.0 or 0.0 for every clip.
-
-    Raises:
-        ValueError: if the numbers of clips differ.
-
-    Example:
-        >>> import numpy as np
-        >>> from perfalign_jax.har.protocol.transfer import score_ranks
-        >>> hits = score_ranks(np.array([[4, 7], [4, 7]]), np.array([4, 7]), tops=(1, 2))
-        >>> hits[1].tolist(), hits[2].tolist()
-        ([1.0, 0.0], [1.0, 1.0])
+    By each of ``tops``, how many classes may be named, 1.0 or 0.0 for every clip.
     """
     truth = np.asarray(labels)
     if np.ndim(ranks) != 2:
@@ -183,11 +167,7 @@ class Task:
         )
 
     def beside(self, other: "Task") -> "Task":
-        """Join the features of two tasks about the same clips, side by side.
-
-        Raises:
-            ValueError: if numbers of clips or the labels say that they are about others.
-        """
+        """Join the features of two tasks about the same clips; a ``ValueError`` if they are not."""
         if self._rows() != other._rows():
             raise ValueError("other must be a task about the same clips, got others.")
         mine, theirs = ((t.pairs[0], t.pairs[1], t.labelled, t.unseen) for t in (self, other))
@@ -231,11 +211,7 @@ class Exam:
         )
 
     def beside(self, other: "Exam") -> "Exam":
-        """Join the features of two exams about the same clips, side by side.
-
-        Raises:
-            ValueError: if numbers of clips or the labels say that they are about others.
-        """
+        """Join the features of two exams about the same clips; a ``ValueError`` if they are not."""
         same = np.array_equal(self.labels, other.labels) and len(self.bound) == len(other.bound)
         if not same:
             raise ValueError("other must be an exam about the same clips, got others.")
@@ -250,13 +226,9 @@ class Exam:
         return score_ranks(ranks, self.labels)
 
     def agreement(self, latents: Task) -> dict[str, float]:
-        """Measure how well the latents of held-out pairs coincide.
+        """Measure how well the latents of held-out pairs coincide, those of the task ``latents``.
 
-        Args:
-            latents: the task in latent space; this exam must be encoded by the same maps.
-
-        Returns:
-            CMAE, NCMAE, relative CMAE of centred latents, and R@1 in percent, target asking.
+        CMAE, NCMAE, relative CMAE of centred latents, and R@1 in percent, target asking.
         """
         z1, z2 = (np.asarray(z, np.float32) for z in (self.partners, latents.unseen))
         middle = (z1.mean(axis=0) + z2.mean(axis=0)) / 2
@@ -277,7 +249,9 @@ def make_task(
     source: str,
     target: str,
 ) -> tuple[Task, Exam]:
-    """Divide recordings into what methods may see and what they may not.
+    """Divide recordings into what methods may see, a ``Task``, and what not, its ``Exam``.
+
+    Every array is a copy, so nothing leads back to the rest.
 
     Args:
         recordings: by modality, row ``i`` of everything being the same clip.
@@ -285,9 +259,6 @@ def make_task(
         split: which clip has which role.
         source: modality with labels.
         target: modality without.
-
-    Returns:
-        The ``Task`` and its ``Exam``; every array is a copy, so nothing leads back to the rest.
 
     Raises:
         ValueError: if a modality is missing, source and target are the same, or the recordings,
