@@ -23,7 +23,6 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist worksteal
-	$(BIN)/pytest -n 2 --doctest-modules --jaxtyping-packages=perfalign_jax,beartype.beartype perfalign_jax
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'

@@ -162,7 +162,7 @@ def views(
     for x, label in zip(arrays, names, strict=True):
         if x.shape[1] < 1:
             raise ValueError(f"{label} must have at least one column, got shape {x.shape}.")
-    dtype = jnp.result_type(*arrays)
+    dtype = np.result_type(*(x.dtype for x in arrays))
     said = [label for label, note in zip(names, notes, strict=True) if note]
     if said:
         more = f" ({', '.join(said[1:])} too)" if said[1:] else ""

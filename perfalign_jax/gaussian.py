@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt32
 
 from perfalign_jax import _checks
-from perfalign_jax._numerics import matmul
+from perfalign_jax._numerics import matmul, rounding
 
 __all__ = [
     "Gaussians",
@@ -77,8 +77,8 @@ def fit_gaussians(
             source's.
         covariance: ``"per_class"``, or ``"shared"`` by all classes.
         ridge: added to each covariance's diagonal, relative to the mean variance within classes.
-            Without it ``100 k`` times the dtype's epsilon: just enough that directions without
-            energy do no harm. Give more where a class has fewer samples than dimensions.
+            Without it what rounding alone gives to a variance (``_numerics.rounding``): just enough
+            that directions without energy do no harm. Give more where a class has fewer samples than dimensions.
 
     Returns:
         Means, covariances and shares.
@@ -114,7 +114,7 @@ def fit_gaussians(
     if z.shape[0] < 1:
         raise ValueError("z must have at least one row, got none.")
     if ridge is None:
-        ridge = 100 * z.shape[1] * float(jnp.finfo(z.dtype).eps)
+        ridge = rounding(z.dtype, *z.shape)
     return _fit(z, labels, ridge, classes=classes, shared=covariance == "shared")
 
 
@@ -228,7 +228,7 @@ def fit_mixture(
     host = np.asarray(z, np.float64)
     middle = host.mean(axis=0)
     variances, axes = np.linalg.eigh(np.cov(host.T, bias=True).reshape(z.shape[1], -1))
-    floor = 100 * z.shape[1] * float(jnp.finfo(z.dtype).eps) * variances[-1]
+    floor = float(rounding(z.dtype, *z.shape)) * variances[-1]
     root = axes * np.sqrt(np.maximum(variances, floor) if floor > 0 else np.ones_like(variances))
     white = np.linalg.solve(root, (host - middle).T).T
     from sklearn.mixture import GaussianMixture
@@ -341,7 +341,7 @@ def _fit(
     n, k = z.shape
     middle = jnp.mean(z, axis=0, keepdims=True)  # keeps rounding small where the mean is large
     z = z - middle
-    member = (labels[:, None] == jnp.arange(classes)[None, :]).astype(z.dtype)
+    member = (labels[:, None] == jnp.arange(classes, dtype=labels.dtype)[None, :]).astype(z.dtype)
     counts = jnp.sum(member, axis=0)
     means = matmul(member.T, z) / jnp.maximum(counts, 1)[:, None]
     within = z - means[labels]

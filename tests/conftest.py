@@ -1,4 +1,4 @@
-"""What every test shares: strict array promotion, a 64-bit switch, and one compilation cache."""
+"""What every test shares: strict promotion, a 64-bit switch, and one compilation cache."""
 
 import os
 from pathlib import Path
@@ -11,17 +11,21 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-# Not level 0: with it jaxlib 0.10.2 compiles some gradients of layer normalisation into NaN.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
-)
-
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(autouse=True)
+def _wrong_on_purpose():
+    """Shapes and types of every call are checked in doctests; tests call with wrong ones too."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 
 import jax
 import jax.numpy as jnp
@@ -360,7 +359,7 @@ KILLED = """
 
 
 def test_a_killed_training_resumes_to_the_same_end(tmp_path):
-    """kill -9 wherever it happens to be, twice; the third run ends like an unbroken one."""
+    """kill -9 wherever it happens to be; the second run ends like an unbroken one."""
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(KILLED))
 
@@ -369,21 +368,19 @@ def test_a_killed_training_resumes_to_the_same_end(tmp_path):
 
     unbroken = subprocess.run(command("a", "a.npz"), capture_output=True, text=True, check=False)
     assert unbroken.returncode == 0, unbroken.stderr
-    for epochs, pause in ((4, 0.0), (5, 0.03)):
-        with subprocess.Popen(
-            command("b", "b.npz"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        ) as process:
-            for _ in range(epochs):
-                assert process.stdout.readline() == "epoch\n"
-            time.sleep(pause)  # once while a checkpoint is written, once a little later
-            process.send_signal(signal.SIGKILL)
-        assert process.returncode == -signal.SIGKILL
-        assert not (tmp_path / "b.npz").exists()
+    with subprocess.Popen(
+        command("b", "b.npz"), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        for _ in range(8):
+            assert process.stdout.readline() == "epoch\n"
+        process.send_signal(signal.SIGKILL)  # while a checkpoint is written
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / "b.npz").exists()
     resumed = subprocess.run(command("b", "b.npz"), capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr
-    # Each kill may lose the epoch under way and the checkpoint that was being written: at least 2
-    # epochs are kept of the first run, and 3 more of the second.
-    assert 17 <= resumed.stdout.count("epoch") <= 20
+    # The kill may lose the epoch under way and the checkpoint that was being written: 6 to 8 of the
+    # 25 epochs are kept, or one more where the kill came late.
+    assert 16 <= resumed.stdout.count("epoch") <= 19
     with np.load(tmp_path / "a.npz") as a, np.load(tmp_path / "b.npz") as b:
         np.testing.assert_array_equal(a["z"], b["z"])
         np.testing.assert_array_equal(a["losses"], b["losses"])
