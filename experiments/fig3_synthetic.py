@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _kit.figures import plot_data_model, plot_errors
 from _kit.options import Options, config_of, start
 from _kit.report import Result, Row, format_number, reduce
 from _kit.rows import Figure, distribution_row, draw_figures, finish, map_draws
@@ -171,7 +172,7 @@ def make_figures(
     names = ("component at (0, 1)", "component at (4, 5)")
     return {
         "fig1_data_model.png": (
-            plotting.plot_data_model(problem.latents, problem.views, problem.labels, names=names),
+            plot_data_model(problem.latents, problem.views, problem.labels, names=names),
             "Fig. 1: true latents and the two modalities made from them, first draw.",
         ),
         "fig2_aligned_latents.png": (
@@ -180,7 +181,7 @@ def make_figures(
             "lies in its ring; the clusters survive, at other places than the true ones.",
         ),
         "fig3_errors.png": (
-            plotting.plot_errors(errors, paper=papers),
+            plot_errors(errors, paper=papers),
             "Fig. 3 as distributions over random draws of latents and maps.",
         ),
     }

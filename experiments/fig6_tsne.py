@@ -34,12 +34,13 @@ from _har_data import (
     say_what_is_less,
     train_and_encode,
 )
+from _kit.figures import measure_pairs, plot_pairs
 from _kit.options import config_of, start
 from _kit.report import Result, Row, format_number
 from _kit.rows import draw_figures, finish
 from rich.progress import track
 
-from perfalign_jax import plotting, solver
+from perfalign_jax import solver
 from perfalign_jax.har.protocol import estimates
 from perfalign_jax.types import CollapseWarning, OverfitWarning
 
@@ -135,7 +136,7 @@ def main(options: HarOptions) -> Result:
         z1, z2, labels = latents[seed][what]
         planes = [embed(z1, z2, options.seed + i) for i in range(repeats)]
         pictures.setdefault(what, (*planes[0], labels))
-        measured.setdefault(what, []).append([plotting.measure_pairs(*plane) for plane in planes])
+        measured.setdefault(what, []).append([measure_pairs(*plane) for plane in planes])
     values = {what: np.array(found) for what, found in measured.items()}  # (seeds, repeats, 2)
     part = say_what_is_less(epochs=epochs, seeds=job.seeds)
     rows = make_rows(values, part, comparable=not part and not data.simulated)
@@ -150,7 +151,7 @@ def main(options: HarOptions) -> Result:
         f"distance in the plane by a factor of {total}, relative to the spread by {relative}; on "
         f"the pairs it was fitted to by {fitted} and {fitted_relative}."
     )
-    figure = plotting.plot_pairs(pictures, names=("video" if source == "depth" else source, "IMU"))
+    figure = plot_pairs(pictures, names=("video" if source == "depth" else source, "IMU"))
     result = Result(
         name=NAME,
         title=f"Fig. 6, latent space before and after perfect alignment{stand_in}",

@@ -14,13 +14,14 @@ import time
 
 import jax
 import numpy as np
+from _kit.figures import plot_boundary
 from _kit.options import Options, config_of, start
 from _kit.report import Result, Row, reduce
 from _kit.rows import distribution_row, draw_figures, finish, map_draws
 from rich.progress import track
 from scipy.optimize import linprog
 
-from perfalign_jax import metrics, plotting, solver, synthetic
+from perfalign_jax import metrics, solver, synthetic
 
 SAMPLES = 2000
 PAPER = {"CMAE": 1.36e-14, "MLRE": 15.6}
@@ -144,7 +145,7 @@ def make_figure(key: jax.Array) -> tuple:
     problem = synthetic.draw_problem(key, SAMPLES, latents="uniform")
     z1, z2 = solver.transform(solver.fit(problem.views, k=2, method="svd"), problem.views)
     lines = [separate(np.asarray(z), np.asarray(problem.labels))[:2] for z in (z1, z2)]
-    figure = plotting.plot_boundary(
+    figure = plot_boundary(
         problem.latents,
         problem.views,
         (z1, z2),

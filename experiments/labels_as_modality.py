@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from _kit.figures import plot_errors
 from _kit.options import Options, config_of, start
 from _kit.report import Result, Row, format_number, reduce
 from _kit.rows import Figure, distribution_row, draw_figures, finish
@@ -181,7 +182,7 @@ def make_figures(
             "Spectrum of labels and images stacked: every null direction is trivial.",
         ),
         "labels_accuracy.png": (
-            plotting.plot_errors(
+            plot_errors(
                 {
                     "accuracy (share of held-out images)": {
                         n: v["accuracy"] for n, v in scores.items()

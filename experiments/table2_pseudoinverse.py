@@ -13,11 +13,12 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _kit.figures import plot_errors
 from _kit.options import Options, config_of, start
 from _kit.report import Result, reduce
 from _kit.rows import distribution_row, draw_figures, finish, map_draws
 
-from perfalign_jax import metrics, plotting, synthetic
+from perfalign_jax import metrics, synthetic
 
 PAPER = (2.98e-16, 6.47e-16)
 DRAWS = {"quick": 20, "default": 1000, "full": 5000}
@@ -53,7 +54,7 @@ def main(options: Options) -> None:
     worst = max(
         float(np.max(values[f"MLRE {m + 1}"] / values[f"condition {m + 1}"])) for m in range(2)
     )
-    figure = plotting.plot_errors(
+    figure = plot_errors(
         {"MLRE (latent units)": {f"modality {m + 1}": values[n] for m, n in enumerate(names)}},
         paper={"MLRE (latent units)": {f"modality {m + 1}": PAPER[m] for m in range(2)}},
     )

@@ -17,6 +17,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _kit.figures import plot_errors
 from _kit.options import Options, config_of, start
 from _kit.report import Result, Row, format_number, reduce
 from _kit.rows import Figure, distribution_row, draw_figures, finish, map_draws
@@ -207,7 +208,7 @@ def make_figures(
     }
     return {
         "v1_accuracy.png": (
-            plotting.plot_errors(shown),
+            plot_errors(shown),
             "Accuracy (share of modality 2's test samples) by setting, one dot per draw.",
         ),
         "v1_latents.png": (
