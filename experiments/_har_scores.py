@@ -59,19 +59,14 @@ def score_job(
     """Score every method on the latents of one training."""
     start = time.perf_counter()
     ends = job.source, TARGET
-    lifted, turned_lifted = (
-        methods.standardise(
-            *transfer.make_task(data.lifted, data.labels, job.split, source=a, target=b)
-        )
+    posed = (
+        transfer.make_task(data.lifted, data.labels, job.split, source=a, target=b)
         for a, b in (ends, ends[::-1])
     )
+    lifted, turned_lifted = (methods.standardise(*both) for both in posed)
     runs = []
-    both = zip(
-        pose_latents(job, data, encoded),
-        pose_latents(job, data, encoded, backwards=True),
-        strict=True,
-    )
-    for seed, (own, turned) in enumerate(both):
+    ways = (pose_latents(job, data, encoded, backwards=turned) for turned in (False, True))
+    for seed, (own, turned) in enumerate(zip(*ways, strict=True)):
         key = jax.random.fold_in(jax.random.key(options.seed), seed)
         found = dict(score_encoders(own, lifted, key, dimensions))
         turned = methods.to_directions(*turned)
@@ -85,10 +80,7 @@ def score_job(
         "runs": runs,
         "losses": encoded.losses,
         "watched": encoded.watched,
-        "seconds": {
-            "training": float(encoded.seconds),
-            "scoring": time.perf_counter() - start,
-        },
+        "seconds": {"training": float(encoded.seconds), "scoring": time.perf_counter() - start},
     }
 
 
@@ -97,8 +89,8 @@ def pose_untrained(job: Job, data: HarData, options: HarOptions) -> Posed:
     keys = jax.random.split(jax.random.key(options.seed), 1)
     trained = training.start(make_branches(job.source, job.latent), keys)
     latents = {
-        job.source: training.encode(trained, data.inputs[job.source], view=0)[0],
-        TARGET: training.encode(trained, data.inputs[TARGET], view=1)[0],
+        modality: training.encode(trained, data.inputs[modality], view=view)[0]
+        for view, modality in enumerate((job.source, TARGET))
     }
     posed = transfer.make_task(latents, data.labels, job.split, source=job.source, target=TARGET)
     return methods.to_directions(*posed)
@@ -108,9 +100,10 @@ def score(
     task: transfer.Task, exam: transfer.Exam, ranks: np.ndarray | None = None
 ) -> dict[str, Any]:
     """Hits of each top, clip by clip; of latents also how well held-out pairs agree."""
-    agreement = {} if ranks is not None else exam.agreement(task)
+    agreement = {}
     if ranks is None:
         ranks = transfer.rank_classes(task.labelled, task.labels, task.unseen)
+        agreement = exam.agreement(task)
     hits = exam.score(ranks)
     return {"hits": {str(top): hits[top].astype(int).tolist() for top in TOPS}, **agreement}
 
@@ -150,11 +143,7 @@ def score_the_rest(lifted: Posed, untrained: Posed) -> Scores:
     yield PSEUDO, score(task, exam, methods.rank_by_pseudo_labels(task))
     bound = transfer.rank_classes(exam.bound, task.labels, task.unseen)
     yield BOUND, score(task, exam, bound)
-    size = untrained[0].pairs[0].shape[1]
-    listed = [
-        Method("identity"),
-        name_of_papers(size, space=""),
-        *(Method(kind, k=128) for kind in ("trailing", "energy")),
-    ]
+    paper = name_of_papers(untrained[0].pairs[0].shape[1], space="")
+    listed = [Method("identity"), paper, Method("trailing", k=128), Method("energy", k=128)]
     for method, after, own in align_all(untrained, UNTRAINED, listed):
         yield method, score(after, own)

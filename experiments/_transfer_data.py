@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Mapping
@@ -104,6 +105,21 @@ def find_recordings(options: TransferOptions, *, modalities: tuple[str, ...]) ->
     return folder, "simulated recordings"
 
 
+def read_clips(
+    options: TransferOptions, *, modalities: tuple[str, ...]
+) -> tuple[str, dataset.Recordings, dict[str, np.ndarray], splits.Split, list[str]]:
+    """Name of the data, recordings and their series, the authors' split, and what is missing."""
+    root, name = find_recordings(options, modalities=modalities)
+    recordings = dataset.read_recordings(
+        root, modalities=modalities, cache=options.out / "cache", progress=True
+    )
+    series = {m: dataset.to_series(x, modality=m) for m, x in recordings.signals.items()}
+    authors = splits.read_split(root / SPLIT, recordings.names)
+    problems = [str(problem) for problem in recordings.problems]
+    problems += [f"{clip}: in the authors' split, but not read" for clip in authors.missing]
+    return name, recordings, series, authors, problems
+
+
 def thin(series: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """As raw signals fewer frames will do: 96 of the sensor, 32 of the skeleton, 8 of a video."""
     strides = {"inertial": 1, "skeleton": 3}
@@ -114,30 +130,18 @@ def thin(series: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def hold_out_subjects(subjects: np.ndarray, options: TransferOptions) -> list[splits.Split]:
     """Each subject held out, with half of what the largest one leaves as pairs."""
     present, counts = np.unique(subjects, return_counts=True)
-    return [
-        splits.hold_out_subject(
-            subjects,
-            subject=subject,
-            key=jax.random.fold_in(jax.random.key(options.seed), subject),
-            pairs=(len(subjects) - int(counts.max())) // 2,
-        )
-        for subject in present.tolist()
-    ]
+    pairs, key = (len(subjects) - int(counts.max())) // 2, jax.random.key(options.seed)
+    keys = {s: jax.random.fold_in(key, s) for s in present.tolist()}
+    hold_out = functools.partial(splits.hold_out_subject, subjects, pairs=pairs)
+    return [hold_out(subject=subject, key=key) for subject, key in keys.items()]
 
 
 def load_material(options: TransferOptions) -> Material:
     """Skeleton and depth as sources, the inertial sensor as target."""
     sources = ("skeleton",) if options.quick else ("skeleton", "depth")
-    modalities = (TARGET, *sources)
-    root, name = find_recordings(options, modalities=modalities)
-    recordings = dataset.read_recordings(
-        root, modalities=modalities, cache=options.out / "cache", progress=True
-    )
-    series = {m: dataset.to_series(x, modality=m) for m, x in recordings.signals.items()}
-    authors = splits.read_split(root / SPLIT, recordings.names)
+    name, recordings, series, authors, problems = read_clips(options, modalities=(TARGET, *sources))
     held_out = hold_out_subjects(recordings.subjects, options)[: 1 if options.quick else None]
     random = random_splits(len(recordings.names), options)
-    missing = [f"{name}: in the authors' split, but not read" for name in authors.missing]
     return Material(
         data=name,
         sources=sources,
@@ -149,5 +153,5 @@ def load_material(options: TransferOptions) -> Material:
             name_part(RANDOM, len(random), ALL_SPLITS): random,
             name_part(HELD_OUT, len(held_out), len(np.unique(recordings.subjects))): held_out,
         },
-        problems=[str(problem) for problem in recordings.problems] + missing,
+        problems=problems,
     )

@@ -9,16 +9,15 @@ One random draw of the maps S decides every number of the paper's table, so all 
 distributions over draws, with the percentile at which the paper's number falls.
 """
 
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from _kit.figures import plot_data_model, plot_errors
-from _kit.options import Options, config_of, start
-from _kit.report import Result, Row, format_number, reduce
-from _kit.rows import Figure, distribution_row, draw_figures, finish, map_draws
+from _kit.options import Options, start
+from _kit.report import Row, format_number, reduce
+from _kit.rows import Figures, distribution_row, finish, map_draws
 
 from perfalign_jax import metrics, plotting, solver, synthetic
 from perfalign_jax.baselines import linear_contrastive
@@ -35,15 +34,8 @@ SIZES = {  # draws of the closed forms; draws, pairs, steps and chunk of the tra
     "default": (500, 200, 200, 400, 20),
     "full": (1000, 200, SAMPLES, 500, 2),
 }
-QUANTITIES = (
-    "MLRE 1",
-    "MLRE 2",
-    "CMAE",
-    "NCMAE",
-    "relative CMAE",
-    "MLRE after the best affine map",
-)
-UNITS = {"MLRE 1": " (latent units)", "MLRE 2": " (latent units)", "CMAE": " (latent units)"}
+QUANTITIES = (*PAPER["perfect"], "relative CMAE")
+AFTER = "MLRE after the best affine map"
 
 
 def score(alignment: Alignment, problem: synthetic.Problem) -> dict[str, jax.Array]:
@@ -54,13 +46,12 @@ def score(alignment: Alignment, problem: synthetic.Problem) -> dict[str, jax.Arr
         "CMAE": metrics.cmae(z1, z2),
         "NCMAE": metrics.ncmae(z1, z2),
         "relative CMAE": metrics.relative_cmae(z1, z2),
-        "MLRE after the best affine map": metrics.mlre_affine(z, (z1, z2)),
+        AFTER: metrics.mlre_affine(z, (z1, z2)),
     }
 
 
 def main(options: Options) -> None:
     jax.config.update("jax_enable_x64", True)
-    start = time.perf_counter()
     draws, trained_draws, pairs, steps, chunk = SIZES[options.scale]
     root = jax.random.key(options.seed)
     keys = jax.random.split(root, max(draws, trained_draws))
@@ -85,18 +76,16 @@ def main(options: Options) -> None:
     few = jax.tree.map(lambda leaf: leaf[:trained_draws], (keys, problems))
     methods = {
         "perfect": map_draws(perfect, some, chunk=20, label="perfect alignment"),
-        "contrastive, closed form": map_draws(
-            closed, some, chunk=20, label="contrastive, closed form"
-        ),
-        "contrastive, trained": map_draws(trained, few, chunk=chunk, label="contrastive, trained"),
+        "contrastive, closed form": map_draws(closed, some, chunk=20, label="closed form"),
+        "contrastive, trained": map_draws(trained, few, chunk=chunk, label="trained"),
     }
     rows = make_rows(methods, pairs=pairs, steps=steps)
     if options.quick:
         rows = reduce(rows, options.protocol(f"{draws} of {SIZES['default'][0]} draws"))
-    figures = draw_figures(options.out, make_figures(methods, problems))
     cmae = methods["perfect"]["CMAE"]
-    result = Result(
-        name="fig3_synthetic",
+    finish(
+        options,
+        "fig3_synthetic",
         title="Section 3.1: alignment and reconstruction errors (Figs. 1-3)",
         summary=(
             f"Gaussian mixture latents, {SAMPLES} pairs, 2 x 2 maps with entries in [-5, 5], "
@@ -108,19 +97,14 @@ def main(options: Options) -> None:
             "arbitrary, so NCMAE and relative CMAE are the numbers to compare."
         ),
         rows=rows,
-        figures=figures,
+        figures=make_figures(methods, problems),
         values=methods,
-        config=config_of(
-            options,
-            samples=SAMPLES,
-            draws=draws,
-            trained_draws=trained_draws,
-            trained_pairs=pairs,
-            trained_steps=steps,
-        ),
-        seconds=time.perf_counter() - start,
+        samples=SAMPLES,
+        draws=draws,
+        trained_draws=trained_draws,
+        trained_pairs=pairs,
+        trained_steps=steps,
     )
-    finish(result, options)
 
 
 def make_rows(methods: dict[str, dict[str, np.ndarray]], *, pairs: int, steps: int) -> list[Row]:
@@ -137,11 +121,10 @@ def make_rows(methods: dict[str, dict[str, np.ndarray]], *, pairs: int, steps: i
     rows: list[Row] = []
     for method, values in methods.items():
         paper = PAPER[method.split(",")[0]]
-        for quantity in QUANTITIES if method == "perfect" else QUANTITIES[:-1]:
-            draws = values[quantity]
+        for quantity in (*QUANTITIES, AFTER) if method == "perfect" else QUANTITIES:
             row = distribution_row(
                 f"{method}: {quantity}",
-                draws,
+                values[quantity],
                 paper=paper.get(quantity),
                 note=notes[method],
                 rounding=method == "perfect" and "CMAE" in quantity,
@@ -150,25 +133,17 @@ def make_rows(methods: dict[str, dict[str, np.ndarray]], *, pairs: int, steps: i
     cmae = methods["perfect"]["CMAE"]
     for what, value, bound in (("median", np.median(cmae), 1e-13), ("largest", cmae.max(), 1e-12)):
         verdict = f"reproduced: below {bound:g}" if value < bound else f"above {bound:g}"
-        rows.append(
-            Row(
-                f"perfect: {what} CMAE over the draws",
-                paper="3.66e-15",
-                ours=format_number(value),
-                verdict=verdict,
-            )
-        )
+        name = f"perfect: {what} CMAE over the draws"
+        rows.append(Row(name, "3.66e-15", format_number(value), verdict=verdict))
     return rows
 
 
-def make_figures(
-    methods: dict[str, dict[str, np.ndarray]], problems: synthetic.Problem
-) -> dict[str, tuple[Figure, str]]:
+def make_figures(methods: dict[str, dict[str, np.ndarray]], problems: synthetic.Problem) -> Figures:
     problem = jax.tree.map(lambda leaf: leaf[0], problems)
     aligned: Any = solver.transform(solver.fit(problem.views, k=2, method="svd"), problem.views)
-    shown = ("MLRE 1", "MLRE 2", "CMAE", "NCMAE")
-    errors = {q + UNITS.get(q, ""): {m: v[q] for m, v in methods.items()} for q in shown}
-    papers = {q + UNITS.get(q, ""): {m: PAPER[m.split(",")[0]][q] for m in methods} for q in shown}
+    shown = {q: q + " (latent units)" * (q != "NCMAE") for q in PAPER["perfect"]}
+    errors = {name: {m: v[q] for m, v in methods.items()} for q, name in shown.items()}
+    papers = {name: {m: PAPER[m.split(",")[0]][q] for m in methods} for q, name in shown.items()}
     names = ("component at (0, 1)", "component at (4, 5)")
     return {
         "fig1_data_model.png": (

@@ -13,8 +13,6 @@ that the alignment was fitted to and for pairs that it has never seen. Intervals
 """
 
 import dataclasses
-import time
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,16 +33,14 @@ from _har_data import (
     train_and_encode,
 )
 from _kit.figures import measure_pairs, plot_pairs
-from _kit.options import config_of, start
-from _kit.report import Result, Row, format_number
-from _kit.rows import draw_figures, finish
+from _kit.options import start
+from _kit.report import Row, format_number
+from _kit.rows import finish
 from rich.progress import track
 
 from perfalign_jax import solver
 from perfalign_jax.har.protocol import estimates
-from perfalign_jax.types import CollapseWarning, OverfitWarning
 
-NAME = "fig6_tsne"
 CLASSES = 5
 CA, PA = "CA", "CA + PA"
 
@@ -116,8 +112,7 @@ def judge(low: float, high: float) -> str:
     return "closer" if high < 1 else "farther" if low > 1 else "not told apart"
 
 
-def main(options: HarOptions) -> Result:
-    start = time.perf_counter()
+def main(options: HarOptions) -> None:
     source = "skeleton" if options.quick else "depth"
     data = load_har_data(options, modalities=(TARGET, source))
     kind, split = list_splits(data, options, random=0)[0]
@@ -125,10 +120,7 @@ def main(options: HarOptions) -> Result:
     epochs = 2 if options.quick else EPOCHS if options.full else 10
     job = Job(source, kind, split, SEEDS if options.full else 1, epochs)
     repeats = 2 if options.quick else 4 if options.full else 10
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CollapseWarning)  # what it looks like is shown
-        warnings.simplefilter("ignore", OverfitWarning)  # measured on held-out pairs
-        latents = list(collect(job, data, options))
+    latents = list(collect(job, data, options))
     pictures: dict[str, Any] = {}
     measured: dict[str, list[Any]] = {}
     jobs = [(seed, what) for seed in range(job.seeds) for what in latents[seed]]
@@ -152,18 +144,18 @@ def main(options: HarOptions) -> Result:
         f"the pairs it was fitted to by {fitted} and {fitted_relative}."
     )
     figure = plot_pairs(pictures, names=("video" if source == "depth" else source, "IMU"))
-    result = Result(
-        name=NAME,
+    finish(
+        options,
+        "fig6_tsne",
         title=f"Fig. 6, latent space before and after perfect alignment{stand_in}",
         summary=("SIMULATED RECORDINGS, not UTD-MHAD. " if data.simulated else "") + summary,
         rows=rows,
-        figures=draw_figures(options.out, {f"{NAME}.png": (figure, caption)}),
+        figures={"fig6_tsne.png": (figure, caption)},
         values=values,
-        config=config_of(options, data=data.name, source=source, epochs=epochs),
-        seconds=time.perf_counter() - start,
+        data=data.name,
+        source=source,
+        epochs=epochs,
     )
-    finish(result, options)
-    return result
 
 
 if __name__ == "__main__":

@@ -9,27 +9,21 @@ The caption of Fig. 7a gives the line, the margin and the numbers of points, but
 here x is uniform on [-10, 10]. Whether a line divides the classes is decided by a linear program.
 """
 
-import itertools
-import time
-
 import jax
 import numpy as np
 from _kit.figures import plot_boundary
-from _kit.options import Options, config_of, start
-from _kit.report import Result, Row, reduce
-from _kit.rows import distribution_row, draw_figures, finish, map_draws
+from _kit.options import Options, start
+from _kit.report import Row, reduce
+from _kit.rows import distribution_row, finish, map_draws
 from rich.progress import track
 from scipy.optimize import linprog
 
 from perfalign_jax import metrics, solver, synthetic
 
 SAMPLES = 2000
+AFTER = "MLRE after the best affine map"
 PAPER = {"CMAE": 1.36e-14, "MLRE": 15.6}
-SIZES = {
-    "quick": (20, 3),
-    "default": (500, 100),
-    "full": (2000, 500),
-}  # draws, draws with a program
+SIZES = {"quick": (20, 3), "default": (500, 100), "full": (2000, 500)}  # draws, with a program
 
 
 def align(key: jax.Array) -> dict[str, jax.Array]:
@@ -39,7 +33,7 @@ def align(key: jax.Array) -> dict[str, jax.Array]:
         "CMAE": metrics.cmae(z1, z2),
         "MLRE": metrics.mlre(problem.latents, (z1, z2)),
         "NCMAE": metrics.ncmae(z1, z2),
-        "MLRE after the best affine map": metrics.mlre_affine(problem.latents, (z1, z2)),
+        AFTER: metrics.mlre_affine(problem.latents, (z1, z2)),
         "z1": z1,
         "z2": z2,
         "labels": problem.labels,
@@ -47,10 +41,10 @@ def align(key: jax.Array) -> dict[str, jax.Array]:
 
 
 def separate(z: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float, float]:
-    """Find the line w . z + b = 0 of largest margin (in the max norm of w, after whitening).
+    """Find ``w``, ``b`` and the margin of the line w . z + b = 0 of largest margin.
 
-    Returns:
-        ``w``, ``b`` and the margin, which is above zero only if the classes are separable.
+    It is measured in the max norm of w, after whitening, and above zero only if the classes are
+    separable.
     """
     mean = z.mean(axis=0)
     white = np.linalg.inv(np.linalg.cholesky(np.cov(z.T))).T  # separability is affine invariant
@@ -70,7 +64,6 @@ def separate(z: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float, floa
 
 def main(options: Options) -> None:
     jax.config.update("jax_enable_x64", True)
-    start = time.perf_counter()
     draws, programs = SIZES[options.scale]
     keys = jax.random.split(jax.random.key(options.seed), draws)
     values = map_draws(align, keys, chunk=20, label="perfect alignment")
@@ -92,22 +85,14 @@ def main(options: Options) -> None:
             paper=PAPER["MLRE"],
             note="Decided by the draw of S and by the range of x, which the paper does not give.",
         ),
-        distribution_row(
-            "MLRE after the best affine map", values["MLRE after the best affine map"]
-        ),
+        distribution_row(AFTER, values[AFTER]),
     ]
     for m in range(2):
         share = f"{separable[:, m].sum()} of {programs} draws"
-        smallest = f"{margins[:, m].min():.1e}"
-        rows.append(
-            Row(
-                f"classes linearly separable, modality {m + 1}",
-                paper="yes",
-                ours=share,
-                verdict="reproduced" if separable[:, m].all() else f"not reproduced: only {share}",
-                note=f"Smallest margin {smallest} of the latents' standard deviation.",
-            )
-        )
+        verdict = "reproduced" if separable[:, m].all() else f"not reproduced: only {share}"
+        note = f"Smallest margin {margins[:, m].min():.1e} of the latents' standard deviation."
+        name = f"classes linearly separable, modality {m + 1}"
+        rows.append(Row(name, paper="yes", ours=share, verdict=verdict, note=note))
     rows.append(
         distribution_row(
             "accuracy of modality 1's line on modality 2's latents",
@@ -115,9 +100,9 @@ def main(options: Options) -> None:
             note="The line is found with labels of modality 1 alone.",
         )
     )
-    figure, caption = make_figure(keys[0])
-    result = Result(
-        name="fig7_uniform",
+    finish(
+        options,
+        "fig7_uniform",
         title="Section 6.5: uniform latents and a linear boundary (Fig. 7)",
         summary=(
             f"{SAMPLES} points, half above and half below y = x - 10 by at most 10; {draws} draws. "
@@ -128,17 +113,15 @@ def main(options: Options) -> None:
         rows=reduce(
             rows,
             options.protocol(
-                "{} of {} draws, {} of {} programs".format(
-                    *itertools.chain(*zip(SIZES["quick"], SIZES["default"], strict=True))
-                )
+                "{2} of {0} draws, {3} of {1} programs".format(*SIZES["default"], *SIZES["quick"])
             ),
         ),
-        figures=draw_figures(options.out, {"fig7_uniform.png": (figure, caption)}),
+        figures={"fig7_uniform.png": make_figure(keys[0])},
         values={**values, "margins": margins, "separable": separable, "transfer": transfer},
-        config=config_of(options, samples=SAMPLES, draws=draws, programs=programs),
-        seconds=time.perf_counter() - start,
+        samples=SAMPLES,
+        draws=draws,
+        programs=programs,
     )
-    finish(result, options)
 
 
 def make_figure(key: jax.Array) -> tuple:

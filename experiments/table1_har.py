@@ -16,8 +16,6 @@ in, and the report says so.
 import dataclasses
 import os
 import resource
-import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -53,14 +51,13 @@ from _har_scores import (
     name_of_papers,
     run_job,
 )
-from _kit.options import config_of, start
-from _kit.report import Result, Row
-from _kit.rows import describe, draw_figures, estimate_hits, finish
+from _kit.options import start
+from _kit.report import Row
+from _kit.rows import Figures, describe, estimate_hits, finish
 from scipy import stats
 
 from perfalign_jax.har.protocol import estimates
 from perfalign_jax.har.protocol.methods import Method
-from perfalign_jax.types import CollapseWarning, OverfitWarning
 
 NAME = "table1_har"
 PAPER = {
@@ -109,11 +106,10 @@ def choose_scale(options: HarOptions, *, has_rgb: bool) -> Scale:
 
 def load_by_source(options: HarOptions, scale: Scale) -> dict[str, HarData]:
     """Recordings for each source; RGB by itself, as clips without it serve the others."""
-    groups = [[s for s in scale.sources if s != "rgb"], [s for s in scale.sources if s == "rgb"]]
+    groups = [[s for s in scale.sources if (s == "rgb") == alone] for alone in (False, True)]
     loaded: dict[str, HarData] = {}
     for group in filter(None, groups):
-        found = load_har_data(options, modalities=(TARGET, *group))
-        loaded |= dict.fromkeys(group, found)
+        loaded |= dict.fromkeys(group, load_har_data(options, modalities=(TARGET, *group)))
     return loaded
 
 
@@ -157,7 +153,7 @@ def is_alike(job: Job, other: Job) -> bool:
 
 def main_jobs(results: list[dict[str, Any]]) -> dict[str, Job]:
     """The training of each source that the table is about: authors' split, the longest."""
-    jobs = [result["job"] for result in results]
+    jobs = (result["job"] for result in results)
     return {job.source: job for job in jobs if job.kind == AUTHORS and job.untrained}
 
 
@@ -237,11 +233,11 @@ def make_rows(
                 paper = f"{printed} (RGB)" if comparable else ""
                 name = f"{what}, top-{top} (%), {AUTHORS}{part}"
                 rows.append(make_row(name, entry[f"top-{top}"], paper=paper))
-            for name in AGREEMENTS:
-                paper = f"{PAPERS_CMAE[papers]} (2048-d)" if name == "CMAE" and comparable else ""
-                unit = " (%)" if name == "R@1" else ""
-                name_of_row = f"{what}, {name}{unit}, held-out pairs, {AUTHORS}{part}"
-                rows.append(make_row(name_of_row, entry[name], paper=paper, digits=2))
+            for error in AGREEMENTS:
+                paper = f"{PAPERS_CMAE[papers]} (2048-d)" if error == "CMAE" and comparable else ""
+                unit = " (%)" if error == "R@1" else ""
+                name = f"{what}, {error}{unit}, held-out pairs, {AUTHORS}{part}"
+                rows.append(make_row(name, entry[error], paper=paper, digits=2))
         for kind, entry in by_method[PAPERS_KEPT].items():
             gap = entry["difference"]
             paper = f"+5.30; {judge_the_paper()[0]}" if comparable and kind == AUTHORS else ""
@@ -257,23 +253,18 @@ def make_rows(
     rows.append(Row("chance, top-1 (%)", ours=f"{chance:.1f}"))
     for source, by_method in found.items():
         for method, by_kind in by_method.items():
-            first = by_kind[AUTHORS]
             beside = (CA_KEPT if method.space == KEPT else CA).label
             against = {kind: tell_gap(entry, beside) for kind, entry in by_kind.items()}
             part = f", {less[source]}" if less[source] and method.space in TRAINED else ""
             where = f"IMU to {source}" if method.backwards else source
-            rows.append(
-                make_row(
-                    f"{where}: {replace(method, backwards=False).label}{part}",
-                    first["top-1"],
-                    verdict=against[AUTHORS],
-                    note="; ".join(
-                        ", ".join(filter(None, (f"{kind} {tell(e['top-1'])}", against[kind])))
-                        for kind, e in by_kind.items()
-                        if kind != AUTHORS
-                    ),
-                )
+            name = f"{where}: {replace(method, backwards=False).label}{part}"
+            note = "; ".join(
+                ", ".join(filter(None, (f"{kind} {tell(entry['top-1'])}", against[kind])))
+                for kind, entry in by_kind.items()
+                if kind != AUTHORS
             )
+            top = by_kind[AUTHORS]["top-1"]
+            rows.append(make_row(name, top, verdict=against[AUTHORS], note=note))
     for what, by_method in tables.items():
         for method, entry in by_method.items():
             if (method.space, method.decoder, method.backwards) == (CA.space, "", False):
@@ -312,10 +303,9 @@ def make_row(quantity: str, entry: dict[str, Any], *, digits: int = 1, **more: s
 def judge_the_paper() -> tuple[str, float]:
     """What three trials with the published means and standard deviations can say of +5.3."""
     found = stats.ttest_ind_from_stats(43.9, 4.28, 3, 38.6, 3.01, 3, equal_var=False)
-    spread = np.sqrt(4.28**2 / 3 + 3.01**2 / 3)
     parts = 4.28**2 / 3, 3.01**2 / 3
     freedom = sum(parts) ** 2 / sum(part**2 / 2 for part in parts)
-    half = float(stats.t.ppf(0.975, freedom) * spread)
+    half = float(stats.t.ppf(0.975, freedom) * np.sqrt(sum(parts)))
     return f"95 % interval {5.3 - half:.1f} to {5.3 + half:.1f}", float(found.pvalue)
 
 
@@ -372,8 +362,8 @@ def by_label(tree: Any) -> Any:
     return {k.label if isinstance(k, Method) else k: by_label(v) for k, v in tree.items()}
 
 
-def main(options: HarOptions) -> Result:
-    start, console = time.perf_counter(), rich.console.Console()
+def main(options: HarOptions) -> None:
+    console = rich.console.Console()
     root = options.root or os.environ.get("UTD_MHAD_ROOT")
     scale = choose_scale(options, has_rgb=root is not None and (Path(root) / "RGB").is_dir())
     loaded = load_by_source(options, scale)
@@ -383,14 +373,10 @@ def main(options: HarOptions) -> Result:
         console.print(f"left out: {problem}")
     jobs = list_jobs(loaded, scale, options)
     results = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CollapseWarning)  # collapse is what is measured here
-        warnings.simplefilter("ignore", OverfitWarning)  # measured on held-out pairs
-        for i, job in enumerate(jobs):
-            console.print(f"[{i + 1}/{len(jobs)}] {job.name}", markup=False, highlight=False)
-            usual = job.latent == LATENT
-            dimensions = scale.dimensions if usual else scale.wide_dimensions
-            results.append(run_job(job, loaded[job.source], options, dimensions=dimensions))
+    for i, job in enumerate(jobs):
+        console.print(f"[{i + 1}/{len(jobs)}] {job.name}", markup=False, highlight=False)
+        dimensions = scale.dimensions if job.latent == LATENT else scale.wide_dimensions
+        results.append(run_job(job, loaded[job.source], options, dimensions=dimensions))
     found = gather(results)
     less = {
         source: say_what_is_less(epochs=job.epochs, seeds=job.seeds)
@@ -405,7 +391,7 @@ def main(options: HarOptions) -> Result:
     chance = 100 / len(np.unique(data.labels))
     part = "; ".join(f"{source} {text}" for source, text in less.items() if text)
     part = f" Trained for less than the full protocol: {part}." if part else ""
-    figures = {
+    figures: Figures = {
         f"{NAME}.png": (
             draw_methods(found, chance=chance),
             f"Top-1 accuracy on the target{stand_in} with labels on the source only (the bound: on "
@@ -432,18 +418,17 @@ def main(options: HarOptions) -> Result:
             "for more and more epochs; bands are the middle 80 % of the seeds.",
         )
         for source, by_length in by_epochs.items():
-            tables |= {f"{source}, {n} epochs": found_ones for n, found_ones in by_length.items()}
-        tables |= {
-            f"{source}, latents of {WIDE}": found_ones for source, found_ones in wide.items()
-        }
+            tables |= {f"{source}, {n} epochs": by_method for n, by_method in by_length.items()}
+        tables |= {f"{s}, latents of {WIDE}": by_method for s, by_method in wide.items()}
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
     rows = make_rows(found, less, tables, simulated=data.simulated, chance=chance)
-    result = Result(
-        name=NAME,
+    finish(
+        options,
+        NAME,
         title=f"Table 1, video or skeleton to IMU with trained encoders{stand_in}",
         summary=summarize(found, less, by_epochs, wide, simulated=data.simulated),
         rows=[*rows, Row("peak memory (GiB)", ours=f"{memory:.1f}")],
-        figures=draw_figures(options.out, figures),
+        figures=figures,
         values={
             "accuracy": by_label(found),
             "by epochs": by_label(by_epochs),
@@ -451,11 +436,9 @@ def main(options: HarOptions) -> Result:
             "seconds": {result["job"].name: result["seconds"] for result in results},
             "problems": problems,
         },
-        config=config_of(options, data=data.name, latent=LATENT),
-        seconds=time.perf_counter() - start,
+        data=data.name,
+        latent=LATENT,
     )
-    finish(result, options)
-    return result
 
 
 if __name__ == "__main__":

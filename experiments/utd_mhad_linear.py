@@ -19,15 +19,14 @@ Without the dataset the same protocol runs on simulated recordings, and the repo
 import concurrent.futures
 import dataclasses
 import time
-import warnings
 from typing import Any
 
 import numpy as np
 import rich.console
 import threadpoolctl
-from _kit.options import config_of, start
-from _kit.report import Result, Row
-from _kit.rows import describe, draw_figures, estimate_hits, finish
+from _kit.options import start
+from _kit.report import Row
+from _kit.rows import describe, estimate_hits, finish
 from _transfer_data import (
     LIFTED,
     REAL,
@@ -41,17 +40,16 @@ from _transfer_data import (
 from rich.progress import track
 from scipy import stats
 
-from perfalign_jax import metrics, plotting
+from perfalign_jax import metrics
 from perfalign_jax.har.data import splits
 from perfalign_jax.har.protocol import estimates, methods, transfer
 from perfalign_jax.har.protocol.methods import INFORMATIVE, Method
-from perfalign_jax.types import CollapseWarning, OverfitWarning
+from perfalign_jax.plotting import plot_transfer
 
-NAME = "utd_mhad_linear"
 BEST = dataclasses.replace(INFORMATIVE, space=LIFTED)
 BOUND = Method("identity", decoder="labels on the target (bound)")
-TOPS = (1, 3, 5, 7)
 PAPER = {1: (43.9, 4.28), 3: (60.6, 5.67), 5: (69.7, 2.83), 7: (75.8, 1.07)}  # CA+PA, 3 trials
+TOPS = tuple(PAPER)
 
 Hits = dict[tuple[str, Method], dict[int, np.ndarray]]  # by source, method, top: 1.0 or 0.0
 Outcome = tuple[Hits, dict[str, dict[str, float]], np.ndarray]
@@ -69,9 +67,9 @@ def run_split(material: Material, split: splits.Split, *, measure: bool) -> Outc
         for source in material.sources:
             posed = transfer.make_task(arrays, material.labels, split, source=source, target=TARGET)
             posed = methods.standardise(*posed)
-            found = [(m, t.labelled, t, e) for m, t, e in align_all(posed)]
-            found.append((BOUND, posed[1].bound, *posed))
-            for method, labelled, task, exam in found:
+            aligned = methods.align_all(*posed, methods=methods.list_methods())
+            found = [(method, task.labelled, task, exam) for method, task, exam in aligned]
+            for method, labelled, task, exam in (*found, (BOUND, posed[1].bound, *posed)):
                 method = dataclasses.replace(method, space=space)
                 began = time.perf_counter()
                 ranks = transfer.rank_classes(labelled, task.labels, task.unseen)
@@ -86,10 +84,6 @@ def run_split(material: Material, split: splits.Split, *, measure: bool) -> Outc
     return hits, measured, np.array([time.perf_counter() - start - classifying, classifying])
 
 
-def align_all(posed: methods.Posed) -> Any:
-    return methods.align_all(*posed, methods=methods.list_methods())
-
-
 def run_splits(material: Material) -> dict[str, Any]:
     """Every method on every split: accuracies with intervals and paired differences."""
     jobs = [(kind, split) for kind, group in material.splits.items() for split in group]
@@ -98,12 +92,9 @@ def run_splits(material: Material) -> dict[str, Any]:
         return run_split(material, job[1], measure=job == jobs[0])
 
     with (
-        warnings.catch_warnings(),
         threadpoolctl.threadpool_limits(1),  # a thread for every split, none inside
         concurrent.futures.ThreadPoolExecutor(WORKERS) as pool,
     ):
-        warnings.simplefilter("ignore", CollapseWarning)  # collapse is what is measured here
-        warnings.simplefilter("ignore", OverfitWarning)  # measured on held-out pairs
         outcomes = pool.map(run, jobs)
         done = list(track(outcomes, "transfer", total=len(jobs), transient=True))
     accuracy: dict[str, Any] = {}
@@ -154,35 +145,23 @@ def make_rows(material: Material, values: dict[str, Any], *, full: bool) -> list
     """The paper's table first, then every method."""
     rows, accuracy = [], values["accuracy"]
     first, random, *others = material.splits
-    for top in TOPS if "depth" in accuracy else ():
+    for top, paper in PAPER.items() if "depth" in accuracy else ():
         entry = accuracy["depth"][BEST][random][f"top-{top}"]
-        comparable = full and material.data == REAL
-        rows.append(
-            make_row(
-                f"video to IMU, top-{top} (%), {random}",
-                entry,
-                paper="{} ± {:.2f} (CA+PA, RGB)".format(*PAPER[top]) if comparable else "",
-                verdict=compare(entry, PAPER[top]) if comparable else "",
-                note=f"depth instead of RGB; {BEST.label}",
-            )
-        )
+        beside = {"note": f"depth instead of RGB; {BEST.label}"}
+        if full and material.data == REAL:
+            beside["paper"] = "{} ± {:.2f} (CA+PA, RGB)".format(*paper)
+            beside["verdict"] = compare(entry, paper)
+        rows.append(make_row(f"video to IMU, top-{top} (%), {random}", entry, **beside))
     for source, entry in values.get("over kernels", {}).items():
-        rows.append(
-            make_row(f"{source}: {BEST.label}, {first}, mean over draws of the kernels", entry)
-        )
+        name = f"{source}: {BEST.label}, {first}, mean over draws of the kernels"
+        rows.append(make_row(name, entry))
     for source, by_method in accuracy.items():
         for method, by_kind in by_method.items():
             gap = by_kind[random].get("difference")
-            rows.append(
-                make_row(
-                    f"{source}: {method.label}",
-                    by_kind[first]["top-1"],
-                    verdict=f"{describe(gap)} against the informative part" if gap else "",
-                    note="; ".join(
-                        f"{kind} {describe(by_kind[kind]['top-1'])}" for kind in (random, *others)
-                    ),
-                )
-            )
+            verdict = f"{describe(gap)} against the informative part" if gap else ""
+            note = "; ".join(f"{k} {describe(by_kind[k]['top-1'])}" for k in (random, *others))
+            name = f"{source}: {method.label}"
+            rows.append(make_row(name, by_kind[first]["top-1"], verdict=verdict, note=note))
     return rows
 
 
@@ -209,7 +188,7 @@ def summarize(material: Material, accuracy: dict[str, Any]) -> str:
     return summary if material.data == REAL else f"SIMULATED RECORDINGS, not UTD-MHAD. {summary}"
 
 
-def main(options: TransferOptions) -> Result:
+def main(options: TransferOptions) -> None:
     start, console = time.perf_counter(), rich.console.Console()
     material = load_material(options)
     for problem in material.problems:
@@ -218,41 +197,37 @@ def main(options: TransferOptions) -> Result:
     values = run_splits(material)
     if options.full:
         values["over kernels"] = vary_kernels(material, options)
-    panels = {
-        f"{source} to IMU": {
-            method.label: {kind: tuple(e["top-1"].values())[:3] for kind, e in by_kind.items()}
-            for method, by_kind in by_method.items()
-        }
-        for source, by_method in values["accuracy"].items()
-    }
-    rows = make_rows(material, values, full=options.full)
-    summary = summarize(material, values["accuracy"])
-    values["accuracy"] = {
+    named = {
         source: {method.label: by_kind for method, by_kind in by_method.items()}
         for source, by_method in values["accuracy"].items()
     }
-    figure = plotting.plot_transfer(panels, chance=100 / len(np.unique(material.labels)))
+    panels = {
+        f"{source} to IMU": {
+            label: {kind: tuple(e["top-1"].values())[:3] for kind, e in by_kind.items()}
+            for label, by_kind in by_method.items()
+        }
+        for source, by_method in named.items()
+    }
+    figure = plot_transfer(panels, chance=100 / len(np.unique(material.labels)))
     caption = (
         f"Top-1 accuracy on the target ({material.data}) with labels on the source only. Lines are "
         "95 % intervals, over clips (authors' split) or over splits."
     )
     stand_in = "" if material.data == REAL else " (simulated)"
-    result = Result(
-        name=NAME,
+    finish(
+        options,
+        "utd_mhad_linear",
         title=f"Section 3.2, closed-form transfer to another sensor: top-1 (%){stand_in}",
-        summary=summary,
-        rows=rows,
-        figures=draw_figures(options.out, {f"{NAME}.png": (figure, caption)}),
-        values={**values, "data": material.data, "problems": material.problems},
-        config=config_of(options, data=material.data),
-        seconds=time.perf_counter() - start,
+        summary=summarize(material, values["accuracy"]),
+        rows=make_rows(material, values, full=options.full),
+        figures={"utd_mhad_linear.png": (figure, caption)},
+        values=values | {"accuracy": named, "data": material.data, "problems": material.problems},
+        data=material.data,
     )
-    finish(result, options)
     console.print(
         f"{ready:.0f} s reading and convolving, then on {WORKERS} threads "
         + ", ".join(f"{s:.0f} s {stage}" for stage, s in values["thread seconds"].items())
     )
-    return result
 
 
 if __name__ == "__main__":

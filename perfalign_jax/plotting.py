@@ -6,8 +6,6 @@ without a display, in threads and in notebooks. Colours can be told apart with a
 
 import dataclasses
 import itertools
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from perfalign_jax import _checks
+from perfalign_jax.serialization import open_whole
 from perfalign_jax.sweeps import AXES, SweepResult
 from perfalign_jax.types import Diagnosis
 
@@ -68,14 +67,8 @@ def save_figure(figure: Figure, path: Path | str, *, dpi: int = 150) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=".", dir=path.parent)
-    os.close(handle)
-    try:
-        figure.savefig(name, dpi=dpi)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with open_whole(path) as file:
+        figure.savefig(file, format=path.suffix[1:] or "png", dpi=dpi)
     return path
 
 
@@ -114,8 +107,7 @@ def plot_latents(
     if not 2 <= len(latents) <= 1 + len(_MARKERS):
         raise ValueError(f"latents must hold 2 to {1 + len(_MARKERS)} arrays, got {len(latents)}.")
     points, classes = _checked(latents, labels, [f"z{m + 1}" for m in range(len(latents))])
-    figure = _figure(4.6, width=5.6)
-    axes = figure.subplots()
+    figure, (axes,) = _grid(1, 1, row=4.6, width=5.6)
     _scatter_views(axes, points, classes)
     axes.set(
         title=title,
@@ -157,8 +149,7 @@ def plot_spectrum(diagnosis: Diagnosis, *, title: str = "", k: int | None = None
     values = np.asarray(diagnosis.singular_values, np.float64)
     d, rank = values.size, int(diagnosis.rank)
     informative, trivial = int(diagnosis.informative_dimension), int(diagnosis.trivial_dimension)
-    figure = _figure(3.9)
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = _grid(2, 2, row=3.9)
     size = 5 if d <= 40 else 3
     floor: float = max(float(diagnosis.cutoff), float(np.finfo(np.float32).tiny))
     shown = np.maximum(values, floor)
@@ -188,8 +179,9 @@ def plot_spectrum(diagnosis: Diagnosis, *, title: str = "", k: int | None = None
     if share.size == 0:
         right.set(xticks=[], yticks=[])
         right.text(0.5, 0.5, "the null space is empty", ha="center", transform=right.transAxes)
-    _whole_ticks(left)
-    _whole_ticks(right)
+    for axes in (left, right):
+        _tidy(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     handles = [
         _dot(COLORS[0], "o", f"not null ({rank})"),
         _dot(COLORS[1], "v", f"null ({informative + trivial})"),
@@ -332,9 +324,8 @@ def plot_panels(panels: Sequence[Panel], *, columns: int = 3) -> Figure:
     columns = min(_checks.integer(columns, "columns", low=1), len(panels))
     figure, grid = _grid(len(panels), columns, row=2.35, width=max(3.1 * columns, 4.5))
     # Every second curve has hollow marks, so that it does not hide one at the same place.
-    styles = [
-        (COLORS[i % 6], "osD^v"[i % 5], COLORS[i % 6] if i % 2 == 0 else "none") for i in range(30)
-    ]
+    faces = [color if i % 2 == 0 else "none" for i, color in enumerate(COLORS[:6])]
+    styles = [(COLORS[i % 6], "osD^v"[i % 5], faces[i % 6]) for i in range(30)]
     looks = _assign([k for panel in panels for k in panel.curves], styles)
     dashes = _assign([k for panel in panels for k in panel.theory], ("-", "--", ":"))
     marks = _assign([k for panel in panels for k in panel.thresholds], ("-", "--", ":"))
@@ -343,9 +334,8 @@ def plot_panels(panels: Sequence[Panel], *, columns: int = 3) -> Figure:
         for label, values in panel.curves.items():
             draws = np.asarray(values, np.float64)
             if draws.ndim != 2 or draws.shape[1] != x.size:
-                raise ValueError(
-                    f"curves[{label!r}] must have shape (draws, {x.size}), got {draws.shape}."
-                )
+                shape = f"(draws, {x.size})"
+                raise ValueError(f"curves[{label!r}] must have shape {shape}, got {draws.shape}.")
             there = ~np.isnan(draws).all(axis=0)
             if not there.any():
                 continue
@@ -356,11 +346,10 @@ def plot_panels(panels: Sequence[Panel], *, columns: int = 3) -> Figure:
             axes.fill_between(x[there], low, high, color=color, alpha=0.2, lw=0)
             axes.plot(x[there], middle, color=color, marker=marker, mfc=face, ms=size, lw=1)
         for label, values in panel.theory.items():
-            if np.shape(values) != x.shape:
-                raise ValueError(
-                    f"theory[{label!r}] must have shape {x.shape}, got {np.shape(values)}."
-                )
-            axes.plot(x, np.asarray(values, np.float64), dashes[label], color="black", lw=1)
+            line = np.asarray(values, np.float64)
+            if line.shape != x.shape:
+                raise ValueError(f"theory[{label!r}] must have shape {x.shape}, got {line.shape}.")
+            axes.plot(x, line, dashes[label], color="black", lw=1)
         for label, place in panel.thresholds.items():
             axes.axvline(place, color=GREY, lw=1, ls=marks[label])
         axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
@@ -444,15 +433,13 @@ def plot_sweep(result: SweepResult, *, x: str, metrics: Sequence[str] | None = N
     if x not in AXES[2:]:
         raise ValueError(f"x must be one of {', '.join(AXES[2:])}, got {x!r}.")
     axes = result.axes
-    places = [place[1] if x == "noise" else place for place in axes[x]]
-    xlabel = "noise of the second view (data units)" if x == "noise" else x
-    if len(set(places)) < len(places):
-        places = [place[0] for place in axes[x]]
-        xlabel = "noise of the first view (data units)"
-        if len(set(places)) < len(places):
-            raise ValueError(
-                "x='noise' needs levels that differ in one view; draw with plot_panels."
-            )
+    places, xlabel = list(axes[x]), x
+    for view, which in ((0, "first"), (1, "second")) if x == "noise" else ():
+        levels = [level[view] for level in axes[x]]
+        if len(set(levels)) == len(levels):
+            places, xlabel = levels, f"noise of the {which} view (data units)"
+    if x == xlabel == "noise":
+        raise ValueError("x='noise' needs levels that differ in one view; draw with plot_panels.")
     order = np.argsort(places)
     names = [name for name in AXES[1:] if name != x and len(axes[name]) > 1]
     chosen = (metrics,) if isinstance(metrics, str) else metrics
@@ -464,23 +451,15 @@ def plot_sweep(result: SweepResult, *, x: str, metrics: Sequence[str] | None = N
             values = result.get(metric, **at).reshape(len(result.seeds), len(places))[:, order]
             if not np.isnan(values).all():  # what does not exist is not drawn
                 curves[", ".join(_say(*item) for item in at.items()) or "measured"] = values
-        labels |= set(curves)
         if not curves:
             continue
+        labels |= set(curves)
         where = "training" if metric.startswith("train_") else "held-out"
         name = metric.removeprefix("train_").removeprefix("held_out_")
-        span = max(places) / min(places) if min(places) > 0 else np.inf
-        panels.append(
-            Panel(
-                f"{where} pairs",
-                sorted(places),
-                xlabel,
-                _METRIC_LABELS[name],
-                curves,
-                log_x=20 < span < np.inf,
-                log_y=name not in ("recall", "energy"),
-            )
-        )
+        panel = Panel(f"{where} pairs", sorted(places), xlabel, _METRIC_LABELS[name], curves)
+        log_x = min(places) > 0 and max(places) > 20 * min(places)
+        log_y = name not in ("recall", "energy")
+        panels.append(dataclasses.replace(panel, log_x=log_x, log_y=log_y))
     if not panels:
         raise ValueError("result has no value of these metrics in any cell.")
     if len(labels) > _MOST_CURVES:
@@ -500,10 +479,6 @@ def _say(name: str, value: Any) -> str:
 _MARKERS = ("x", "+", "1", "2")  # of the second modality and further ones: lines, no areas
 
 
-def _figure(height: float, *, width: float = _WIDTH) -> Figure:
-    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
-
-
 def _grid(
     count: int,
     columns: int,
@@ -516,7 +491,8 @@ def _grid(
     """A figure of so many panels, filled row by row; a row is so many inches high."""
     columns = min(columns, count)
     rows = -(-count // columns)
-    figure = _figure(row * rows + rest, width=width)
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    figure = Figure(figsize=(width, row * rows + rest), layout=layout)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).ravel()
     for axes in panels[count:]:
         axes.remove()
@@ -580,11 +556,6 @@ def _tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#dddddd", lw=0.6)
     axes.set_axisbelow(True)
-
-
-def _whole_ticks(axes: Axes) -> None:
-    _tidy(axes)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
 
 
 def _scatter_views(axes: Axes, points: Sequence[np.ndarray], classes: np.ndarray) -> None:
