@@ -53,6 +53,7 @@ def score(alignment: Alignment, problem: synthetic.Problem) -> dict[str, jax.Arr
 def main(options: Options) -> None:
     jax.config.update("jax_enable_x64", True)
     draws, trained_draws, pairs, steps, chunk = SIZES[options.scale]
+    trained_with = {"trained_draws": trained_draws, "trained_pairs": pairs, "trained_steps": steps}
     root = jax.random.key(options.seed)
     keys = jax.random.split(root, max(draws, trained_draws))
 
@@ -99,11 +100,7 @@ def main(options: Options) -> None:
         rows=rows,
         figures=make_figures(methods, problems),
         values=methods,
-        samples=SAMPLES,
-        draws=draws,
-        trained_draws=trained_draws,
-        trained_pairs=pairs,
-        trained_steps=steps,
+        config={"samples": SAMPLES, "draws": draws, **trained_with},
     )
 
 

@@ -11,7 +11,6 @@ dimensions, maps with entries in [-5, 5], the mixture of Eq. 10. One axis varies
 
 import itertools
 import shutil
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -122,19 +121,14 @@ def main(options: Options) -> None:
             **{f"over {axis}": result.values for axis, result in lines.items()},
             **{f"collapse over {axis}": result.values for axis, result in collapse.items()},
         },
-        seeds=seeds,
-        base="n=2000 d=40 k=20",
-        held_out=HELD_OUT,
-        collapse="n=2000 k=2, d=20 or noise=1, ridge 1e-3",
+        config={
+            "seeds": seeds,
+            "base": "n=2000 d=40 k=20",
+            "held_out": HELD_OUT,
+            "collapse": "n=2000 k=2, d=20 or noise=1, ridge 1e-3",
+        },
     )
     shutil.rmtree(parts)  # it served an interrupted run; the result file has it all
-
-
-def cells(lines: dict[str, SweepResult]) -> Iterator[tuple[SweepResult, dict[str, Any]]]:
-    """Every cell of every line, with its sizes."""
-    for axis, result in lines.items():
-        for value, noise in itertools.product(result.axes[axis], NOISES):
-            yield result, {**BASE, axis: value, "noise": noise}
 
 
 def predict(sizes: dict[str, Any], *, train: bool) -> float:
@@ -147,9 +141,10 @@ def predict(sizes: dict[str, Any], *, train: bool) -> float:
 def theory_rows(lines: dict[str, SweepResult]) -> list[Row]:
     agree, count, largest, smallest = 0, 0, 0.0, np.inf
     ratios: dict[str, list[tuple[float, str]]] = {"held_out": [], "train": []}
-    for result, sizes in cells(lines):
-        errors = result.get("train_cmae", **sizes)
-        k, noise = sizes["k"], sizes["noise"]
+    cells = ((axis, value, s) for axis in lines for value in lines[axis].axes[axis] for s in NOISES)
+    for axis, value, noise in cells:
+        result, sizes = lines[axis], {**BASE, axis: value, "noise": noise}
+        errors, k = result.get("train_cmae", **sizes), sizes["k"]
         perfect = k <= theory.largest_perfect_k(sizes["n"], sizes["d"], latents=k, noise=noise)
         agree += int(np.sum((errors < SMALL) == perfect))
         count += errors.size

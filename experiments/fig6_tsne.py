@@ -152,9 +152,7 @@ def main(options: HarOptions) -> None:
         rows=rows,
         figures={"fig6_tsne.png": (figure, caption)},
         values=values,
-        data=data.name,
-        source=source,
-        epochs=epochs,
+        config={"data": data.name, "source": source, "epochs": epochs},
     )
 
 

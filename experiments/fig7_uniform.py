@@ -118,9 +118,7 @@ def main(options: Options) -> None:
         ),
         figures={"fig7_uniform.png": make_figure(keys[0])},
         values={**values, "margins": margins, "separable": separable, "transfer": transfer},
-        samples=SAMPLES,
-        draws=draws,
-        programs=programs,
+        config={"samples": SAMPLES, "draws": draws, "programs": programs},
     )
 
 

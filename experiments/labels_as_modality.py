@@ -108,9 +108,7 @@ def main(options: Options) -> None:
             "operator_norms": {"images": norms[0], "stacked": norms[1]},
             "few_pairs_dimensions": few_dimensions,
         },
-        splits=SPLITS[options.scale],
-        held_out=HELD_OUT,
-        few=FEW,
+        config={"splits": SPLITS[options.scale], "held_out": HELD_OUT, "few": FEW},
     )
 
 

@@ -157,8 +157,7 @@ def main(options: Options) -> None:
             ),
         ),
         values=worst,
-        draws=draws,
-        shapes=shapes,
+        config={"draws": draws, "shapes": shapes},
     )
 
 

@@ -67,6 +67,7 @@ PAPER = {
 PAPERS_CMAE = {"CA": "2210 ± 20.5", "CA+PA": "8.66 ± 0.306"}
 AGREEMENTS = ("CMAE", "NCMAE", "relative CMAE", "R@1")
 PAPERS, PAPERS_KEPT = name_of_papers(LATENT), name_of_papers(LATENT, space=KEPT)
+STUDY_SEEDS = 3
 WIDE = 2048  # the paper's latents: their null space holds far more directions than are taken
 
 
@@ -78,10 +79,8 @@ class Scale:
     seeds: int
     epochs: int
     random: int
-    study: tuple[int, ...] = ()
-    study_seeds: int = 0
     dimensions: tuple[int, ...] = (27, 64, 128)
-    wide_seeds: int = 0
+    study: tuple[int, ...] = ()  # epochs of shorter trainings
     wide_dimensions: tuple[int, ...] = ()
 
 
@@ -91,17 +90,8 @@ def choose_scale(options: HarOptions, *, has_rgb: bool) -> Scale:
     if not options.full:
         return Scale(("skeleton", "depth"), 1, 40, 0)
     sources = ("skeleton", "depth", *(("rgb",) if has_rgb else ()))
-    return Scale(
-        sources,
-        seeds=SEEDS,
-        epochs=EPOCHS,
-        random=10,
-        study=(5, 20, 60),
-        study_seeds=3,
-        dimensions=(8, 27, 64, 128, 192),
-        wide_seeds=3,
-        wide_dimensions=(8, 27, 64, 128, 256, 512, 1024),
-    )
+    few, many = (8, 27, 64, 128, 192), (8, 27, 64, 128, 256, 512, 1024)
+    return Scale(sources, SEEDS, EPOCHS, 10, few, study=(5, 20, 60), wide_dimensions=many)
 
 
 def load_by_source(options: HarOptions, scale: Scale) -> dict[str, HarData]:
@@ -121,10 +111,10 @@ def list_jobs(data: dict[str, HarData], scale: Scale, options: HarOptions) -> li
         epochs = scale.epochs // 2 if short else scale.epochs
         for kind, split in every:
             jobs.append(Job(source, kind, split, scale.seeds if kind == AUTHORS else 1, epochs))
-        again = Job(source, AUTHORS, every[0][1], scale.study_seeds, epochs, untrained=False)
+        again = Job(source, AUTHORS, every[0][1], STUDY_SEEDS, epochs, untrained=False)
         jobs.extend(replace(again, epochs=e) for e in scale.study)
-        if scale.wide_seeds and source == "skeleton":  # the one that is trained soonest
-            jobs.append(replace(again, seeds=scale.wide_seeds, latent=WIDE))
+        if scale.wide_dimensions and source == "skeleton":  # the one that is trained soonest
+            jobs.append(replace(again, latent=WIDE))
     return jobs
 
 
@@ -133,12 +123,8 @@ def gather(results: list[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for source, job in main_jobs(results).items():
         for kind in (AUTHORS, RANDOM, HELD_OUT):
-            runs = [
-                run
-                for result in results
-                if is_alike(result["job"], job) and result["job"].kind == kind
-                for run in result["runs"]
-            ]
+            alike = [r for r in results if r["job"].kind == kind and is_alike(r["job"], job)]
+            runs = [run for result in alike for run in result["runs"]]
             for method in {method: None for run in runs for method in run}:
                 entry = measure(runs, method, one_exam=kind == AUTHORS)
                 found.setdefault(source, {}).setdefault(method, {})[kind] = entry
@@ -179,26 +165,24 @@ def measure(runs: list[dict[Method, Any]], method: Method, *, one_exam: bool) ->
     """
     mine = [run for run in runs if method in run]
 
-    def estimate(hits: list[np.ndarray], *, trained: bool, **against: Any) -> dict[str, Any]:
-        entry = estimate_hits(hits, crossed=one_exam, **against)
+    def estimate(*hits: list[np.ndarray], trained: bool) -> dict[str, Any]:
+        entry = estimate_hits(hits[0], against=hits[1] if len(hits) > 1 else None, crossed=one_exam)
         known = not trained or len(runs) > 1
         return entry if known else entry | {"low": -np.inf, "high": np.inf}
 
     trained = method.space in TRAINED
-    entry: dict[str, Any] = {
-        f"top-{top}": estimate([hits_of(run, method, top) for run in mine], trained=trained)
-        for top in TOPS
-    }
-    hits = [hits_of(run, method, 1) for run in mine]
+    by_top = {top: [hits_of(run, method, top) for run in mine] for top in TOPS}
+    hits = by_top[1]
+    entry: dict[str, Any] = {f"top-{t}": estimate(h, trained=trained) for t, h in by_top.items()}
     rival = CA_KEPT if method.space == KEPT else CA
     if method != rival and not method.backwards:
         against = [hits_of(run, rival, 1) for run in mine]
         if len(mine) < len(runs) and one_exam:  # scored once: set beside the mean over CA's seeds
             against = [np.mean([hits_of(run, rival, 1) for run in runs], axis=0)] * len(mine)
-        entry["difference"] = estimate(hits, trained=True, against=against)
+        entry["difference"] = estimate(hits, against, trained=True)
     if method in (CA, LIFTED_PA, JOINED_PA) and BOUND in runs[0]:
         bounds = [hits_of(run if BOUND in run else runs[0], BOUND, 1) for run in mine]
-        entry["against bound"] = estimate(hits, trained=trained, against=bounds)
+        entry["against bound"] = estimate(hits, bounds, trained=trained)
     for name in AGREEMENTS:
         values = [run[method][name] for run in mine if name in run[method]]
         if values:
@@ -436,8 +420,7 @@ def main(options: HarOptions) -> None:
             "seconds": {result["job"].name: result["seconds"] for result in results},
             "problems": problems,
         },
-        data=data.name,
-        latent=LATENT,
+        config={"data": data.name, "latent": LATENT},
     )
 
 

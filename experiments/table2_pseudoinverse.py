@@ -64,8 +64,7 @@ def main(options: Options) -> None:
         rows=reduce(rows, options.protocol(f"{DRAWS['quick']} of {DRAWS['default']} draws")),
         figures={"table2_pseudoinverse.png": (figure, caption)},
         values={**values, "largest MLRE over condition number": worst},
-        samples=2000,
-        draws=draws,
+        config={"samples": 2000, "draws": draws},
     )
 
 

@@ -222,7 +222,7 @@ def main(options: TransferOptions) -> None:
         rows=make_rows(material, values, full=options.full),
         figures={"utd_mhad_linear.png": (figure, caption)},
         values=values | {"accuracy": named, "data": material.data, "problems": material.problems},
-        data=material.data,
+        config={"data": material.data},
     )
     console.print(
         f"{ready:.0f} s reading and convolving, then on {WORKERS} threads "

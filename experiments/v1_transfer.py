@@ -155,10 +155,7 @@ def main(options: Options) -> None:
             ),
         },
         values=values,
-        samples=SAMPLES,
-        draws=draws,
-        mixtures=mixtures,
-        shots_per_class=SHOTS,
+        config={"samples": SAMPLES, "draws": draws, "mixtures": mixtures, "shots_per_class": SHOTS},
     )
 
 

@@ -12,8 +12,6 @@ from matplotlib.ticker import LogLocator
 
 from perfalign_jax import plotting as looks
 
-__all__ = ["measure_pairs", "plot_boundary", "plot_data_model", "plot_errors", "plot_pairs"]
-
 
 def plot_data_model(
     latents: Any, views: tuple[Any, Any], labels: Any, *, names: Sequence[str] | None = None

@@ -11,8 +11,6 @@ import tyro
 
 from perfalign_jax.types import CollapseWarning, OverfitWarning
 
-__all__ = ["Options", "start"]
-
 
 @dataclasses.dataclass(frozen=True)
 class Options:

@@ -18,19 +18,6 @@ from scipy import stats
 
 from perfalign_jax.serialization import write_whole
 
-__all__ = [
-    "Result",
-    "Row",
-    "as_markdown",
-    "format_number",
-    "load_result",
-    "percentile_of",
-    "provenance",
-    "reduce",
-    "save_result",
-    "write_report",
-]
-
 
 @dataclasses.dataclass(frozen=True)
 class Row:

@@ -18,8 +18,6 @@ import perfalign_jax
 from _kit.report import write_report
 from perfalign_jax.serialization import write_whole
 
-__all__ = ["EXPERIMENTS", "FOLDER", "reproduce"]
-
 FOLDER = Path(__file__).parents[1]
 """Where the scripts are."""
 

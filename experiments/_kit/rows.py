@@ -69,10 +69,8 @@ def distribution_row(
     # Order statistics that enclose the median with probability 95 %, whatever the law.
     below, above = (int(r) for r in stats.binom.ppf((0.025, 0.975), values.size, 0.5))
     low, high = values[max(below - 1, 0)], values[min(above, values.size - 1)]
-    spread = (
-        f"Median of {values.size} draws; mean {format_number(values.mean())}, "
-        f"middle 95 % {few} to {most}."
-    )
+    mean = format_number(values.mean())
+    spread = f"Median of {values.size} draws; mean {mean}, middle 95 % {few} to {most}."
     return Row(
         quantity,
         paper="" if paper is None else format_number(paper),
@@ -106,17 +104,13 @@ def estimate_hits(
     if against is not None:
         hits = [h - a for h, a in zip(hits, against, strict=True)]
     means = [100 * float(h.mean()) for h in hits]
-    if len(hits) > 1:
-        if crossed and against is None and np.ptp(hits) == 0:  # all or none: no spread to see
-            found = estimates.estimate_share(int(hits[0].sum()), len(hits[0]))
-        elif crossed:
-            found = estimates.estimate_crossed(100 * np.stack(hits))
-        else:
-            found = estimates.estimate_mean(means)
-    elif against is None:
+    no_spread = len(hits) == 1 or (crossed and np.ptp(hits) == 0)  # one run, or all or none
+    if no_spread and against is None:
         found = estimates.estimate_share(int(hits[0].sum()), len(hits[0]))
+    elif crossed and len(hits) > 1:
+        found = estimates.estimate_crossed(100 * np.stack(hits))
     else:
-        found = estimates.estimate_mean(100 * hits[0])
+        found = estimates.estimate_mean(means if len(hits) > 1 else 100 * hits[0])
     entry = {**dataclasses.asdict(found), "each": means}
     if against is None:  # a share
         entry |= {"low": max(0.0, found.low), "high": min(100.0, found.high)}
@@ -136,14 +130,14 @@ def finish(
     rows: Sequence[Row],
     values: dict[str, Any],
     figures: Figures | None = None,
-    **config: Any,
+    config: dict[str, Any],
 ) -> None:
     """Save what an experiment found, with figures and their captions, and print its table."""
     figures = figures or {}
     for file, (figure, _) in figures.items():
         save_figure(figure, options.out / "figures" / file)
     captions = {file: caption for file, (_, caption) in figures.items()}
-    config = {"scale": options.scale, "seed": options.seed, **config}
+    config = {"scale": options.scale, "seed": options.seed} | config
     seconds = time.perf_counter() - _STARTED
     result = Result(name, title, summary, rows, captions, values, config, seconds)
     path = save_result(result, options.out)

@@ -19,6 +19,7 @@ import sys
 import time
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,29 +40,17 @@ TARGET, LATENT = "inertial", 2048
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Options of this benchmark.
+    """Options of this benchmark."""
 
-    Attributes:
-        root: folder of UTD-MHAD; by default that in the environment variable UTD_MHAD_ROOT.
-        source: video modality, depth or rgb.
-        epochs: passes over the pairs, at least 2: the first is compilation as well.
-        frames: frames of each video.
-        size: height and width of each frame.
-        batch_size: pairs in a batch.
-        weights: file of ResNet-18 weights under torchvision's names.
-        frozen: keep the trunk as the file has it.
-        cache: folder for the small videos.
-    """
-
-    root: Path | None = None
-    source: str = "depth"
-    epochs: int = 3
-    frames: int = 8
-    size: int = 64
-    batch_size: int = 32
-    weights: Path | None = None
-    frozen: bool = False
-    cache: Path = Path("results/cache")
+    root: Path | None = None  # folder of UTD-MHAD; by default that in UTD_MHAD_ROOT
+    source: str = "depth"  # video modality, depth or rgb
+    epochs: int = 3  # passes over the pairs, at least 2: the first is compilation as well
+    frames: int = 8  # of each video
+    size: int = 64  # height and width of each frame
+    batch_size: int = 32  # pairs in a batch
+    weights: Path | None = None  # file of ResNet-18 weights under torchvision's names
+    frozen: bool = False  # keep the trunk as the file has it
+    cache: Path = Path("results/cache")  # folder for the small videos
 
 
 def main(options: Options) -> None:
@@ -71,14 +60,13 @@ def main(options: Options) -> None:
     root = options.root or os.environ.get("UTD_MHAD_ROOT")
     if not root:
         raise SystemExit("UTD_MHAD_ROOT is not set: this benchmark is about the real recordings.")
+    trunk: dict[str, Any] = {
+        "architecture": "paper",
+        "weights": options.weights,
+        "frozen": options.frozen,
+    }
     branches = (
-        encoders.make_branch(
-            options.source,
-            latent=LATENT,
-            architecture="paper",
-            weights=options.weights,
-            frozen=options.frozen,
-        ),
+        encoders.make_branch(options.source, latent=LATENT, **trunk),
         encoders.make_branch(TARGET, latent=LATENT),
     )
     branches[0].make(jax.random.key(0))  # reads the weights, before the videos are
@@ -90,16 +78,15 @@ def main(options: Options) -> None:
         cache=options.cache,
         progress=True,
     )
-    inputs = {
-        options.source: recordings.signals[options.source],
-        TARGET: dataset.to_series(recordings.signals[TARGET], modality=TARGET),
-    }
+    series = dataset.to_series(recordings.signals[TARGET], modality=TARGET)
+    inputs = recordings.signals | {TARGET: series}
     split = splits.read_split(Path(root) / "splits" / "40_40_10_10", recordings.names)
-    task, exam = transfer.make_task(
-        inputs, recordings.actions, split, source=options.source, target=TARGET
+    sides = {"source": options.source, "target": TARGET}
+    task, exam = transfer.make_task(inputs, recordings.actions, split, **sides)
+    trained_from = (
+        f"weights {options.weights}" if options.weights else "random weights, trained as well"
     )
-    trunk = f"weights {options.weights}" if options.weights else "random weights, trained as well"
-    console.print(f"trunk: {trunk}{', frozen' if options.frozen else ''}", highlight=False)
+    console.print(f"trunk: {trained_from}{', frozen' if options.frozen else ''}", highlight=False)
     ends: list[float] = []
 
     def watch(trained: training.Trained) -> list[float]:
@@ -136,7 +123,7 @@ def main(options: Options) -> None:
         "options": {
             k: str(v) for k, v in dataclasses.asdict(options).items() if k not in ("root", "cache")
         },
-        "trunk": trunk,
+        "trunk": trained_from,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.variables[0])),
         "seconds": {"training": trained.seconds, "epoch": per_epoch, "encoding": encoding},
         "clips per second": len(split.align) / per_epoch,
