@@ -51,7 +51,6 @@ def score(alignment: Alignment, problem: synthetic.Problem) -> dict[str, jax.Arr
 
 
 def main(options: Options) -> None:
-    jax.config.update("jax_enable_x64", True)
     draws, trained_draws, pairs, steps, chunk = SIZES[options.scale]
     trained_with = {"trained_draws": trained_draws, "trained_pairs": pairs, "trained_steps": steps}
     root = jax.random.key(options.seed)
@@ -80,9 +79,6 @@ def main(options: Options) -> None:
         "contrastive, closed form": map_draws(closed, some, chunk=20, label="closed form"),
         "contrastive, trained": map_draws(trained, few, chunk=chunk, label="trained"),
     }
-    rows = make_rows(methods, pairs=pairs, steps=steps)
-    if options.quick:
-        rows = reduce(rows, options.protocol(f"{draws} of {SIZES['default'][0]} draws"))
     cmae = methods["perfect"]["CMAE"]
     finish(
         options,
@@ -97,7 +93,8 @@ def main(options: Options) -> None:
             "latents agree in direction only; their length, and with it CMAE and MLRE, is "
             "arbitrary, so NCMAE and relative CMAE are the numbers to compare."
         ),
-        rows=rows,
+        rows=make_rows(methods, pairs=pairs, steps=steps),
+        less=f"{draws} of {SIZES['default'][0]} draws",
         figures=make_figures(methods, problems),
         values=methods,
         config={"samples": SAMPLES, "draws": draws, **trained_with},

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 from _kit.options import Options, start
-from _kit.report import Row, format_number, reduce
+from _kit.report import Row, format_number
 from _kit.rows import finish
 
 from perfalign_jax import sweeps, theory
@@ -66,7 +66,6 @@ def collapse_grids(*, every: int = 1) -> dict[str, sweeps.Grid]:
 
 
 def main(options: Options) -> None:
-    jax.config.update("jax_enable_x64", True)
     seeds, every, batch = SIZES[options.scale]
     parts = options.out / "fig4_unfinished"
     parts.mkdir(parents=True, exist_ok=True)
@@ -79,10 +78,6 @@ def main(options: Options) -> None:
     lines = {axis: run(f"fig4_{axis}", line_grid(axis, every=every)) for axis in LINES}
     grids = collapse_grids(every=every)
     collapse = {axis: run(f"collapse_{axis}", grid) for axis, grid in grids.items()}
-    rows = reduce(
-        [*theory_rows(lines), *statement_rows(lines), *collapse_rows(collapse)],
-        options.protocol(f"{seeds} of {SIZES['default'][0]} seeds, fewer cells"),
-    )
     finish(
         options,
         "fig4_robustness",
@@ -99,7 +94,8 @@ def main(options: Options) -> None:
             "no noise. The last figure shows where the method fails: of the k directions of "
             "least error none need be shared."
         ),
-        rows=rows,
+        rows=[*theory_rows(lines), *statement_rows(lines), *collapse_rows(collapse)],
+        less=f"{seeds} of {SIZES['default'][0]} seeds, fewer cells",
         figures={
             "fig4_robustness.png": (
                 plot_panels(fig4_panels(lines)),

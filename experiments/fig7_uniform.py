@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from _kit.figures import plot_boundary
 from _kit.options import Options, start
-from _kit.report import Row, reduce
+from _kit.report import Row
 from _kit.rows import distribution_row, finish, map_draws
 from rich.progress import track
 from scipy.optimize import linprog
@@ -63,7 +63,6 @@ def separate(z: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float, floa
 
 
 def main(options: Options) -> None:
-    jax.config.update("jax_enable_x64", True)
     draws, programs = SIZES[options.scale]
     keys = jax.random.split(jax.random.key(options.seed), draws)
     values = map_draws(align, keys, chunk=20, label="perfect alignment")
@@ -110,12 +109,8 @@ def main(options: Options) -> None:
             f"modalities' latents in {int(separable.all(axis=1).sum())} of the {programs} draws "
             "examined, and the line found in one modality serves the other."
         ),
-        rows=reduce(
-            rows,
-            options.protocol(
-                "{2} of {0} draws, {3} of {1} programs".format(*SIZES["default"], *SIZES["quick"])
-            ),
-        ),
+        rows=rows,
+        less="{2} of {0} draws, {3} of {1} programs".format(*SIZES["default"], *SIZES["quick"]),
         figures={"fig7_uniform.png": make_figure(keys[0])},
         values={**values, "margins": margins, "separable": separable, "transfer": transfer},
         config={"samples": SAMPLES, "draws": draws, "programs": programs},

@@ -11,11 +11,10 @@ one-hot rows, images are divided by 16. A held-out image is given the label whos
 
 from collections.abc import Callable
 
-import jax
 import numpy as np
 from _kit.figures import plot_errors
 from _kit.options import Options, start
-from _kit.report import Row, format_number, reduce
+from _kit.report import Row, format_number
 from _kit.rows import Figures, distribution_row, finish
 from rich.progress import track
 from sklearn.datasets import load_digits
@@ -57,7 +56,6 @@ def fits(trivial: int) -> dict[str, tuple[bool, Callable[[Pair], Alignment]]]:
 
 
 def main(options: Options) -> None:
-    jax.config.update("jax_enable_x64", True)
     images, classes = load_digits(return_X_y=True)
     views = np.eye(CLASSES)[classes], images / 16
     rng = np.random.default_rng(options.seed)
@@ -94,10 +92,8 @@ def main(options: Options) -> None:
             f"fewer pairs than features ({FEW}) an informative null space exists, and choosing "
             "directions by energy finds it where the trailing ones mix it with the trivial."
         ),
-        rows=reduce(
-            make_rows(whole, arrays, norms, few_dimensions),
-            options.protocol(f"{SPLITS['quick']} of {SPLITS['default']} splits"),
-        ),
+        rows=make_rows(whole, arrays, norms, few_dimensions),
+        less=f"{SPLITS['quick']} of {SPLITS['default']} splits",
         figures=make_figures(whole, arrays),
         values={
             "scores": arrays,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from _kit.options import Options, start
-from _kit.report import Row, reduce
+from _kit.report import Row
 from _kit.rows import finish
 from rich.progress import track
 from sklearn.linear_model import LinearRegression
@@ -114,7 +114,6 @@ def remark_2_7(x1: np.ndarray, x2: np.ndarray, k: int, rng: np.random.Generator)
 
 
 def main(options: Options) -> None:
-    jax.config.update("jax_enable_x64", True)
     rng = np.random.default_rng(options.seed)
     remarks: dict[str, Callable[..., Errors]] = {"2.6": remark_2_6, "2.7": remark_2_7}
     worst: dict[str, Errors] = {name: {} for name in remarks}
@@ -150,12 +149,8 @@ def main(options: Options) -> None:
             "regression is the alignment loss with A1 fixed; alignment is risk minimisation over "
             "two linear maps, and needs the constraint A A' = I, without which A = 0 would win."
         ),
-        rows=reduce(
-            rows,
-            options.protocol(
-                f"{DRAWS['quick']} of {DRAWS['default']} draws, 1 of {len(SHAPES)} shapes"
-            ),
-        ),
+        rows=rows,
+        less=f"{DRAWS['quick']} of {DRAWS['default']} draws, 1 of {len(SHAPES)} shapes",
         values=worst,
         config={"draws": draws, "shapes": shapes},
     )

@@ -425,4 +425,4 @@ def main(options: HarOptions) -> None:
 
 
 if __name__ == "__main__":
-    start(main, HarOptions, __doc__)
+    start(main, HarOptions, __doc__, bits=32)

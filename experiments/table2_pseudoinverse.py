@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from _kit.figures import plot_errors
 from _kit.options import Options, start
-from _kit.report import reduce
 from _kit.rows import distribution_row, finish, map_draws
 
 from perfalign_jax import metrics, synthetic
@@ -33,7 +32,6 @@ def recover(key: jax.Array) -> dict[str, jax.Array]:
 
 
 def main(options: Options) -> None:
-    jax.config.update("jax_enable_x64", True)
     draws = DRAWS[options.scale]
     keys = jax.random.split(jax.random.key(options.seed), draws)
     values = map_draws(recover, keys, chunk=20, label="pseudo-inverse")
@@ -61,7 +59,8 @@ def main(options: Options) -> None:
             f"Over {draws} draws the error is rounding: at most {worst:.1e} times the condition "
             "number of S in every draw. The metric sees a perfect reconstruction."
         ),
-        rows=reduce(rows, options.protocol(f"{DRAWS['quick']} of {DRAWS['default']} draws")),
+        rows=rows,
+        less=f"{DRAWS['quick']} of {DRAWS['default']} draws",
         figures={"table2_pseudoinverse.png": (figure, caption)},
         values={**values, "largest MLRE over condition number": worst},
         config={"samples": 2000, "draws": draws},

@@ -231,4 +231,4 @@ def main(options: TransferOptions) -> None:
 
 
 if __name__ == "__main__":
-    start(main, TransferOptions, __doc__)
+    start(main, TransferOptions, __doc__, bits=32)

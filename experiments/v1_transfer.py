@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from _kit.figures import plot_errors
 from _kit.options import Options, start
-from _kit.report import Row, format_number, reduce
+from _kit.report import Row, format_number
 from _kit.rows import distribution_row, finish, map_draws
 from rich.progress import track
 
@@ -112,7 +112,6 @@ def run(
 
 
 def main(options: Options) -> None:
-    jax.config.update("jax_enable_x64", True)
     draws, mixtures = SIZES[options.scale]
     keys = jax.random.split(jax.random.key(options.seed), draws)
     settings = {n: s for n, s in SETTINGS.items() if not options.quick or n in QUICK}
@@ -138,10 +137,8 @@ def main(options: Options) -> None:
             "modality 2. With noise the loss of zero-shot transfer, in points (mean, median), is: "
             f"{lost}. Ridge CCA, which scales each view first, is the last of these."
         ),
-        rows=reduce(
-            make_rows(values),
-            options.protocol(f"{SIZES['quick'][0]} of {SIZES['default'][0]} draws"),
-        ),
+        rows=make_rows(values),
+        less=f"{SIZES['quick'][0]} of {SIZES['default'][0]} draws",
         figures={
             "v1_accuracy.png": (
                 plot_errors(

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 import tyro
 
 from perfalign_jax.types import CollapseWarning, OverfitWarning
@@ -39,16 +40,18 @@ class Options:
         """Name of the chosen size: quick, default or full."""
         return "quick" if self.quick else "full" if self.full else "default"
 
-    def protocol(self, less: str) -> str:
-        """Say what a quick run has less than the full protocol; nothing of another run."""
-        return f"quick: {less}" if self.quick else ""
+
+AnyOptions = TypeVar("AnyOptions")
 
 
-AnyOptions = TypeVar("AnyOptions", bound=Options)
-
-
-def start(main: Callable[[AnyOptions], Any], options: type[AnyOptions], about: str | None) -> None:
-    """Run an experiment with the options of the command line.
+def start(
+    main: Callable[[AnyOptions], Any],
+    options: type[AnyOptions],
+    about: str | None,
+    *,
+    bits: int = 64,
+) -> None:
+    """Run an experiment with the options of the command line, in numbers of 64 or 32 bits.
 
     Where the user says nothing else, jaxlib's pool gets as many threads as it needs not to wait for
     itself (``experiments/benchmarks/thread_pool.py``). Collapse and overfitting are what the
@@ -56,5 +59,6 @@ def start(main: Callable[[AnyOptions], Any], options: type[AnyOptions], about: s
     """
     for category in (CollapseWarning, OverfitWarning):
         warnings.simplefilter("ignore", category)
+    jax.config.update("jax_enable_x64", bits == 64)
     os.environ.setdefault("NPROC", str(max(16, os.cpu_count() or 1)))
     main(tyro.cli(options, description=about))

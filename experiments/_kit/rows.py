@@ -19,7 +19,7 @@ from scipy import stats
 from threadpoolctl import threadpool_limits
 
 from _kit.options import Options
-from _kit.report import Result, Row, format_number, percentile_of, save_result
+from _kit.report import Result, Row, format_number, percentile_of, reduce, save_result
 from perfalign_jax.har.protocol import estimates
 from perfalign_jax.plotting import save_figure
 
@@ -131,8 +131,14 @@ def finish(
     values: dict[str, Any],
     figures: Figures | None = None,
     config: dict[str, Any],
+    less: str = "",
 ) -> None:
-    """Save what an experiment found, with figures and their captions, and print its table."""
+    """Save what an experiment found, with figures and their captions, and print its table.
+
+    ``less`` is what a quick run has less than the full protocol, as "20 of 500 draws".
+    """
+    if options.quick and less:
+        rows = reduce(rows, f"quick: {less}")
     figures = figures or {}
     for file, (figure, _) in figures.items():
         save_figure(figure, options.out / "figures" / file)

@@ -17,22 +17,20 @@ import os
 import re
 import sys
 import time
-import warnings
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import rich.console
-import tyro
 
 from perfalign_jax.har.data import dataset, splits
 from perfalign_jax.har.nn import encoders, training
 from perfalign_jax.har.protocol import methods, transfer
 from perfalign_jax.serialization import write_whole
-from perfalign_jax.types import CollapseWarning
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from _kit.options import start
 from _kit.report import provenance
 
 TARGET, LATENT = "inertial", 2048
@@ -108,13 +106,10 @@ def main(options: Options) -> None:
     encoding = time.perf_counter() - start
     per_epoch = float(np.median(np.diff(ends)))
     accuracy = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CollapseWarning)
-        posed = methods.to_directions(task, exam)
-        paper = methods.Method("trailing", k=LATENT, center=False)
-        listed = [paper, *methods.list_methods(components=(64, 128))]
-        found = list(methods.align_all(*posed, methods=listed))
-    for method, t, e in found:
+    paper = methods.Method("trailing", k=LATENT, center=False)
+    listed = [paper, *methods.list_methods(components=(64, 128))]
+    posed = methods.to_directions(task, exam)
+    for method, t, e in methods.align_all(*posed, methods=listed):
         name = dataclasses.replace(method, space="CA").label
         hits = e.score(transfer.rank_classes(t.labelled, t.labels, t.unseen))[1]
         accuracy[name] = 100 * float(hits.mean())
@@ -145,4 +140,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    start(main, Options, __doc__, bits=32)
