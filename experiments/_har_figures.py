@@ -6,22 +6,22 @@ from typing import Any
 import numpy as np
 from _har_data import LATENT
 from _har_scores import CA, JOINED_PA, name_of_papers
+from _transfer_data import draw_methods
 from matplotlib.figure import Figure
 
 from perfalign_jax.har.protocol.methods import Method
-from perfalign_jax.plotting import Panel, plot_panels, plot_transfer
+from perfalign_jax.plotting import Panel, plot_panels
 
 
-def draw_methods(found: dict[str, Any], *, chance: float) -> Figure:
+def draw_largest(found: dict[str, Any], *, chance: float) -> Figure:
     """Accuracy of every method and kind of split; of those with a k, the largest ones."""
-    panels: dict[str, Any] = {}
-    for source, by_method in found.items():
-        for method, by_kind in by_method.items():
-            if method.k in (None, 128, LATENT) and not method.backwards:
-                panels.setdefault(f"{source} to IMU", {})[method.label] = {
-                    kind: tuple(entry["top-1"].values())[:3] for kind, entry in by_kind.items()
-                }
-    return plot_transfer(panels, chance=chance, quantity="top-1 (%)")
+    shown = {
+        source: {
+            m: e for m, e in by_method.items() if m.k in (None, 128, LATENT) and not m.backwards
+        }
+        for source, by_method in found.items()
+    }
+    return draw_methods(shown, chance=chance, quantity="top-1 (%)")
 
 
 def draw_training(longest: dict[str, dict[str, Any]]) -> Figure:

@@ -7,14 +7,18 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import rich.console
 from _kit.options import Options
+from _kit.rows import Figure
 
 from perfalign_jax import lift
 from perfalign_jax.har.data import dataset, simulate, splits
+from perfalign_jax.har.protocol.methods import Method
+from perfalign_jax.plotting import plot_transfer
 
 RAW, LIFTED = "raw signals", "random convolutions"
 AUTHORS, RANDOM, HELD_OUT = "authors' split", "random splits", "subject held out"
@@ -134,6 +138,25 @@ def hold_out_subjects(subjects: np.ndarray, options: TransferOptions) -> list[sp
     keys = {s: jax.random.fold_in(key, s) for s in present.tolist()}
     hold_out = functools.partial(splits.hold_out_subject, subjects, pairs=pairs)
     return [hold_out(subject=subject, key=key) for subject, key in keys.items()]
+
+
+def by_label(tree: Any) -> Any:
+    """The same with the names of methods instead of the methods, for a file or a figure."""
+    if not isinstance(tree, dict):
+        return tree
+    return {k.label if isinstance(k, Method) else k: by_label(v) for k, v in tree.items()}
+
+
+def draw_methods(accuracy: dict[str, Any], *, chance: float, **more: str) -> Figure:
+    """Top-1 by source, method and kind of split."""
+    panels = {
+        f"{source} to IMU": {
+            label: {kind: tuple(e["top-1"].values())[:3] for kind, e in by_kind.items()}
+            for label, by_kind in by_method.items()
+        }
+        for source, by_method in by_label(accuracy).items()
+    }
+    return plot_transfer(panels, chance=chance, **more)
 
 
 def load_material(options: TransferOptions) -> Material:

@@ -53,12 +53,8 @@ def score(alignment: Alignment, problem: synthetic.Problem) -> dict[str, jax.Arr
 def main(options: Options) -> None:
     draws, trained_draws, pairs, steps, chunk = SIZES[options.scale]
     trained_with = {"trained_draws": trained_draws, "trained_pairs": pairs, "trained_steps": steps}
-    root = jax.random.key(options.seed)
-    keys = jax.random.split(root, max(draws, trained_draws))
-
-    problems = map_draws(
-        lambda key: synthetic.draw_problem(key, SAMPLES), keys, chunk=20, label="draws"
-    )
+    keys = jax.random.split(jax.random.key(options.seed), max(draws, trained_draws))
+    problems = map_draws(lambda key: synthetic.draw_problem(key, SAMPLES), keys, label="draws")
 
     def perfect(problem: synthetic.Problem) -> dict[str, jax.Array]:
         return score(solver.fit(problem.views, k=2, method="svd"), problem)
@@ -75,8 +71,8 @@ def main(options: Options) -> None:
     some = jax.tree.map(lambda leaf: leaf[:draws], problems)
     few = jax.tree.map(lambda leaf: leaf[:trained_draws], (keys, problems))
     methods = {
-        "perfect": map_draws(perfect, some, chunk=20, label="perfect alignment"),
-        "contrastive, closed form": map_draws(closed, some, chunk=20, label="closed form"),
+        "perfect": map_draws(perfect, some, label="perfect alignment"),
+        "contrastive, closed form": map_draws(closed, some, label="closed form"),
         "contrastive, trained": map_draws(trained, few, chunk=chunk, label="trained"),
     }
     cmae = methods["perfect"]["CMAE"]

@@ -55,13 +55,11 @@ def line_grid(axis: str, *, every: int = 1) -> sweeps.Grid:
 def collapse_grids(*, every: int = 1) -> dict[str, sweeps.Grid]:
     shared: dict[str, Any] = {**COLLAPSE, "methods": tuple(NAMES), "metrics": COLLAPSE_METRICS}
 
-    def thin(values: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (*values[:-1:every], values[-1])
-
-    unequal = tuple((0.1, 0.1 * ratio) for ratio in thin(RATIOS))
+    d = (*COLLAPSE_D[:-1:every], COLLAPSE_D[-1])
+    unequal = tuple((0.1, 0.1 * ratio) for ratio in (*RATIOS[:-1:every], RATIOS[-1]))
     return {
         "noise": sweeps.make_grid(**shared, d=20, noise=unequal, held_out=200),
-        "d": sweeps.make_grid(**shared, d=thin(COLLAPSE_D), noise=1.0, held_out=200),
+        "d": sweeps.make_grid(**shared, d=d, noise=1.0, held_out=200),
     }
 
 
@@ -89,10 +87,10 @@ def main(options: Options) -> None:
             "jumps of the paper's figure are these counts. Below the second one the fit has learnt "
             "its noise by heart: the error on new pairs is larger there than anywhere above. With "
             "enough pairs the error on new pairs is noise * E(chi_k), and the training error the "
-            "lower tail of a Marchenko-Pastur law. MLRE grows with k because "
-            "the estimates get longer, and one affine map takes it down to rounding where there is "
-            "no noise. The last figure shows where the method fails: of the k directions of "
-            "least error none need be shared."
+            "lower tail of a Marchenko-Pastur law. MLRE grows with k because the estimates get "
+            "longer, and one affine map takes it down to rounding where there is no noise. The "
+            "last figure shows where the method fails: of the k directions of least error none "
+            "need be shared."
         ),
         rows=[*theory_rows(lines), *statement_rows(lines), *collapse_rows(collapse)],
         less=f"{seeds} of {SIZES['default'][0]} seeds, fewer cells",
@@ -113,16 +111,10 @@ def main(options: Options) -> None:
                 "partners are lost.",
             ),
         },
-        values={
-            **{f"over {axis}": result.values for axis, result in lines.items()},
-            **{f"collapse over {axis}": result.values for axis, result in collapse.items()},
-        },
-        config={
-            "seeds": seeds,
-            "base": "n=2000 d=40 k=20",
-            "held_out": HELD_OUT,
-            "collapse": "n=2000 k=2, d=20 or noise=1, ridge 1e-3",
-        },
+        values={f"over {axis}": result.values for axis, result in lines.items()}
+        | {f"collapse over {axis}": result.values for axis, result in collapse.items()},
+        config={"seeds": seeds, "base": "n=2000 d=40 k=20", "held_out": HELD_OUT}
+        | {"collapse": "n=2000 k=2, d=20 or noise=1, ridge 1e-3"},
     )
     shutil.rmtree(parts)  # it served an interrupted run; the result file has it all
 
@@ -175,10 +167,10 @@ def theory_rows(lines: dict[str, SweepResult]) -> list[Row]:
     for (where, found), source in zip(ratios.items(), sources, strict=True):
         values = np.array([ratio for ratio, _ in found])
         _, farthest = found[int(np.argmax(np.abs(np.log(values))))]
+        where = where.replace("_", " ")
         rows.append(
             Row(
-                f"{where.replace('_', ' ')} CMAE, measured over derived: median of {values.size} "
-                "cells",
+                f"{where} CMAE, measured over derived: median of {values.size} cells",
                 ours=f"{np.median(values):.3f}",
                 interval=f"all in {values.min():.2f} to {values.max():.2f}",
                 verdict=f"{np.mean(np.abs(values - 1) < 0.03):.0%} of the cells within 3 %",
@@ -366,6 +358,7 @@ def collapse_rows(collapse: dict[str, SweepResult]) -> list[Row]:
             at = {"method": method, axis: place}
             cmae, relative, recall = (result.get(metric, **at) for metric in COLLAPSE_METRICS)
             mean = estimate_mean(100 * recall)
+            ends = max(mean.low, 0), min(mean.high, 100)
             setting = f"noise 1, d = {place}"
             if axis == "noise":
                 setting = f"noise {place[0]:g} and {place[1]:g}, d = 20"
@@ -373,8 +366,7 @@ def collapse_rows(collapse: dict[str, SweepResult]) -> list[Row]:
                 Row(
                     f"held-out R@1 (%), {NAMES[method]}, {setting}",
                     ours=format_number(mean.value),
-                    interval=f"{format_number(max(mean.low, 0))} to "
-                    f"{format_number(min(mean.high, 100))}",
+                    interval=" to ".join(map(format_number, ends)),
                     note=f"CMAE {format_number(float(np.median(cmae)))}, relative "
                     f"{format_number(float(np.median(relative)))}. Chance 0.5 %.",
                 )

@@ -65,7 +65,7 @@ def separate(z: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float, floa
 def main(options: Options) -> None:
     draws, programs = SIZES[options.scale]
     keys = jax.random.split(jax.random.key(options.seed), draws)
-    values = map_draws(align, keys, chunk=20, label="perfect alignment")
+    values = map_draws(align, keys, label="perfect alignment")
     latents, labels = (values.pop("z1"), values.pop("z2")), values.pop("labels")
 
     margins, transfer = np.zeros((programs, 2)), np.zeros(programs)

@@ -41,29 +41,27 @@ def relative(a: object, b: object) -> float:
 
 def remark_2_6(x1: np.ndarray, x2: np.ndarray, k: int, rng: np.random.Generator) -> Errors:
     """Linear regression is alignment with A1 fixed to the identity."""
-    identity = np.eye(x1.shape[1])
-    w = rng.normal(size=(x1.shape[1], x2.shape[1]))
+    d1, d2 = x1.shape[1], x2.shape[1]
+    identity, w = np.eye(d1), rng.normal(size=(d1, d2))
     best = np.linalg.solve(x2.T @ x2, x2.T @ x1).T  # the normal equations
-    regression = LinearRegression(fit_intercept=False).fit(x2, x1)
+    theirs = LinearRegression(fit_intercept=False).fit(x2, x1).coef_
     gradient = jax.grad(loss, argnums=1)(identity, jnp.asarray(best), x1, x2)
     ours = least_squares((x2, x1), center=False)  # maps its first view onto its second
     free = np.sum(np.asarray(solver.fit((x1, x2), k=k).singular_values) ** 2)
     # Regression's A = [I, W], with orthonormal rows spanning the same k directions.
     a = np.linalg.qr(np.hstack([identity, best])[:k].T)[0].T
-    regressed = loss(a[:, : x1.shape[1]], a[:, x1.shape[1] :], x1, x2)
+    regressed = float(loss(a[:, :d1], a[:, d1:], x1, x2))
     return {
         "||AX||² with A1 = I, A2 = W is the regression loss ||Y - WX||²": relative(
             loss(identity, jnp.asarray(w), x1, x2), np.linalg.norm(x1 - x2 @ w.T) ** 2
         ),
-        "its minimiser over W is scikit-learn's linear regression": relative(
-            best, regression.coef_
-        ),
+        "its minimiser over W is scikit-learn's linear regression": relative(best, theirs),
         "... and this package's least squares": relative(ours.projections[0], best),
         "the gradient of ||AX||² vanishes there (over the size of YX')": float(
             np.abs(gradient).max() / np.abs(x1.T @ x2).max()
         ),
-        "freed from A1 = I, Eq. 7 has a loss no larger (A with orthonormal rows)": float(
-            max(free / float(regressed) - 1, 0)
+        "freed from A1 = I, Eq. 7 has a loss no larger (A with orthonormal rows)": max(
+            float(free) / regressed - 1, 0.0
         ),
     }
 
@@ -84,8 +82,7 @@ def remark_2_7(x1: np.ndarray, x2: np.ndarray, k: int, rng: np.random.Generator)
         beaten = max(beaten, least / float(loss(other[:, :d1], other[:, d1:], x1, x2)) - 1)
     # A <- orth(A - A X'X / c) from a random start; 256 steps between two orthonormalisations.
     scatter = stacked.T @ stacked
-    step = np.eye(d) - scatter / np.linalg.norm(scatter, 2)
-    steps = np.linalg.matrix_power(step, 256)
+    steps = np.linalg.matrix_power(np.eye(d) - scatter / np.linalg.norm(scatter, 2), 256)
     a = np.linalg.qr(rng.normal(size=(d, k)))[0]
     for _ in range(600):
         a = np.linalg.qr(steps @ a)[0]

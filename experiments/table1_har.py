@@ -38,7 +38,7 @@ from _har_data import (
     load_har_data,
     say_what_is_less,
 )
-from _har_figures import draw_dimensions, draw_methods, draw_study, draw_training
+from _har_figures import draw_dimensions, draw_largest, draw_study, draw_training
 from _har_scores import (
     BOUND,
     CA,
@@ -54,6 +54,7 @@ from _har_scores import (
 from _kit.options import start
 from _kit.report import Row
 from _kit.rows import Figures, describe, estimate_hits, finish
+from _transfer_data import by_label
 from scipy import stats
 
 from perfalign_jax.har.protocol import estimates
@@ -339,13 +340,6 @@ def summarize(
     return ("SIMULATED RECORDINGS, not UTD-MHAD. " if simulated else "") + " ".join(parts)
 
 
-def by_label(tree: Any) -> Any:
-    """The same with the names of methods instead of the methods, for a file."""
-    if not isinstance(tree, dict):
-        return tree
-    return {k.label if isinstance(k, Method) else k: by_label(v) for k, v in tree.items()}
-
-
 def main(options: HarOptions) -> None:
     console = rich.console.Console()
     root = options.root or os.environ.get("UTD_MHAD_ROOT")
@@ -377,7 +371,7 @@ def main(options: HarOptions) -> None:
     part = f" Trained for less than the full protocol: {part}." if part else ""
     figures: Figures = {
         f"{NAME}.png": (
-            draw_methods(found, chance=chance),
+            draw_largest(found, chance=chance),
             f"Top-1 accuracy on the target{stand_in} with labels on the source only (the bound: on "
             "the target). Lines are 95 % intervals: over splits, over training seeds and clips, or "
             f"over clips where nothing is trained; one training has none.{part}",

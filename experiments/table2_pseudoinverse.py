@@ -34,7 +34,7 @@ def recover(key: jax.Array) -> dict[str, jax.Array]:
 def main(options: Options) -> None:
     draws = DRAWS[options.scale]
     keys = jax.random.split(jax.random.key(options.seed), draws)
-    values = map_draws(recover, keys, chunk=20, label="pseudo-inverse")
+    values = map_draws(recover, keys, label="pseudo-inverse")
     rows = [
         distribution_row(
             f"MLRE {m}, pseudo-inverse of S{m}",

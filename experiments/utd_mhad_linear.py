@@ -34,7 +34,9 @@ from _transfer_data import (
     WORKERS,
     Material,
     TransferOptions,
+    by_label,
     convolve,
+    draw_methods,
     load_material,
 )
 from rich.progress import track
@@ -44,7 +46,6 @@ from perfalign_jax import metrics
 from perfalign_jax.har.data import splits
 from perfalign_jax.har.protocol import estimates, methods, transfer
 from perfalign_jax.har.protocol.methods import INFORMATIVE, Method
-from perfalign_jax.plotting import plot_transfer
 
 BEST = dataclasses.replace(INFORMATIVE, space=LIFTED)
 BOUND = Method("identity", decoder="labels on the target (bound)")
@@ -76,11 +77,10 @@ def run_split(material: Material, split: splits.Split, *, measure: bool) -> Outc
                 classifying += time.perf_counter() - began
                 hits[source, method] = exam.score(ranks)
                 if measure and method.decoder == "":
-                    fitted = float(metrics.relative_cmae(*task.pairs))
-                    measured[f"{source}: {method.label}"] = {
-                        "relative CMAE, fitted pairs": fitted,
-                        **exam.agreement(task),
+                    fitted = {
+                        "relative CMAE, fitted pairs": float(metrics.relative_cmae(*task.pairs))
                     }
+                    measured[f"{source}: {method.label}"] = fitted | exam.agreement(task)
     return hits, measured, np.array([time.perf_counter() - start - classifying, classifying])
 
 
@@ -106,9 +106,8 @@ def run_splits(material: Material) -> dict[str, Any]:
             mine = [hits[source, method] for hits in found]
             entry = {f"top-{top}": estimate_hits([hits[top] for hits in mine]) for top in TOPS}
             if (source, method) != best and all(best in hits for hits in found):
-                entry["difference"] = estimate_hits(
-                    [own[1] for own in mine], against=[hits[best][1] for hits in found]
-                )
+                against = [hits[best][1] for hits in found]
+                entry["difference"] = estimate_hits([own[1] for own in mine], against=against)
             accuracy.setdefault(source, {}).setdefault(method, {})[kind] = entry
     aligning, classifying = np.sum([out[2] for out in done], axis=0).tolist()
     seconds = {"aligning": aligning, "classifying": classifying}
@@ -121,9 +120,8 @@ def vary_kernels(material: Material, options: TransferOptions) -> dict[str, Any]
     found: dict[str, list[float]] = {}
     for seed in range(options.seed, options.seed + 5):
         lifted = convolve(material.series, options, seed=seed)
-        one = dataclasses.replace(
-            material, arrays={LIFTED: lifted}, splits={kind: material.splits[kind][:1]}
-        )
+        one_split = {kind: material.splits[kind][:1]}
+        one = dataclasses.replace(material, arrays={LIFTED: lifted}, splits=one_split)
         for source, by_method in run_splits(one)["accuracy"].items():
             found.setdefault(source, []).append(by_method[BEST][kind]["top-1"]["value"])
     return {
@@ -197,18 +195,7 @@ def main(options: TransferOptions) -> None:
     values = run_splits(material)
     if options.full:
         values["over kernels"] = vary_kernels(material, options)
-    named = {
-        source: {method.label: by_kind for method, by_kind in by_method.items()}
-        for source, by_method in values["accuracy"].items()
-    }
-    panels = {
-        f"{source} to IMU": {
-            label: {kind: tuple(e["top-1"].values())[:3] for kind, e in by_kind.items()}
-            for label, by_kind in by_method.items()
-        }
-        for source, by_method in named.items()
-    }
-    figure = plot_transfer(panels, chance=100 / len(np.unique(material.labels)))
+    figure = draw_methods(values["accuracy"], chance=100 / len(np.unique(material.labels)))
     caption = (
         f"Top-1 accuracy on the target ({material.data}) with labels on the source only. Lines are "
         "95 % intervals, over clips (authors' split) or over splits."
@@ -221,7 +208,7 @@ def main(options: TransferOptions) -> None:
         summary=summarize(material, values["accuracy"]),
         rows=make_rows(material, values, full=options.full),
         figures={"utd_mhad_linear.png": (figure, caption)},
-        values=values | {"accuracy": named, "data": material.data, "problems": material.problems},
+        values=by_label(values) | {"data": material.data, "problems": material.problems},
         config={"data": material.data},
     )
     console.print(

@@ -39,7 +39,6 @@ __all__ = [
 # Okabe & Ito's colours, the two most different first.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 GREY = "#777777"
-_WIDTH = 7.5  # inches; at 150 dots per inch a little wider than the report's column
 
 
 def save_figure(figure: Figure, path: Path | str, *, dpi: int = 150) -> Path:
@@ -228,7 +227,7 @@ def plot_transfer(
     methods = list(dict.fromkeys(m for panel in accuracies.values() for m in panel))
     looks = _assign(kinds, [(COLORS[i % len(COLORS)], "osD^v"[i % 5]) for i in range(35)])
     row = 0.8 + 0.27 * len(methods)
-    figure, panels = _grid(len(accuracies), 2, row=row, rest=0.4, share=True)
+    figure, panels = _grid(len(accuracies), 2, row=row, add=0.4, share=True)
     places = {method: len(methods) - 1 - i for i, method in enumerate(methods)}
     shifts = np.linspace(0.24, -0.24, len(kinds)) if len(kinds) > 1 else np.zeros(1)
     for axes, (title, panel) in zip(panels, accuracies.items(), strict=True):
@@ -480,19 +479,16 @@ _MARKERS = ("x", "+", "1", "2")  # of the second modality and further ones: line
 
 
 def _grid(
-    count: int,
-    columns: int,
-    *,
-    row: float,
-    rest: float = 0,
-    width: float = _WIDTH,
-    share: bool = False,
+    count: int, columns: int, *, row: float, add: float = 0, width: float = 7.5, share: bool = False
 ) -> tuple[Figure, Any]:
-    """A figure of so many panels, filled row by row; a row is so many inches high."""
+    """A figure of so many panels, filled row by row, and its panels; sizes in inches.
+
+    At 150 dots per inch the width is a little more than that of the report's column.
+    """
     columns = min(columns, count)
     rows = -(-count // columns)
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
-    figure = Figure(figsize=(width, row * rows + rest), layout=layout)
+    figure = Figure(figsize=(width, row * rows + add), layout=layout)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).ravel()
     for axes in panels[count:]:
         axes.remove()

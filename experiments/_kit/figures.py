@@ -71,7 +71,7 @@ def plot_errors(
     if not errors or not all(errors.values()):
         raise ValueError("errors must hold at least one quantity with at least one method.")
     tallest = max(len(by_method) for by_method in errors.values())
-    figure, panels = looks._grid(len(errors), 2, row=0.85 + 0.36 * tallest, rest=0.5)
+    figure, panels = looks._grid(len(errors), 2, row=0.85 + 0.36 * tallest, add=0.5)
     for axes, (quantity, by_method) in zip(panels, errors.items(), strict=True):
         values = {}
         for method, draws in by_method.items():
@@ -121,7 +121,7 @@ def plot_pairs(
     """
     if not pictures:
         raise ValueError("pictures must hold at least one panel, got none.")
-    figure, panels = looks._grid(len(pictures), 2, row=3.5, rest=0.6)
+    figure, panels = looks._grid(len(pictures), 2, row=3.5, add=0.6)
     every = np.unique(np.concatenate([np.asarray(p[2]) for p in pictures.values()]))
     palette = looks._palette(len(every))
     for axes, (title, (first, second, labels)) in zip(panels, pictures.items(), strict=True):

@@ -41,16 +41,10 @@ class Options:
         return "quick" if self.quick else "full" if self.full else "default"
 
 
-AnyOptions = TypeVar("AnyOptions")
+T = TypeVar("T")
 
 
-def start(
-    main: Callable[[AnyOptions], Any],
-    options: type[AnyOptions],
-    about: str | None,
-    *,
-    bits: int = 64,
-) -> None:
+def start(main: Callable[[T], Any], options: type[T], about: str | None, *, bits: int = 64) -> None:
     """Run an experiment with the options of the command line, in numbers of 64 or 32 bits.
 
     Where the user says nothing else, jaxlib's pool gets as many threads as it needs not to wait for

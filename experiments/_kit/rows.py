@@ -34,7 +34,7 @@ def _compile(function: Callable[[Any], Any]) -> Any:
     return jax.jit(jax.vmap(function))
 
 
-def map_draws(function: Callable[[Any], Any], inputs: Any, *, chunk: int, label: str) -> Any:
+def map_draws(function: Callable[[Any], Any], inputs: Any, *, label: str, chunk: int = 20) -> Any:
     """Apply a function of one draw (a key, or arrays) to all draws, vectorised in chunks.
 
     Draws are along the first axis of every input, and of the NumPy arrays that come back.

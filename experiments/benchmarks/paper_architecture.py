@@ -58,13 +58,9 @@ def main(options: Options) -> None:
     root = options.root or os.environ.get("UTD_MHAD_ROOT")
     if not root:
         raise SystemExit("UTD_MHAD_ROOT is not set: this benchmark is about the real recordings.")
-    trunk: dict[str, Any] = {
-        "architecture": "paper",
-        "weights": options.weights,
-        "frozen": options.frozen,
-    }
+    trunk: dict[str, Any] = {"weights": options.weights, "frozen": options.frozen}
     branches = (
-        encoders.make_branch(options.source, latent=LATENT, **trunk),
+        encoders.make_branch(options.source, latent=LATENT, architecture="paper", **trunk),
         encoders.make_branch(TARGET, latent=LATENT),
     )
     branches[0].make(jax.random.key(0))  # reads the weights, before the videos are
@@ -81,9 +77,9 @@ def main(options: Options) -> None:
     split = splits.read_split(Path(root) / "splits" / "40_40_10_10", recordings.names)
     sides = {"source": options.source, "target": TARGET}
     task, exam = transfer.make_task(inputs, recordings.actions, split, **sides)
-    trained_from = (
-        f"weights {options.weights}" if options.weights else "random weights, trained as well"
-    )
+    trained_from = "random weights, trained as well"
+    if options.weights:
+        trained_from = f"weights {options.weights}"
     console.print(f"trunk: {trained_from}{', frozen' if options.frozen else ''}", highlight=False)
     ends: list[float] = []
 
@@ -100,10 +96,10 @@ def main(options: Options) -> None:
         watch_every=1,
         progress=True,
     )
-    start = time.perf_counter()
+    began = time.perf_counter()
     through = [lambda x, v=v: training.encode(trained, x, view=v)[0] for v in (0, 1)]
     task, exam = task.encode(*through), exam.encode(*through)
-    encoding = time.perf_counter() - start
+    encoding = time.perf_counter() - began
     per_epoch = float(np.median(np.diff(ends)))
     accuracy = {}
     paper = methods.Method("trailing", k=LATENT, center=False)
@@ -114,10 +110,9 @@ def main(options: Options) -> None:
         hits = e.score(transfer.rank_classes(t.labelled, t.labels, t.unseen))[1]
         accuracy[name] = 100 * float(hits.mean())
         console.print(f"{name}: top-1 {accuracy[name]:.1f} %", highlight=False)
+    chosen = dataclasses.asdict(options)
     result = {
-        "options": {
-            k: str(v) for k, v in dataclasses.asdict(options).items() if k not in ("root", "cache")
-        },
+        "options": {k: str(v) for k, v in chosen.items() if k not in ("root", "cache")},
         "trunk": trained_from,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.variables[0])),
         "seconds": {"training": trained.seconds, "epoch": per_epoch, "encoding": encoding},
