@@ -161,7 +161,7 @@ def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:
                 return Encoded(**{name: found[name] for name in found.files})
         except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
             kept.unlink()  # damaged by someone else: train again
-    task, _ = transfer.make_task(data.inputs, data.labels, job.split, source=ends[0], target=TARGET)
+    task, _ = pose(job, data, data.inputs)
     keys = jax.random.split(jax.random.key(options.seed), job.seeds)
     checked = job.split.val if len(job.split.val) else job.split.test
 
@@ -207,11 +207,17 @@ def make_branches(source: str, latent: int) -> tuple[encoders.Branch, encoders.B
     return first, second
 
 
+def pose(
+    job: Job, data: HarData, arrays: dict[str, np.ndarray], *, backwards: bool = False
+) -> methods.Posed:
+    """Task and exam of a job on arrays by modality; backwards, the target has the labels."""
+    source, target = (TARGET, job.source) if backwards else (job.source, TARGET)
+    return transfer.make_task(arrays, data.labels, job.split, source=source, target=target)
+
+
 def pose_latents(
     job: Job, data: HarData, encoded: Encoded, *, backwards: bool = False
 ) -> Iterator[methods.Posed]:
-    """Task and exam in the latent space of every seed; backwards, the target has the labels."""
-    ends = (TARGET, job.source) if backwards else (job.source, TARGET)
+    """Task and exam in the latent space of every seed."""
     for z1, z2 in zip(encoded.source, encoded.target, strict=True):
-        latents = {job.source: z1, TARGET: z2}
-        yield transfer.make_task(latents, data.labels, job.split, source=ends[0], target=ends[1])
+        yield pose(job, data, {job.source: z1, TARGET: z2}, backwards=backwards)

@@ -15,6 +15,7 @@ from _har_data import (
     HarOptions,
     Job,
     make_branches,
+    pose,
     pose_latents,
     train_and_encode,
 )
@@ -58,13 +59,11 @@ def score_job(
 ) -> dict[str, Any]:
     """Score every method on the latents of one training."""
     start = time.perf_counter()
-    ends = job.source, TARGET
-    posed = (
-        transfer.make_task(data.lifted, data.labels, job.split, source=a, target=b)
-        for a, b in (ends, ends[::-1])
-    )
-    lifted, turned_lifted = (methods.standardise(*both) for both in posed)
     runs = []
+    lifted, turned_lifted = (
+        methods.standardise(*pose(job, data, data.lifted, backwards=turned))
+        for turned in (False, True)
+    )
     ways = (pose_latents(job, data, encoded, backwards=turned) for turned in (False, True))
     for seed, (own, turned) in enumerate(zip(*ways, strict=True)):
         key = jax.random.fold_in(jax.random.key(options.seed), seed)
@@ -92,8 +91,7 @@ def pose_untrained(job: Job, data: HarData, options: HarOptions) -> Posed:
         modality: training.encode(trained, data.inputs[modality], view=view)[0]
         for view, modality in enumerate((job.source, TARGET))
     }
-    posed = transfer.make_task(latents, data.labels, job.split, source=job.source, target=TARGET)
-    return methods.to_directions(*posed)
+    return methods.to_directions(*pose(job, data, latents))
 
 
 def score(

@@ -362,30 +362,22 @@ def collapse_rows(collapse: dict[str, SweepResult]) -> list[Row]:
             setting = f"noise 1, d = {place}"
             if axis == "noise":
                 setting = f"noise {place[0]:g} and {place[1]:g}, d = 20"
-            rows.append(
-                Row(
-                    f"held-out R@1 (%), {NAMES[method]}, {setting}",
-                    ours=format_number(mean.value),
-                    interval=" to ".join(map(format_number, ends)),
-                    note=f"CMAE {format_number(float(np.median(cmae)))}, relative "
-                    f"{format_number(float(np.median(relative)))}. Chance 0.5 %.",
-                )
-            )
+            name = f"held-out R@1 (%), {NAMES[method]}, {setting}"
+            errors = (format_number(float(np.median(error))) for error in (cmae, relative))
+            note = "CMAE {}, relative {}. Chance 0.5 %.".format(*errors)
+            interval = " to ".join(map(format_number, ends))
+            rows.append(Row(name, ours=format_number(mean.value), interval=interval, note=note))
     return rows
 
 
 def fig4_panels(lines: dict[str, SweepResult]) -> list[Panel]:
     panels = []
     lengths = mean_lengths(max(LINES["k"]))
-    xlabels = {
-        "n": "training pairs n",
-        "d": "features d of both modalities",
-        "k": "latent dimensions k = k*",
-    }
-    marked = {  # by axis and noise: where the null space opens, or the fit stops being exact
-        ("d", 0.0): {"k = d - k*": 2 * BASE["k"] - 0.5},
-        ("k", 0.0): {"k = d - k*": BASE["d"] // 2 + 0.5},
-        ("n", 1.0): {"n = d - k": BASE["d"] - BASE["k"] + 0.5},
+    xlabels = "training pairs n", "features d of both modalities", "latent dimensions k = k*"
+    marked = {  # where the null space opens, or the fit stops being exact
+        ("CMAE", "d", 0.0): {"k = d - k*": 2 * BASE["k"] - 0.5},
+        ("CMAE", "k", 0.0): {"k = d - k*": BASE["d"] // 2 + 0.5},
+        ("CMAE", "n", 1.0): {"n = d - k": BASE["d"] - BASE["k"] + 0.5},
     }
     order = itertools.product(NOISES, ("cmae", "mlre"), enumerate(lines.items()))
     for noise, error, (place, (axis, result)) in order:
@@ -401,20 +393,12 @@ def fig4_panels(lines: dict[str, SweepResult]) -> list[Panel]:
                 label = f"{name} pairs, best affine map"
                 curves[label] = result.get(f"{where}_mlre_affine", noise=noise)
             theirs["mean length of the latents"] = [lengths[s["k"] - 1] for s in sizes]
-        number = 2 * place + 1 + (error == "mlre") + 6 * (noise > 0)
-        panels.append(
-            Panel(
-                f"Plot {number}: {error.upper()}, noise {noise:g}",
-                result.axes[axis],
-                xlabels[axis],
-                f"{error.upper()} (latent units)",
-                curves,
-                theirs,
-                marked.get((axis, noise), {}) if error == "cmae" else {},
-                log_x=axis == "n",
-                log_y=True,
-            )
-        )
+        name, number = error.upper(), 2 * place + 1 + (error == "mlre") + 6 * (noise > 0)
+        title, ylabel = f"Plot {number}: {name}, noise {noise:g}", f"{name} (latent units)"
+        x, xlabel, log_x = result.axes[axis], xlabels[place], axis == "n"
+        here = marked.get((name, axis, noise), {})
+        panel = Panel(title, x, xlabel, ylabel, curves, theirs, here, log_x=log_x, log_y=True)
+        panels.append(panel)
     return panels
 
 

@@ -76,14 +76,10 @@ def main(options: Options) -> None:
         transfer[i] = np.mean((latents[1][i] @ w + b > 0) == labels[i])
     separable = margins > 1e-6  # the program's feasibility tolerance is 1e-7
 
+    note = "Decided by the draw of S and by the range of x, which the paper does not give."
     rows = [
         distribution_row("CMAE", values["CMAE"], paper=PAPER["CMAE"], rounding=True),
-        distribution_row(
-            "MLRE",
-            values["MLRE"],
-            paper=PAPER["MLRE"],
-            note="Decided by the draw of S and by the range of x, which the paper does not give.",
-        ),
+        distribution_row("MLRE", values["MLRE"], paper=PAPER["MLRE"], note=note),
         distribution_row(AFTER, values[AFTER]),
     ]
     for m in range(2):
@@ -92,13 +88,9 @@ def main(options: Options) -> None:
         note = f"Smallest margin {margins[:, m].min():.1e} of the latents' standard deviation."
         name = f"classes linearly separable, modality {m + 1}"
         rows.append(Row(name, paper="yes", ours=share, verdict=verdict, note=note))
-    rows.append(
-        distribution_row(
-            "accuracy of modality 1's line on modality 2's latents",
-            transfer,
-            note="The line is found with labels of modality 1 alone.",
-        )
-    )
+    name = "accuracy of modality 1's line on modality 2's latents"
+    note = "The line is found with labels of modality 1 alone."
+    rows.append(distribution_row(name, transfer, note=note))
     finish(
         options,
         "fig7_uniform",

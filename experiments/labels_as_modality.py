@@ -15,7 +15,7 @@ import numpy as np
 from _kit.figures import plot_errors
 from _kit.options import Options, start
 from _kit.report import Row, format_number
-from _kit.rows import Figures, distribution_row, finish
+from _kit.rows import distribution_row, finish
 from rich.progress import track
 from sklearn.datasets import load_digits
 
@@ -24,6 +24,10 @@ from perfalign_jax.baselines import ridge_cca
 from perfalign_jax.types import Alignment, Diagnosis
 
 CLASSES, HELD_OUT, FEW = 10, 497, 30
+SHOWN = {
+    "accuracy": "accuracy (share of held-out images)",
+    "latent norm": "mean latent norm (latent units)",
+}
 SPLITS = {"quick": 3, "default": 10, "full": 200}
 Pair = tuple[np.ndarray, np.ndarray]
 Scores = dict[str, dict[str, np.ndarray]]  # by method and quantity, one value per split
@@ -92,9 +96,19 @@ def main(options: Options) -> None:
             f"fewer pairs than features ({FEW}) an informative null space exists, and choosing "
             "directions by energy finds it where the trailing ones mix it with the trivial."
         ),
-        rows=make_rows(whole, arrays, norms, few_dimensions),
+        rows=make_rows(whole, arrays, norms[1] / norms[0], few_dimensions),
         less=f"{SPLITS['quick']} of {SPLITS['default']} splits",
-        figures=make_figures(whole, arrays),
+        figures={
+            "labels_spectrum.png": (
+                plotting.plot_spectrum(whole, k=10, title="Labels and images stacked"),
+                "Spectrum of labels and images stacked: every null direction is trivial.",
+            ),
+            "labels_accuracy.png": (
+                plot_errors({t: {n: v[q] for n, v in arrays.items()} for q, t in SHOWN.items()}),
+                "Left: held-out images whose nearest label is the right one (chance 0.1). Right: "
+                "the latents' mean norm. One dot per split.",
+            ),
+        },
         values={
             "scores": arrays,
             "singular_values": np.asarray(whole.singular_values),
@@ -119,11 +133,9 @@ def judge_norm(ratio: float) -> str:
 
 
 def make_rows(
-    whole: Diagnosis,
-    scores: Scores,
-    norms: tuple[float, float],
-    few_dimensions: list[tuple[int, int]],
+    whole: Diagnosis, scores: Scores, growth: float, few_dimensions: list[tuple[int, int]]
 ) -> list[Row]:
+    """The rows; growth is the stacked views' norm over the images'."""
     trivial, informative = int(whole.trivial_dimension), int(whole.informative_dimension)
     collapsed, trailing, *_ = scores.values()
     largest = max(collapsed["latent norm"].max(), collapsed["norm of the labels' matrix"].max())
@@ -149,8 +161,8 @@ def make_rows(
         Row(
             "operator norm of the stacked views over that of the images",
             paper="diminished",
-            ours=format_number(norms[1] / norms[0]),
-            verdict=judge_norm(norms[1] / norms[0]),
+            ours=format_number(growth),
+            verdict=judge_norm(growth),
             note="A stacked matrix has at least the norm of its parts; it is the smallest singular "
             "values, not the largest, that repeated labels leave small.",
         ),
@@ -164,25 +176,6 @@ def make_rows(
             for name, values in scores.items()
         ),
     ]
-
-
-def make_figures(whole: Diagnosis, scores: Scores) -> Figures:
-    shown = {
-        "accuracy": "accuracy (share of held-out images)",
-        "latent norm": "mean latent norm (latent units)",
-    }
-    errors = {name: {n: v[q] for n, v in scores.items()} for q, name in shown.items()}
-    return {
-        "labels_spectrum.png": (
-            plotting.plot_spectrum(whole, k=10, title="Labels and images stacked"),
-            "Spectrum of labels and images stacked: every null direction is trivial.",
-        ),
-        "labels_accuracy.png": (
-            plot_errors(errors),
-            "Left: held-out images whose nearest label is the right one (chance 0.1). Right: the "
-            "latents' mean norm. One dot per split.",
-        ),
-    }
 
 
 if __name__ == "__main__":

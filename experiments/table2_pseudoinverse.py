@@ -35,16 +35,11 @@ def main(options: Options) -> None:
     draws = DRAWS[options.scale]
     keys = jax.random.split(jax.random.key(options.seed), draws)
     values = map_draws(recover, keys, label="pseudo-inverse")
-    rows = [
-        distribution_row(
-            f"MLRE {m}, pseudo-inverse of S{m}",
-            values[f"MLRE {m}"],
-            paper=paper,
-            note="The mean is decided by the few draws with a nearly singular S.",
-            rounding=True,
-        )
-        for m, paper in PAPER.items()
-    ]
+    note = "The mean is decided by the few draws with a nearly singular S."
+    rows = []
+    for m, paper in PAPER.items():
+        name, errors = f"MLRE {m}, pseudo-inverse of S{m}", values[f"MLRE {m}"]
+        rows.append(distribution_row(name, errors, paper=paper, note=note, rounding=True))
     worst = max(float(np.max(values[f"MLRE {m}"] / values[f"condition {m}"])) for m in PAPER)
     figure = plot_errors(
         {"MLRE (latent units)": {f"modality {m}": values[f"MLRE {m}"] for m in PAPER}},

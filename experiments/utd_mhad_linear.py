@@ -11,8 +11,6 @@ Expect:   top-1 on the authors' split, informative part of perfect alignment: 74
 
 Labels on the source (skeleton or depth video) only; the classifier is used on the inertial sensor
 (IMU). Authors' split, 10 random 40/40/10/10 splits (100 with --full), each of 8 subjects held out.
-Table 1 of the paper has 43.9 +- 4.3 % for RGB to IMU with trained encoders, and 38.6 +- 3.0 %
-without perfect alignment.
 Without the dataset the same protocol runs on simulated recordings, and the report says so.
 """
 

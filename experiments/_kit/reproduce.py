@@ -87,8 +87,7 @@ def reproduce(
         finished[name] = fingerprint
         write_whole(ledger, json.dumps(finished, indent=1).encode())
         say(f"    {time.perf_counter() - began:.0f} s")
-    page, text = write_report(
-        out, order=list(EXPERIMENTS), title="Perfect multimodal alignment: the paper and this code"
-    )
+    title = "Perfect multimodal alignment: the paper and this code"
+    page, text = write_report(out, order=list(EXPERIMENTS), title=title)
     say(f"{time.perf_counter() - start:.0f} s in all; report: {page} and {text}")
     return failed

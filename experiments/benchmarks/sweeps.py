@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -62,7 +63,7 @@ def numpy_cell(
     found_new = [x @ a.T for x, a in zip(new, projections, strict=True)]
 
     def affine(latents: np.ndarray) -> np.ndarray:
-        return np.pad(latents, ((0, 0), (0, 1)), constant_values=1)
+        return np.hstack([latents, np.ones((len(latents), 1))])
 
     gauge = np.linalg.lstsq(affine(np.vstack(found)), np.vstack([z, z]), rcond=None)[0]
     energy = [
@@ -110,19 +111,13 @@ def run_package(settings: Settings) -> dict[str, object]:
 
     from perfalign_jax import sweeps
 
-    before = peak()
-    times = []
+    before, times = peak(), []
+    how: dict[str, Any] = {"batch_size": settings.batch_size, "progress": False}
     for repeat in range(settings.repeats + 1):
         start = time.perf_counter()
+        key = jax.random.key(repeat)
         results = {
-            axis: sweeps.sweep(
-                jax.random.key(repeat),
-                line_grid(axis),
-                seeds=settings.seeds,
-                batch_size=settings.batch_size,
-                progress=False,
-            )
-            for axis in LINES
+            axis: sweeps.sweep(key, line_grid(axis), seeds=settings.seeds, **how) for axis in LINES
         }
         times.append(time.perf_counter() - start)
     at = {"n": BASE["n"], "noise": 1.0}
