@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import hashlib
-import io
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from _transfer_data import (
 from perfalign_jax.har.data import splits
 from perfalign_jax.har.nn import encoders, training
 from perfalign_jax.har.protocol import methods, transfer
-from perfalign_jax.serialization import write_whole
+from perfalign_jax.serialization import open_whole
 
 LATENT = 256
 EPOCHS, SEEDS = 100, 5  # of the full protocol
@@ -162,7 +161,6 @@ def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:
         except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
             kept.unlink()  # damaged by someone else: train again
     task, _ = pose(job, data, data.inputs)
-    keys = jax.random.split(jax.random.key(options.seed), job.seeds)
     checked = job.split.val if len(job.split.val) else job.split.test
 
     def watch(trained: training.Trained) -> list[float]:
@@ -178,7 +176,7 @@ def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:
     trained = training.train(
         branches,
         task.pairs,
-        keys=keys,
+        keys=jax.random.split(jax.random.key(options.seed), job.seeds),
         settings=settings,
         folder=folder / stem,
         resume=options.resume,
@@ -193,9 +191,8 @@ def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:
         watched=trained.watched,
         seconds=trained.seconds,
     )
-    buffer = io.BytesIO()
-    np.savez(buffer, **vars(encoded))
-    write_whole(kept, buffer.getvalue())
+    with open_whole(kept) as file:
+        np.savez(file, **vars(encoded))
     shutil.rmtree(folder / stem)  # the latents are what is needed from here on
     return encoded
 

@@ -15,10 +15,9 @@ from perfalign_jax.plotting import Panel, plot_panels
 
 def draw_largest(found: dict[str, Any], *, chance: float) -> Figure:
     """Accuracy of every method and kind of split; of those with a k, the largest ones."""
+    largest = (None, 128, LATENT)
     shown = {
-        source: {
-            m: e for m, e in by_method.items() if m.k in (None, 128, LATENT) and not m.backwards
-        }
+        source: {m: e for m, e in by_method.items() if m.k in largest and not m.backwards}
         for source, by_method in found.items()
     }
     return draw_methods(shown, chance=chance, quantity="top-1 (%)")

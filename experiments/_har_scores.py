@@ -10,7 +10,6 @@ import numpy as np
 import threadpoolctl
 from _har_data import (
     TARGET,
-    Encoded,
     HarData,
     HarOptions,
     Job,
@@ -45,19 +44,12 @@ def name_of_papers(latent: int, *, space: str = CA.space) -> Method:
     return Method("trailing", k=latent, center=False, space=space)
 
 
+@threadpoolctl.threadpool_limits.wrap(limits=1)  # small products: threads wait for each other
 def run_job(
     job: Job, data: HarData, options: HarOptions, *, dimensions: Sequence[int]
 ) -> dict[str, Any]:
     """Train one job, or take the latents that an earlier run kept, and score every method."""
     encoded = train_and_encode(job, data, options)
-    with threadpoolctl.threadpool_limits(1):  # small products: threads only wait for each other
-        return score_job(job, data, options, encoded, dimensions)
-
-
-def score_job(
-    job: Job, data: HarData, options: HarOptions, encoded: Encoded, dimensions: Sequence[int]
-) -> dict[str, Any]:
-    """Score every method on the latents of one training."""
     start = time.perf_counter()
     runs = []
     lifted, turned_lifted = (

@@ -26,7 +26,6 @@ from _har_data import (
     HarData,
     HarOptions,
     Job,
-    list_splits,
     load_har_data,
     pose_latents,
     say_what_is_less,
@@ -71,10 +70,8 @@ def collect(
         alignment = solver.fit(task.pairs, k=task.pairs[0].shape[1])
         fitted, held_out = data.labels[job.split.align], exam.labels
         found = {}
-        for name, z1, z2, labels in (
-            ("held-out pairs", exam.partners, task.unseen, held_out),
-            ("fitted pairs", *task.pairs, fitted),
-        ):
+        unseen = "held-out pairs", exam.partners, task.unseen, held_out
+        for name, z1, z2, labels in (unseen, ("fitted pairs", *task.pairs, fitted)):
             rows = choose_clips(labels, held_out)
             after = (np.asarray(z)[rows] for z in solver.transform(alignment, (z1, z2)))
             found[f"{CA}, {name}"] = (z1[rows], z2[rows], labels[rows])
@@ -92,19 +89,15 @@ def make_rows(values: dict[str, np.ndarray], part: str, *, comparable: bool) -> 
             # Of ratios the logarithms are added; runs of t-SNE say nothing of other trainings.
             logs = np.log(after[:, :, column] / before[:, :, column]).mean(axis=1)
             ratio = np.exp(dataclasses.astuple(estimates.estimate_mean(logs)))
-            known = seeds > 1
-            rows.append(
-                Row(
-                    f"{name}: {what}, CA+PA over CA{f' ({part})' if part else ''}",
-                    paper="almost half" if comparable and rows == [] else "",
-                    ours=f"{ratio[0]:.2f}",
-                    interval=f"[{ratio[1]:.2f}, {ratio[2]:.2f}]" if known else "",
-                    verdict=judge(*ratio[1:]) if known else "one training: no interval",
-                    note=f"CA {format_number(before[:, :, column].mean())}, CA+PA "
-                    f"{format_number(after[:, :, column].mean())}; {seeds} trainings, {repeats} "
-                    "runs of t-SNE each",
-                )
-            )
+            quantity = f"{name}: {what}, CA+PA over CA{f' ({part})' if part else ''}"
+            paper = "almost half" if comparable and rows == [] else ""
+            interval, verdict = "", "one training: no interval"
+            if seeds > 1:
+                interval, verdict = f"[{ratio[1]:.2f}, {ratio[2]:.2f}]", judge(*ratio[1:])
+            means = [format_number(found[:, :, column].mean()) for found in (before, after)]
+            note = "CA {}, CA+PA {}; ".format(*means)
+            note += f"{seeds} trainings, {repeats} runs of t-SNE each"
+            rows.append(Row(quantity, paper, f"{ratio[0]:.2f}", interval, verdict, note))
     return rows
 
 
@@ -115,10 +108,8 @@ def judge(low: float, high: float) -> str:
 def main(options: HarOptions) -> None:
     source = "skeleton" if options.quick else "depth"
     data = load_har_data(options, modalities=(TARGET, source))
-    kind, split = list_splits(data, options, random=0)[0]
-    assert kind == AUTHORS
     epochs = 2 if options.quick else EPOCHS if options.full else 10
-    job = Job(source, kind, split, SEEDS if options.full else 1, epochs)
+    job = Job(source, AUTHORS, data.authors, SEEDS if options.full else 1, epochs)
     repeats = 2 if options.quick else 4 if options.full else 10
     latents = list(collect(job, data, options))
     pictures: dict[str, Any] = {}

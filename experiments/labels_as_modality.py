@@ -24,10 +24,6 @@ from perfalign_jax.baselines import ridge_cca
 from perfalign_jax.types import Alignment, Diagnosis
 
 CLASSES, HELD_OUT, FEW = 10, 497, 30
-SHOWN = {
-    "accuracy": "accuracy (share of held-out images)",
-    "latent norm": "mean latent norm (latent units)",
-}
 SPLITS = {"quick": 3, "default": 10, "full": 200}
 Pair = tuple[np.ndarray, np.ndarray]
 Scores = dict[str, dict[str, np.ndarray]]  # by method and quantity, one value per split
@@ -66,21 +62,22 @@ def main(options: Options) -> None:
     whole = diagnosis.diagnose(views)
     trivial, informative = int(whole.trivial_dimension), int(whole.informative_dimension)
     methods = fits(trivial)
-    values: dict[str, dict[str, list[float]]] = {name: {} for name in methods}
+    values: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
     few_dimensions = []
     for _ in track(range(SPLITS[options.scale]), description="splits", transient=True):
         order = rng.permutation(len(classes))
-        test, train, few = (
-            (views[0][rows], views[1][rows])
-            for rows in (order[:HELD_OUT], order[HELD_OUT:], order[HELD_OUT:][:FEW])
-        )
+        parts = order[:HELD_OUT], order[HELD_OUT:], order[HELD_OUT:][:FEW]
+        test, train, few = ((views[0][rows], views[1][rows]) for rows in parts)
         found = diagnosis.diagnose(few)
         few_dimensions.append((int(found.trivial_dimension), int(found.informative_dimension)))
         for name, (on_few, fit) in methods.items():
             pairs = few if on_few else train
-            for quantity, value in score(fit(pairs), pairs, test).items():
-                values[name].setdefault(quantity, []).append(value)
-    arrays = {n: {q: np.asarray(v) for q, v in by.items()} for n, by in values.items()}
+            values[name].append(score(fit(pairs), pairs, test))
+    arrays = {n: {q: np.array([v[q] for v in vs]) for q in vs[0]} for n, vs in values.items()}
+    shown = {
+        "accuracy (share of held-out images)": {n: v["accuracy"] for n, v in arrays.items()},
+        "mean latent norm (latent units)": {n: v["latent norm"] for n, v in arrays.items()},
+    }
     norms = float(np.linalg.norm(views[1], 2)), float(np.linalg.norm(np.hstack(views), 2))
     finish(
         options,
@@ -104,7 +101,7 @@ def main(options: Options) -> None:
                 "Spectrum of labels and images stacked: every null direction is trivial.",
             ),
             "labels_accuracy.png": (
-                plot_errors({t: {n: v[q] for n, v in arrays.items()} for q, t in SHOWN.items()}),
+                plot_errors(shown),
                 "Left: held-out images whose nearest label is the right one (chance 0.1). Right: "
                 "the latents' mean norm. One dot per split.",
             ),

@@ -69,6 +69,7 @@ PAPERS_CMAE = {"CA": "2210 ± 20.5", "CA+PA": "8.66 ± 0.306"}
 AGREEMENTS = ("CMAE", "NCMAE", "relative CMAE", "R@1")
 PAPERS, PAPERS_KEPT = name_of_papers(LATENT), name_of_papers(LATENT, space=KEPT)
 STUDY_SEEDS = 3
+Found = dict[str, Any]  # by source, then by method or by epochs and method: what is measured
 WIDE = 2048  # the paper's latents: their null space holds far more directions than are taken
 
 
@@ -196,12 +197,7 @@ def hits_of(run: dict[Method, Any], method: Method, top: int) -> np.ndarray:
 
 
 def make_rows(
-    found: dict[str, Any],
-    less: Mapping[str, str],
-    tables: dict[str, Any],
-    *,
-    simulated: bool,
-    chance: float,
+    found: Found, less: Mapping[str, str], tables: Found, *, simulated: bool, chance: float
 ) -> list[Row]:
     """The paper's table beside ours, then every method, then other trainings.
 
@@ -295,12 +291,7 @@ def judge_the_paper() -> tuple[str, float]:
 
 
 def summarize(
-    found: dict[str, Any],
-    less: Mapping[str, str],
-    by_epochs: dict[str, Any],
-    wide: dict[str, Any],
-    *,
-    simulated: bool,
+    found: Found, less: Mapping[str, str], by_epochs: Found, wide: Found, *, simulated: bool
 ) -> str:
     interval, p = judge_the_paper()
     parts = []
@@ -324,13 +315,11 @@ def summarize(
             f"{by_method[CA]['top-1']['value']:.1f} %, with PA as published "
             f"{pa['top-1']['value']:.1f} %, a difference of {tell(pa['difference'])} points."
         )
-    trend = [
-        f"{source}, {epochs} epochs "
-        + " to ".join(f"{by_method[m]['top-1']['value']:.1f}" for m in (CA, PAPERS))
-        for source, by_length in by_epochs.items()
-        for epochs, by_method in by_length.items()
-        if len(by_length) > 1
-    ]
+    trend = []
+    for source, by_length in by_epochs.items():
+        for epochs, by_method in by_length.items() if len(by_length) > 1 else ():
+            ca, pa = (by_method[method]["top-1"]["value"] for method in (CA, PAPERS))
+            trend.append(f"{source}, {epochs} epochs {ca:.1f} to {pa:.1f}")
     if trend:
         parts.append("CA to CA+PA as encoders get stronger: " + "; ".join(trend) + ".")
     parts.append(
@@ -356,10 +345,8 @@ def main(options: HarOptions) -> None:
         dimensions = scale.dimensions if job.latent == LATENT else scale.wide_dimensions
         results.append(run_job(job, loaded[job.source], options, dimensions=dimensions))
     found = gather(results)
-    less = {
-        source: say_what_is_less(epochs=job.epochs, seeds=job.seeds)
-        for source, job in main_jobs(results).items()
-    }
+    main_ones = main_jobs(results).items()
+    less = {source: say_what_is_less(epochs=j.epochs, seeds=j.seeds) for source, j in main_ones}
     by_epochs = {
         source: {result["job"].epochs: gather_runs(result) for result in of_study(results, source)}
         for source in scale.sources

@@ -108,11 +108,8 @@ def plot_latents(
     points, classes = _checked(latents, labels, [f"z{m + 1}" for m in range(len(latents))])
     figure, (axes,) = _grid(1, 1, row=4.6, width=5.6)
     _scatter_views(axes, points, classes)
-    axes.set(
-        title=title,
-        xlabel="latent coordinate 1 (latent units)",
-        ylabel="latent coordinate 2 (latent units)",
-    )
+    label = "latent coordinate {} (latent units)"
+    axes.set(title=title, xlabel=label.format(1), ylabel=label.format(2))
     handles = [*_class_handles(classes, names), *_modality_handles(len(points))]
     _legend_below(figure, handles, columns=2)
     return figure
@@ -158,16 +155,10 @@ def plot_spectrum(diagnosis: Diagnosis, *, title: str = "", k: int | None = None
     left.axhline(floor, color=GREY, lw=0.8, ls=":")
     if k is not None:
         left.axvline(d - k + 0.5, color="black", lw=1, ls="--")
-    left.set(
-        title=title or f"Stacked views, d = {d}",
-        xlabel="index of the singular value",
-        ylabel="singular value (data units)",
-    )
-    right.set(
-        title=f"Null space: {informative} informative, {trivial} trivial",
-        xlabel="null direction, by latent energy",
-        ylabel="share of the views' energy",
-    )
+    left.set_title(title or f"Stacked views, d = {d}")
+    left.set(xlabel="index of the singular value", ylabel="singular value (data units)")
+    right.set_title(f"Null space: {informative} informative, {trivial} trivial")
+    right.set(xlabel="null direction, by latent energy", ylabel="share of the views' energy")
     energies = np.asarray(diagnosis.energies, np.float64)[: informative + trivial]
     share = energies / max(float(np.sum(np.asarray(diagnosis.view_energies))), floor)
     place = np.arange(1, share.size + 1)

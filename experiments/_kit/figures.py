@@ -47,11 +47,8 @@ def plot_boundary(
     looks._scatter_views(panels[3], points[3:], classes)
     for (weights, offset), style in zip(estimated_lines, ("-", "--"), strict=False):
         _draw_line(panels[3], weights, offset, style=style)
-    panels[3].set(
-        title="Estimated latent space",
-        xlabel="coordinate 1 (latent units)",
-        ylabel="coordinate 2 (latent units)",
-    )
+    panels[3].set_title("Estimated latent space")
+    panels[3].set(xlabel="coordinate 1 (latent units)", ylabel="coordinate 2 (latent units)")
     handles = [*looks._class_handles(classes, names), *looks._modality_handles()]
     handles.append(Line2D([], [], color="black", label="boundary"))
     looks._legend_below(figure, handles)

@@ -112,12 +112,12 @@ def run_package(settings: Settings) -> dict[str, object]:
     from perfalign_jax import sweeps
 
     before, times = peak(), []
-    how: dict[str, Any] = {"batch_size": settings.batch_size, "progress": False}
+    how: dict[str, Any] = {"seeds": settings.seeds, "batch_size": settings.batch_size}
     for repeat in range(settings.repeats + 1):
         start = time.perf_counter()
         key = jax.random.key(repeat)
         results = {
-            axis: sweeps.sweep(key, line_grid(axis), seeds=settings.seeds, **how) for axis in LINES
+            axis: sweeps.sweep(key, line_grid(axis), progress=False, **how) for axis in LINES
         }
         times.append(time.perf_counter() - start)
     at = {"n": BASE["n"], "noise": 1.0}
