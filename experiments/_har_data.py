@@ -63,15 +63,9 @@ def load_har_data(options: HarOptions, *, modalities: tuple[str, ...]) -> HarDat
     """Read UTD-MHAD, or simulate recordings in its layout and read those."""
     name, recordings, series, authors, problems = read_clips(options, modalities=modalities)
     videos = {m: x for m, x in recordings.signals.items() if m in ("depth", "rgb")}
-    return HarData(
-        name=name,
-        labels=recordings.actions,
-        subjects=recordings.subjects,
-        inputs=series | videos,
-        authors=authors,
-        lifted=convolve(series, options, seed=options.seed),
-        problems=problems,
-    )
+    lifted = convolve(series, options, seed=options.seed)
+    labels, subjects = recordings.actions, recordings.subjects
+    return HarData(name, labels, subjects, series | videos, lifted, authors, problems)
 
 
 def list_splits(
@@ -184,13 +178,8 @@ def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:
         watch_every=max(1, job.epochs // 5),
         progress=True,
     )
-    encoded = Encoded(
-        source=training.encode(trained, data.inputs[job.source], view=0),
-        target=training.encode(trained, data.inputs[TARGET], view=1),
-        losses=trained.losses,
-        watched=trained.watched,
-        seconds=trained.seconds,
-    )
+    z1, z2 = (training.encode(trained, data.inputs[m], view=view) for view, m in enumerate(ends))
+    encoded = Encoded(z1, z2, trained.losses, trained.watched, trained.seconds)
     with open_whole(kept) as file:
         np.savez(file, **vars(encoded))
     shutil.rmtree(folder / stem)  # the latents are what is needed from here on

@@ -66,13 +66,9 @@ def run_job(
         if seed == 0 and job.untrained:
             found |= dict(score_the_rest(lifted, pose_untrained(job, data, options)))
         runs.append(found)
-    return {
-        "job": job,
-        "runs": runs,
-        "losses": encoded.losses,
-        "watched": encoded.watched,
-        "seconds": {"training": float(encoded.seconds), "scoring": time.perf_counter() - start},
-    }
+    seconds = {"training": float(encoded.seconds), "scoring": time.perf_counter() - start}
+    history = {"losses": encoded.losses, "watched": encoded.watched}
+    return {"job": job, "runs": runs, "seconds": seconds, **history}
 
 
 def pose_untrained(job: Job, data: HarData, options: HarOptions) -> Posed:

@@ -97,15 +97,9 @@ def find_recordings(options: TransferOptions, *, modalities: tuple[str, ...]) ->
     rich.console.Console().print("[bold]UTD_MHAD_ROOT is not set: simulated recordings stand in.")
     subjects, actions = (4, range(1, 28, 3)) if options.quick else (6, range(1, 28))
     folder = options.out / f"simulated-{subjects}x{len(actions)}-seed-{options.seed}"
-    simulate.simulate(
-        folder,
-        key=jax.random.key(options.seed),
-        subjects=subjects,
-        trials=2,
-        actions=actions,
-        modalities=modalities,
-        progress=True,
-    )
+    size: dict[str, Any] = {"subjects": subjects, "trials": 2, "actions": actions}
+    key = jax.random.key(options.seed)
+    simulate.simulate(folder, key=key, modalities=modalities, progress=True, **size)
     return folder, "simulated recordings"
 
 
@@ -149,13 +143,11 @@ def by_label(tree: Any) -> Any:
 
 def draw_methods(accuracy: dict[str, Any], *, chance: float, **more: str) -> Figure:
     """Top-1 by source, method and kind of split."""
-    panels = {
-        f"{source} to IMU": {
-            label: {kind: tuple(e["top-1"].values())[:3] for kind, e in by_kind.items()}
-            for label, by_kind in by_method.items()
-        }
-        for source, by_method in by_label(accuracy).items()
-    }
+    panels: dict[str, Any] = {}
+    for source, by_method in by_label(accuracy).items():
+        for label, by_kind in by_method.items():
+            shown = {kind: tuple(entry["top-1"].values())[:3] for kind, entry in by_kind.items()}
+            panels.setdefault(f"{source} to IMU", {})[label] = shown
     return plot_transfer(panels, chance=chance, **more)
 
 

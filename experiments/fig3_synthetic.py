@@ -9,6 +9,7 @@ One random draw of the maps S decides every number of the paper's table, so all 
 distributions over draws, with the percentile at which the paper's number falls.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -38,6 +39,9 @@ QUANTITIES = (*PAPER["perfect"], "relative CMAE")
 AFTER = "MLRE after the best affine map"
 
 
+fit = functools.partial(solver.fit, k=2, method="svd")
+
+
 def score(alignment: Alignment, problem: synthetic.Problem) -> dict[str, jax.Array]:
     z, (z1, z2) = problem.latents, solver.transform(alignment, problem.views)
     return {
@@ -56,12 +60,6 @@ def main(options: Options) -> None:
     keys = jax.random.split(jax.random.key(options.seed), max(draws, trained_draws))
     problems = map_draws(lambda key: synthetic.draw_problem(key, SAMPLES), keys, label="draws")
 
-    def perfect(problem: synthetic.Problem) -> dict[str, jax.Array]:
-        return score(solver.fit(problem.views, k=2, method="svd"), problem)
-
-    def closed(problem: synthetic.Problem) -> dict[str, jax.Array]:
-        return score(linear_contrastive(problem.views, k=2, center=True), problem)
-
     def trained(draw: tuple[jax.Array, synthetic.Problem]) -> dict[str, jax.Array]:
         key, problem = draw
         some = tuple(x[:pairs].astype(jnp.float32) for x in problem.views)
@@ -71,8 +69,10 @@ def main(options: Options) -> None:
     some = jax.tree.map(lambda leaf: leaf[:draws], problems)
     few = jax.tree.map(lambda leaf: leaf[:trained_draws], (keys, problems))
     methods = {
-        "perfect": map_draws(perfect, some, label="perfect alignment"),
-        "contrastive, closed form": map_draws(closed, some, label="closed form"),
+        "perfect": map_draws(lambda p: score(fit(p.views), p), some, label="perfect alignment"),
+        "contrastive, closed form": map_draws(
+            lambda p: score(linear_contrastive(p.views, k=2, center=True), p), some, label="closed"
+        ),
         "contrastive, trained": map_draws(trained, few, chunk=chunk, label="trained"),
     }
     cmae = methods["perfect"]["CMAE"]
@@ -112,13 +112,9 @@ def make_rows(methods: dict[str, dict[str, np.ndarray]], *, pairs: int, steps: i
     for method, values in methods.items():
         paper = PAPER[method.split(",")[0]]
         for quantity in (*QUANTITIES, AFTER) if method == "perfect" else QUANTITIES:
-            row = distribution_row(
-                f"{method}: {quantity}",
-                values[quantity],
-                paper=paper.get(quantity),
-                note=notes[method],
-                rounding=method == "perfect" and "CMAE" in quantity,
-            )
+            name, printed = f"{method}: {quantity}", paper.get(quantity)
+            note, exact = notes[method], method == "perfect" and "CMAE" in quantity
+            row = distribution_row(name, values[quantity], paper=printed, note=note, rounding=exact)
             rows += reduce([row], less if method == "contrastive, trained" else "")
     cmae = methods["perfect"]["CMAE"]
     for what, value, bound in (("median", np.median(cmae), 1e-13), ("largest", cmae.max(), 1e-12)):
@@ -130,7 +126,7 @@ def make_rows(methods: dict[str, dict[str, np.ndarray]], *, pairs: int, steps: i
 
 def make_figures(methods: dict[str, dict[str, np.ndarray]], problems: synthetic.Problem) -> Figures:
     problem = jax.tree.map(lambda leaf: leaf[0], problems)
-    aligned: Any = solver.transform(solver.fit(problem.views, k=2, method="svd"), problem.views)
+    aligned: Any = solver.transform(fit(problem.views), problem.views)
     shown = {q: q + " (latent units)" * (q != "NCMAE") for q in PAPER["perfect"]}
     errors = {name: {m: v[q] for m, v in methods.items()} for q, name in shown.items()}
     papers = {name: {m: PAPER[m.split(",")[0]][q] for m in methods} for q, name in shown.items()}

@@ -235,10 +235,8 @@ def statement_rows(lines: dict[str, SweepResult]) -> list[Row]:
     show = format_number
     quiet, noisy = ({axis: medians(axis, "train_cmae", s) for axis in lines} for s in NOISES)
     held_out, noisy_held_out = (medians("n", "held_out_cmae", noise) for noise in NOISES)
-    kept = {
-        axis: {v: f"{100 * share:.2g} %" for v, share in medians(axis, "train_energy").items()}
-        for axis in lines
-    }
+    energy = {axis: medians(axis, "train_energy") for axis in lines}
+    kept = {axis: {v: f"{100 * e:.2g} %" for v, e in energy[axis].items()} for axis in lines}
     largest = float(lines["n"].get("train_cmae", noise=0).max())
     few = max(n for n in held_out if n < BASE["k"])
     above = min(n for n in held_out if n > BASE["k"])
@@ -247,9 +245,9 @@ def statement_rows(lines: dict[str, SweepResult]) -> list[Row]:
     half = BASE["d"] // 2
     low_k = min(quiet["k"], key=lambda k: abs(k - half // 2))
     beyond = [k for k in quiet["k"] if half < k <= 36]
+    trend = (low_k, half, beyond[0], beyond[-1])
     errors = quiet["k"]
     steps = [(errors[b] / errors[a]) ** (1 / (b - a)) for a, b in itertools.pairwise(beyond)]
-    energy = medians("k", "train_energy")
     ks = [k for k in quiet["k"] if k <= half]
     mlre, after = (medians("k", f"train_mlre{what}") for what in ("", "_affine"))
     residue = max(after[k] for k in ks)
@@ -288,7 +286,7 @@ def statement_rows(lines: dict[str, SweepResult]) -> list[Row]:
             "plots 3 and 5: the best k, d = 40",
             "k < d / 2 balances",
             f"variance kept {kept['k'][low_k]} at k = {low_k}, {kept['k'][half]} at {half}",
-            judge_best_k(quiet["k"][half], energy[low_k], energy[half]),
+            judge_best_k(quiet["k"][half], energy["k"][low_k], energy["k"][half]),
             "k = d / 2 is perfect too, and the only one at which the null space holds no trivial "
             "direction. Below it the trailing vectors are an arbitrary part of a null space part "
             "of which maps both views to zero; which part, and with it energy and MLRE, is up to "
@@ -312,12 +310,7 @@ def statement_rows(lines: dict[str, SweepResult]) -> list[Row]:
             "trends match the noiseless ones",
             f"at k = {low_k}: {show(quiet['k'][low_k])} without and {show(noisy['k'][low_k])} with "
             "noise",
-            judge_trends(
-                *(
-                    tuple(over["k"][k] for k in (low_k, half, beyond[0], beyond[-1]))
-                    for over in (quiet, noisy)
-                )
-            ),
+            judge_trends(*(tuple(over["k"][k] for k in trend) for over in (quiet, noisy))),
             "With noise no threshold in d or k is left at n = 2000: up to k = d / 2 the error "
             "grows smoothly as sqrt(k). Beyond it the missing directions count for more than the "
             f"noise: {show(quiet['k'][beyond[-1]])} without and {show(noisy['k'][beyond[-1]])} "
@@ -334,10 +327,7 @@ def statement_rows(lines: dict[str, SweepResult]) -> list[Row]:
             "median, without noise, for every k up to d / 2. Nothing is harder to reconstruct.",
         ),
     ]
-    return [
-        Row(quantity, paper, ours, verdict=verdict, note=note)
-        for quantity, paper, ours, verdict, note in statements
-    ]
+    return [Row(what, paper, ours, "", *judged) for what, paper, ours, *judged in statements]
 
 
 def mean_lengths(largest: int) -> np.ndarray:
@@ -409,10 +399,8 @@ def collapse_panels(collapse: dict[str, SweepResult]) -> list[Panel]:
             xlabel = "noise of view 2 / noise of view 1"
         for metric, title, label in zip(COLLAPSE_METRICS, titles, labels, strict=True):
             percent = metric == "held_out_recall"
-            curves = {
-                name: result.get(metric, method=method) * (100 if percent else 1)
-                for method, name in NAMES.items()
-            }
+            unit = 100 if percent else 1
+            curves = {name: unit * result.get(metric, method=m) for m, name in NAMES.items()}
             chance = {"chance": [0.5] * len(x)} if percent else {}
             name = f"Held-out {title}"
             panel = Panel(name, x, xlabel, label, curves, chance, log_x=True, log_y=not percent)

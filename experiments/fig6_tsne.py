@@ -6,10 +6,9 @@ Time:     a minute on 2 cores (--full, 3 minutes) without the trainings, which t
 Expect:   on pairs that were fitted the distance relative to the spread falls by more than half
 
 The paper's titles give the summed distance of the pairs in the plane of t-SNE, almost halved by
-perfect alignment. That sum depends on how wide t-SNE has spread its points, so it stands here
-beside the sum relative to their spread; both as means over several runs of t-SNE, for the pairs
-that the alignment was fitted to and for pairs that it has never seen. Intervals are over trainings
-(--full has five); with one training there is none, and nothing stands beside the paper.
+perfect alignment. It depends on how wide t-SNE has spread its points, so it stands here beside the
+sum relative to their spread; for pairs that were fitted and pairs never seen. Intervals are over
+trainings (--full has five); with one training there is none, and nothing stands beside the paper.
 """
 
 import dataclasses

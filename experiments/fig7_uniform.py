@@ -52,12 +52,8 @@ def separate(z: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, float, floa
     k = z.shape[1]
     # Largest t with signs * (points . w + b) >= t and |w_j| <= 1.
     constraints = np.column_stack([-signs[:, None] * points, -signs, np.ones(len(z))])
-    found = linprog(
-        np.r_[np.zeros(k + 1), -1.0],
-        A_ub=constraints,
-        b_ub=np.zeros(len(z)),
-        bounds=[(-1, 1)] * k + [(None, None)] * 2,
-    )
+    loss, bounds = np.r_[np.zeros(k + 1), -1.0], [(-1, 1)] * k + [(None, None)] * 2
+    found = linprog(loss, A_ub=constraints, b_ub=np.zeros(len(z)), bounds=bounds)
     w = white @ found.x[:k]
     return w, float(found.x[k] - mean @ w), float(found.x[k + 1])
 

@@ -134,7 +134,10 @@ def make_rows(
 ) -> list[Row]:
     """The rows; growth is the stacked views' norm over the images'."""
     trivial, informative = int(whole.trivial_dimension), int(whole.informative_dimension)
+    shares = {f"accuracy on held-out images: {n}": v["accuracy"] for n, v in scores.items()}
+    of_few = "{:.1f} trivial, {:.1f} informative".format(*np.mean(few_dimensions, axis=0))
     collapsed, trailing, *_ = scores.values()
+    kept, beyond = trailing["energy kept, images"], "Not zero error either: beyond the null space."
     largest = max(collapsed["latent norm"].max(), collapsed["norm of the labels' matrix"].max())
     return [
         Row(
@@ -150,11 +153,7 @@ def make_rows(
             note=f"Over {collapsed['CMAE'].size} splits; CMAE at most "
             f"{format_number(collapsed['CMAE'].max())}: error zero, and nothing in it.",
         ),
-        distribution_row(
-            "share of the images' energy kept, k = 10",
-            trailing["energy kept, images"],
-            note="Not zero error either: beyond the null space.",
-        ),
+        distribution_row("share of the images' energy kept, k = 10", kept, note=beyond),
         Row(
             "operator norm of the stacked views over that of the images",
             paper="diminished",
@@ -163,15 +162,8 @@ def make_rows(
             note="A stacked matrix has at least the norm of its parts; it is the smallest singular "
             "values, not the largest, that repeated labels leave small.",
         ),
-        Row(
-            f"null space with {FEW} pairs",
-            ours="{:.1f} trivial, {:.1f} informative".format(*np.mean(few_dimensions, axis=0)),
-            note="Means over the splits.",
-        ),
-        *(
-            distribution_row(f"accuracy on held-out images: {name}", values["accuracy"])
-            for name, values in scores.items()
-        ),
+        Row(f"null space with {FEW} pairs", ours=of_few, note="Means over the splits."),
+        *(distribution_row(name, draws) for name, draws in shares.items()),
     ]
 
 

@@ -124,18 +124,13 @@ def main(options: Options) -> None:
             for name, statements in remarks.items():
                 for statement, error in statements(x1, x2, min(k, d1), rng).items():
                     worst[name][statement] = max(error, worst[name].get(statement, 0.0))
-    rows = [
-        Row(
-            f"Remark {name}: {statement}",
-            paper="holds",
-            ours=f"{error:.0e}" if error else "0",
-            verdict="reproduced" if error < 1e-9 else "not reproduced",
-            note="Largest relative error over all problems.",
-        )
-        for name, statements in worst.items()
-        for statement, error in statements.items()
-    ]
-    largest = max(error for statements in worst.values() for error in statements.values())
+    rows, note = [], "Largest relative error over all problems."
+    for name, errors in worst.items():
+        for statement, error in errors.items():
+            ours = f"{error:.0e}" if error else "0"
+            verdict = "reproduced" if error < 1e-9 else "not reproduced"
+            rows.append(Row(f"Remark {name}: {statement}", "holds", ours, "", verdict, note))
+    largest = max(error for errors in worst.values() for error in errors.values())
     finish(
         options,
         "remarks",

@@ -122,10 +122,8 @@ def vary_kernels(material: Material, options: TransferOptions) -> dict[str, Any]
         one = dataclasses.replace(material, arrays={LIFTED: lifted}, splits=one_split)
         for source, by_method in run_splits(one)["accuracy"].items():
             found.setdefault(source, []).append(by_method[BEST][kind]["top-1"]["value"])
-    return {
-        source: {**dataclasses.asdict(estimates.estimate_mean(each)), "each": each}
-        for source, each in found.items()
-    }
+    means = {source: estimates.estimate_mean(each) for source, each in found.items()}
+    return {source: dataclasses.asdict(means[source]) | {"each": found[source]} for source in found}
 
 
 def compare(ours: dict[str, float], paper: tuple[float, float], *, trials: int = 3) -> str:

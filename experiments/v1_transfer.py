@@ -116,10 +116,7 @@ def main(options: Options) -> None:
     keys = jax.random.split(jax.random.key(options.seed), draws)
     settings = {n: s for n, s in SETTINGS.items() if not options.quick or n in QUICK}
     values, first = run(settings, keys, mixtures)
-    ours, true = (
-        format_number(100 * values["the paper's"][task].mean())
-        for task in ("zero-shot", "true latent space")
-    )
+    means = {task: format_number(100 * v.mean()) for task, v in values["the paper's"].items()}
     loss = {n: 100 * (v["true latent space"] - v["zero-shot"]) for n, v in values.items()}
     lost = "; ".join(f"{n}: {x.mean():.1f}, {np.median(x):.1f}" for n, x in list(loss.items())[1:])
     accuracies = {f"accuracy, {t}": {n: v[t] for n, v in values.items()} for t in TASKS}
@@ -130,7 +127,8 @@ def main(options: Options) -> None:
         summary=(
             f"Latents of two Gaussian classes, {SAMPLES} pairs, half to align and train, half to "
             "test. Without noise a classifier of modality 1's latents is on modality 2 as good as "
-            f"one in the true latent space ({ours} % against {true} %), and a mixture finds the "
+            f"one in the true latent space ({means['zero-shot']} % against "
+            f"{means['true latent space']} %), and a mixture finds the "
             "classes without any label: the cluster found in modality 1 is the class in "
             "modality 2. With noise the loss of zero-shot transfer, in points (mean, median), is: "
             f"{lost}. Ridge CCA, which scales each view first, is the last of these."

@@ -238,10 +238,7 @@ def plot_transfer(
         axes.grid(visible=False, axis="y")
     for axes in panels[-2:]:
         axes.set_xlabel(quantity)
-    handles = [
-        Line2D([], [], color=color, marker=marker, ms=5, label=kind)
-        for kind, (color, marker) in looks.items()
-    ]
+    handles = [Line2D([], [], color=c, marker=m, ms=5, label=k) for k, (c, m) in looks.items()]
     handles.append(Line2D([], [], color=GREY, lw=0.9, ls=":", label="chance"))
     _legend_below(figure, handles, columns=4)
     return figure

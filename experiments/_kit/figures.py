@@ -12,6 +12,8 @@ from matplotlib.ticker import LogLocator
 
 from perfalign_jax import plotting as looks
 
+Table = Mapping[str, Mapping[str, Any]]  # by quantity and method
+
 
 def plot_data_model(
     latents: Any, views: tuple[Any, Any], labels: Any, *, names: Sequence[str] | None = None
@@ -38,9 +40,8 @@ def plot_boundary(
 
     A line ``(w, b)`` is ``w . z + b = 0``; estimated ones are found in each modality's latents.
     """
-    points, classes = looks._checked(
-        (latents, *views, *estimates), labels, ("latents", "x1", "x2", "z1", "z2")
-    )
+    arrays, described = (latents, *views, *estimates), ("latents", "x1", "x2", "z1", "z2")
+    points, classes = looks._checked(arrays, labels, described)
     figure, panels = looks._grid(4, 2, row=3.2)
     _draw_model(panels[:3], points[:3], classes)
     _draw_line(panels[0], *line, style="-")
@@ -55,11 +56,7 @@ def plot_boundary(
     return figure
 
 
-def plot_errors(
-    errors: Mapping[str, Mapping[str, Any]],
-    *,
-    paper: Mapping[str, Mapping[str, float]] | None = None,
-) -> Figure:
+def plot_errors(errors: Table, *, paper: Table | None = None) -> Figure:
     """Draw one panel per quantity with every method's draws, and the paper's number (Fig. 3).
 
     An axis is logarithmic where the values are positive and span more than two decades.
@@ -74,10 +71,8 @@ def plot_errors(
         for method, draws in by_method.items():
             values[method] = np.asarray(draws, np.float64).ravel()
             if values[method].size == 0 or not np.isfinite(values[method]).all():
-                raise ValueError(
-                    f"errors[{quantity!r}][{method!r}] must hold at least one number and only "
-                    "finite ones."
-                )
+                name, must = f"errors[{quantity!r}][{method!r}]", "at least one number and only"
+                raise ValueError(f"{name} must hold {must} finite ones.")
         _draw_distributions(axes, values, paper.get(quantity, {}))
         axes.set_xlabel(quantity)
         if axes in panels[1::2] and list(by_method) == list(next(iter(errors.values()))):
@@ -108,9 +103,7 @@ def measure_pairs(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
 
 
 def plot_pairs(
-    pictures: Mapping[str, tuple[Any, Any, Any]],
-    *,
-    names: tuple[str, str] = ("modality 1", "modality 2"),
+    pictures: Mapping[str, Any], *, names: tuple[str, str] = ("modality 1", "modality 2")
 ) -> Figure:
     """Draw both modalities' places in a plane, a line joining the two of a pair (paper Fig. 6).
 

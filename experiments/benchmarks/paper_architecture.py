@@ -64,13 +64,9 @@ def main(options: Options) -> None:
         encoders.make_branch(TARGET, latent=LATENT),
     )
     branches[0].make(jax.random.key(0))  # reads the weights, before the videos are
+    small: dict[str, Any] = {"frames": options.frames, "size": options.size, "progress": True}
     recordings = dataset.read_recordings(
-        root,
-        modalities=(TARGET, options.source),
-        frames=options.frames,
-        size=options.size,
-        cache=options.cache,
-        progress=True,
+        root, modalities=(TARGET, options.source), cache=options.cache, **small
     )
     series = dataset.to_series(recordings.signals[TARGET], modality=TARGET)
     inputs = recordings.signals | {TARGET: series}
@@ -127,11 +123,8 @@ def main(options: Options) -> None:
     path = Path(__file__).parent / "results" / f"paper_architecture_{what}_{name}.json"
     path.parent.mkdir(exist_ok=True)
     write_whole(path, json.dumps(result, indent=1).encode())
-    console.print(
-        f"{trained.seconds:.0f} s of training, {per_epoch:.1f} s an epoch, "
-        f"{result['clips per second']:.1f} clips/s; {path}",
-        highlight=False,
-    )
+    speed = f"{per_epoch:.1f} s an epoch, {result['clips per second']:.1f} clips/s"
+    console.print(f"{trained.seconds:.0f} s of training, {speed}; {path}", highlight=False)
 
 
 if __name__ == "__main__":
