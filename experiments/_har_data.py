@@ -3,11 +3,9 @@
 import dataclasses
 import functools
 import hashlib
-import io
 import shutil
 import zipfile
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,18 +14,17 @@ from _transfer_data import (
     HELD_OUT,
     RANDOM,
     REAL,
-    SPLIT,
     TARGET,
     TransferOptions,
     convolve,
-    find_recordings,
     hold_out_subjects,
+    read_clips,
 )
 
-from perfalign_jax.har.data import dataset, splits
+from perfalign_jax.har.data import splits
 from perfalign_jax.har.nn import encoders, training
 from perfalign_jax.har.protocol import methods, transfer
-from perfalign_jax.serialization import write_whole
+from perfalign_jax.serialization import open_whole
 
 LATENT = 256
 EPOCHS, SEEDS = 100, 5  # of the full protocol
@@ -39,8 +36,6 @@ class HarOptions(TransferOptions):
     """Options of the experiments with encoders.
 
     Attributes:
-        root: folder of UTD-MHAD; by default that in the environment variable UTD_MHAD_ROOT. Without
-            either, recordings are simulated.
         resume: go on from what an interrupted run left in ``<out>/har``; otherwise start afresh.
     """
 
@@ -66,23 +61,11 @@ class HarData:
 
 def load_har_data(options: HarOptions, *, modalities: tuple[str, ...]) -> HarData:
     """Read UTD-MHAD, or simulate recordings in its layout and read those."""
-    root, name = find_recordings(options, modalities=modalities)
-    recordings = dataset.read_recordings(
-        root, modalities=modalities, cache=options.out / "cache", progress=True
-    )
-    series = {m: dataset.to_series(x, modality=m) for m, x in recordings.signals.items()}
-    authors = splits.read_split(root / SPLIT, recordings.names)
-    inputs = {m: recordings.signals[m] if m in ("depth", "rgb") else series[m] for m in series}
-    return HarData(
-        name=name,
-        labels=recordings.actions,
-        subjects=recordings.subjects,
-        inputs=inputs,
-        authors=authors,
-        lifted=convolve(series, options, seed=options.seed),
-        problems=[str(problem) for problem in recordings.problems]
-        + [f"{name}: in the authors' split, but not read" for name in authors.missing],
-    )
+    name, recordings, series, authors, problems = read_clips(options, modalities=modalities)
+    videos = {m: x for m, x in recordings.signals.items() if m in ("depth", "rgb")}
+    lifted = convolve(series, options, seed=options.seed)
+    labels, subjects = recordings.actions, recordings.subjects
+    return HarData(name, labels, subjects, series | videos, lifted, authors, problems)
 
 
 def list_splits(
@@ -90,13 +73,12 @@ def list_splits(
 ) -> list[tuple[str, splits.Split]]:
     """The authors' split, random ones, and each subject held out; with the kind of each."""
     chosen = [(AUTHORS, data.authors)]
-    n = len(data.labels)
     for i in range(random):
         key = jax.random.fold_in(jax.random.key(options.seed), 1000 + i)
-        chosen.append((RANDOM, splits.split_at_random(n, key=key, name=f"random {i}")))
+        split = splits.split_at_random(len(data.labels), key=key, name=f"random {i}")
+        chosen.append((RANDOM, split))
     if options.full:
-        held_out = hold_out_subjects(data.subjects, options)
-        chosen.extend((HELD_OUT, split) for split in held_out)
+        chosen.extend((HELD_OUT, split) for split in hold_out_subjects(data.subjects, options))
     return chosen
 
 
@@ -157,17 +139,11 @@ def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:
     folder.mkdir(parents=True, exist_ok=True)
     settings = training.Settings(epochs=job.epochs)
     branches = make_branches(job.source, job.latent)
-    setting = repr(
-        (
-            _VERSION,
-            settings,
-            [branch.name for branch in branches],
-            encoders.computing_dtype(),
-            options.seed,
-            [hashlib.sha256(data.inputs[m].data.cast("B")).digest() for m in (job.source, TARGET)],
-        )
-    )
-    stem = f"{job.stem}-{hashlib.sha256(setting.encode()).hexdigest()[:8]}"
+    ends = job.source, TARGET
+    names = [branch.name for branch in branches]
+    inputs = [hashlib.sha256(data.inputs[m].data.cast("B")).digest() for m in ends]
+    made_from = (_VERSION, settings, names, encoders.computing_dtype(), options.seed, inputs)
+    stem = f"{job.stem}-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:8]}"
     kept = folder / f"{stem}.npz"
     if not options.resume:
         kept.unlink(missing_ok=True)
@@ -178,10 +154,7 @@ def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:
                 return Encoded(**{name: found[name] for name in found.files})
         except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile):
             kept.unlink()  # damaged by someone else: train again
-    task, _ = transfer.make_task(
-        data.inputs, data.labels, job.split, source=job.source, target=TARGET
-    )
-    keys = jax.random.split(jax.random.key(options.seed), job.seeds)
+    task, _ = pose(job, data, data.inputs)
     checked = job.split.val if len(job.split.val) else job.split.test
 
     def watch(trained: training.Trained) -> list[float]:
@@ -197,7 +170,7 @@ def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:
     trained = training.train(
         branches,
         task.pairs,
-        keys=keys,
+        keys=jax.random.split(jax.random.key(options.seed), job.seeds),
         settings=settings,
         folder=folder / stem,
         resume=options.resume,
@@ -205,35 +178,32 @@ def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:
         watch_every=max(1, job.epochs // 5),
         progress=True,
     )
-    content: dict[str, Any] = {
-        "source": training.encode(trained, data.inputs[job.source], view=0),
-        "target": training.encode(trained, data.inputs[TARGET], view=1),
-        "losses": trained.losses,
-        "watched": trained.watched,
-        "seconds": np.float64(trained.seconds),
-    }
-    buffer = io.BytesIO()
-    np.savez(buffer, **content)
-    write_whole(kept, buffer.getvalue())
+    z1, z2 = (training.encode(trained, data.inputs[m], view=view) for view, m in enumerate(ends))
+    encoded = Encoded(z1, z2, trained.losses, trained.watched, trained.seconds)
+    with open_whole(kept) as file:
+        np.savez(file, **vars(encoded))
     shutil.rmtree(folder / stem)  # the latents are what is needed from here on
-    return Encoded(**content)
+    return encoded
 
 
 @functools.cache  # the same objects, so that their programs are compiled once for all jobs
 def make_branches(source: str, latent: int) -> tuple[encoders.Branch, encoders.Branch]:
     """Encoders of the source and of the target."""
-    return (
-        encoders.make_branch(source, latent=latent),
-        encoders.make_branch(TARGET, latent=latent),
-    )
+    first, second = (encoders.make_branch(m, latent=latent) for m in (source, TARGET))
+    return first, second
+
+
+def pose(
+    job: Job, data: HarData, arrays: dict[str, np.ndarray], *, backwards: bool = False
+) -> methods.Posed:
+    """Task and exam of a job on arrays by modality; backwards, the target has the labels."""
+    source, target = (TARGET, job.source) if backwards else (job.source, TARGET)
+    return transfer.make_task(arrays, data.labels, job.split, source=source, target=target)
 
 
 def pose_latents(
     job: Job, data: HarData, encoded: Encoded, *, backwards: bool = False
 ) -> Iterator[methods.Posed]:
-    """Task and exam in the latent space of every seed; backwards, the target has the labels."""
-    ends = (TARGET, job.source) if backwards else (job.source, TARGET)
+    """Task and exam in the latent space of every seed."""
     for z1, z2 in zip(encoded.source, encoded.target, strict=True):
-        yield transfer.make_task(
-            {job.source: z1, TARGET: z2}, data.labels, job.split, source=ends[0], target=ends[1]
-        )
+        yield pose(job, data, {job.source: z1, TARGET: z2}, backwards=backwards)

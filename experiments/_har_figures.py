@@ -1,26 +1,26 @@
 """The figures of Table 1: every method, the training, more and more epochs, more and more k."""
 
+import functools
 from typing import Any
 
 import numpy as np
 from _har_data import LATENT
 from _har_scores import CA, JOINED_PA, name_of_papers
+from _transfer_data import draw_methods
 from matplotlib.figure import Figure
 
-from perfalign_jax import plotting
 from perfalign_jax.har.protocol.methods import Method
+from perfalign_jax.plotting import Panel, plot_panels
 
 
-def draw_methods(found: dict[str, Any], *, chance: float) -> Figure:
+def draw_largest(found: dict[str, Any], *, chance: float) -> Figure:
     """Accuracy of every method and kind of split; of those with a k, the largest ones."""
-    panels: dict[str, Any] = {}
-    for source, by_method in found.items():
-        for method, by_kind in by_method.items():
-            if method.k in (None, 128, LATENT) and not method.backwards:
-                panels.setdefault(f"{source} to IMU", {})[method.label] = {
-                    kind: tuple(entry["top-1"].values())[:3] for kind, entry in by_kind.items()
-                }
-    return plotting.plot_transfer(panels, chance=chance, quantity="top-1 (%)")
+    largest = (None, 128, LATENT)
+    shown = {
+        source: {m: e for m, e in by_method.items() if m.k in largest and not m.backwards}
+        for source, by_method in found.items()
+    }
+    return draw_methods(shown, chance=chance, quantity="top-1 (%)")
 
 
 def draw_training(longest: dict[str, dict[str, Any]]) -> Figure:
@@ -35,8 +35,8 @@ def draw_training(longest: dict[str, dict[str, Any]]) -> Figure:
             ("loss", epochs, "InfoNCE (nats)", losses),
             ("validation", (asked + 1).tolist(), "top-1 (%)", watched[asked].T),
         ):
-            panels.append(plotting.Panel(f"{source}: {what}", x, "epoch", label, {"CA": values}))
-    return plotting.plot_panels(panels, columns=2)
+            panels.append(Panel(f"{source}: {what}", x, "epoch", label, {"CA": values}))
+    return plot_panels(panels, columns=2)
 
 
 def draw_study(by_epochs: dict[str, Any]) -> Figure:
@@ -44,21 +44,13 @@ def draw_study(by_epochs: dict[str, Any]) -> Figure:
     inside = Method("trailing", k=128, inside=128, space=CA.space)
     cca = Method("ridge_cca", k=128, ridge=1.0, space=CA.space)
     lines = (CA, name_of_papers(LATENT), inside, cca, JOINED_PA)
-    panels = [
-        plotting.Panel(
-            f"{source} to IMU",
-            list(by_length),
-            "epochs of contrastive training",
-            "top-1 (%)",
-            {
-                m.label: line_up([by_method.get(m) for by_method in by_length.values()])
-                for m in lines
-            },
-            log_x=True,
-        )
-        for source, by_length in by_epochs.items()
-    ]
-    return plotting.plot_panels(panels, columns=2)
+    panels = []
+    for source, by_length in by_epochs.items():
+        tables = by_length.values()
+        curves = {m.label: line_up([by_method.get(m) for by_method in tables]) for m in lines}
+        name, xlabel = f"{source} to IMU", "epochs of contrastive training"
+        panels.append(Panel(name, list(by_length), xlabel, "top-1 (%)", curves, log_x=True))
+    return plot_panels(panels, columns=2)
 
 
 def draw_dimensions(tables: list[tuple[str, int, dict[Method, Any]]]) -> Figure:
@@ -66,28 +58,18 @@ def draw_dimensions(tables: list[tuple[str, int, dict[Method, Any]]]) -> Figure:
     panels = []
     for source, latent, by_method in tables:
         sizes = sorted({m.k for m in by_method if m.kind == "trailing" and m.k and not m.decoder})
+        method = functools.partial(Method, space=CA.space)
+        trailing = {k: method("trailing", k=k) for k in sizes} | {latent: name_of_papers(latent)}
         lines = {
             "CA": [CA] * len(sizes),
-            "CA + PA, trailing k": [
-                name_of_papers(latent) if k == latent else Method("trailing", k=k, space=CA.space)
-                for k in sizes
-            ],
-            "CA + PA, energy k": [Method("energy", k=k, space=CA.space) for k in sizes],
-            "CA + PA inside k directions": [
-                Method("trailing", k=k, inside=k, space=CA.space) for k in sizes
-            ],
+            "CA + PA, trailing k": [trailing[k] for k in sizes],
+            "CA + PA, energy k": [method("energy", k=k) for k in sizes],
+            "CA + PA inside k directions": [method("trailing", k=k, inside=k) for k in sizes],
         }
-        panels.append(
-            plotting.Panel(
-                f"{source} to IMU, latents of {latent}",
-                sizes,
-                "k, directions aligned",
-                "top-1 (%)",
-                {label: line_up([by_method.get(m) for m in some]) for label, some in lines.items()},
-                log_x=True,
-            )
-        )
-    return plotting.plot_panels(panels, columns=2)
+        curves = {label: line_up([by_method.get(m) for m in some]) for label, some in lines.items()}
+        name, xlabel = f"{source} to IMU, latents of {latent}", "k, directions aligned"
+        panels.append(Panel(name, sizes, xlabel, "top-1 (%)", curves, log_x=True))
+    return plot_panels(panels, columns=2)
 
 
 def line_up(entries: list[dict[str, Any] | None]) -> np.ndarray:

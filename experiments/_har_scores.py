@@ -10,11 +10,11 @@ import numpy as np
 import threadpoolctl
 from _har_data import (
     TARGET,
-    Encoded,
     HarData,
     HarOptions,
     Job,
     make_branches,
+    pose,
     pose_latents,
     train_and_encode,
 )
@@ -44,34 +44,20 @@ def name_of_papers(latent: int, *, space: str = CA.space) -> Method:
     return Method("trailing", k=latent, center=False, space=space)
 
 
+@threadpoolctl.threadpool_limits.wrap(limits=1)  # small products: threads wait for each other
 def run_job(
     job: Job, data: HarData, options: HarOptions, *, dimensions: Sequence[int]
 ) -> dict[str, Any]:
     """Train one job, or take the latents that an earlier run kept, and score every method."""
     encoded = train_and_encode(job, data, options)
-    with threadpoolctl.threadpool_limits(1):  # small products: threads only wait for each other
-        return score_job(job, data, options, encoded, dimensions)
-
-
-def score_job(
-    job: Job, data: HarData, options: HarOptions, encoded: Encoded, dimensions: Sequence[int]
-) -> dict[str, Any]:
-    """Score every method on the latents of one training."""
     start = time.perf_counter()
-    ends = job.source, TARGET
-    lifted, turned_lifted = (
-        methods.standardise(
-            *transfer.make_task(data.lifted, data.labels, job.split, source=a, target=b)
-        )
-        for a, b in (ends, ends[::-1])
-    )
     runs = []
-    both = zip(
-        pose_latents(job, data, encoded),
-        pose_latents(job, data, encoded, backwards=True),
-        strict=True,
+    lifted, turned_lifted = (
+        methods.standardise(*pose(job, data, data.lifted, backwards=turned))
+        for turned in (False, True)
     )
-    for seed, (own, turned) in enumerate(both):
+    ways = (pose_latents(job, data, encoded, backwards=turned) for turned in (False, True))
+    for seed, (own, turned) in enumerate(zip(*ways, strict=True)):
         key = jax.random.fold_in(jax.random.key(options.seed), seed)
         found = dict(score_encoders(own, lifted, key, dimensions))
         turned = methods.to_directions(*turned)
@@ -80,16 +66,9 @@ def score_job(
         if seed == 0 and job.untrained:
             found |= dict(score_the_rest(lifted, pose_untrained(job, data, options)))
         runs.append(found)
-    return {
-        "job": job,
-        "runs": runs,
-        "losses": encoded.losses,
-        "watched": encoded.watched,
-        "seconds": {
-            "training": float(encoded.seconds),
-            "scoring": time.perf_counter() - start,
-        },
-    }
+    seconds = {"training": float(encoded.seconds), "scoring": time.perf_counter() - start}
+    history = {"losses": encoded.losses, "watched": encoded.watched}
+    return {"job": job, "runs": runs, "seconds": seconds, **history}
 
 
 def pose_untrained(job: Job, data: HarData, options: HarOptions) -> Posed:
@@ -97,20 +76,20 @@ def pose_untrained(job: Job, data: HarData, options: HarOptions) -> Posed:
     keys = jax.random.split(jax.random.key(options.seed), 1)
     trained = training.start(make_branches(job.source, job.latent), keys)
     latents = {
-        job.source: training.encode(trained, data.inputs[job.source], view=0)[0],
-        TARGET: training.encode(trained, data.inputs[TARGET], view=1)[0],
+        modality: training.encode(trained, data.inputs[modality], view=view)[0]
+        for view, modality in enumerate((job.source, TARGET))
     }
-    posed = transfer.make_task(latents, data.labels, job.split, source=job.source, target=TARGET)
-    return methods.to_directions(*posed)
+    return methods.to_directions(*pose(job, data, latents))
 
 
 def score(
     task: transfer.Task, exam: transfer.Exam, ranks: np.ndarray | None = None
 ) -> dict[str, Any]:
     """Hits of each top, clip by clip; of latents also how well held-out pairs agree."""
-    agreement = {} if ranks is not None else exam.agreement(task)
+    agreement = {}
     if ranks is None:
         ranks = transfer.rank_classes(task.labelled, task.labels, task.unseen)
+        agreement = exam.agreement(task)
     hits = exam.score(ranks)
     return {"hits": {str(top): hits[top].astype(int).tolist() for top in TOPS}, **agreement}
 
@@ -150,11 +129,7 @@ def score_the_rest(lifted: Posed, untrained: Posed) -> Scores:
     yield PSEUDO, score(task, exam, methods.rank_by_pseudo_labels(task))
     bound = transfer.rank_classes(exam.bound, task.labels, task.unseen)
     yield BOUND, score(task, exam, bound)
-    size = untrained[0].pairs[0].shape[1]
-    listed = [
-        Method("identity"),
-        name_of_papers(size, space=""),
-        *(Method(kind, k=128) for kind in ("trailing", "energy")),
-    ]
+    paper = name_of_papers(untrained[0].pairs[0].shape[1], space="")
+    listed = [Method("identity"), paper, Method("trailing", k=128), Method("energy", k=128)]
     for method, after, own in align_all(untrained, UNTRAINED, listed):
         yield method, score(after, own)

@@ -2,18 +2,23 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import rich.console
 from _kit.options import Options
+from _kit.rows import Figure
 
 from perfalign_jax import lift
 from perfalign_jax.har.data import dataset, simulate, splits
+from perfalign_jax.har.protocol.methods import Method
+from perfalign_jax.plotting import plot_transfer
 
 RAW, LIFTED = "raw signals", "random convolutions"
 AUTHORS, RANDOM, HELD_OUT = "authors' split", "random splits", "subject held out"
@@ -92,16 +97,25 @@ def find_recordings(options: TransferOptions, *, modalities: tuple[str, ...]) ->
     rich.console.Console().print("[bold]UTD_MHAD_ROOT is not set: simulated recordings stand in.")
     subjects, actions = (4, range(1, 28, 3)) if options.quick else (6, range(1, 28))
     folder = options.out / f"simulated-{subjects}x{len(actions)}-seed-{options.seed}"
-    simulate.simulate(
-        folder,
-        key=jax.random.key(options.seed),
-        subjects=subjects,
-        trials=2,
-        actions=actions,
-        modalities=modalities,
-        progress=True,
-    )
+    size: dict[str, Any] = {"subjects": subjects, "trials": 2, "actions": actions}
+    key = jax.random.key(options.seed)
+    simulate.simulate(folder, key=key, modalities=modalities, progress=True, **size)
     return folder, "simulated recordings"
+
+
+def read_clips(
+    options: TransferOptions, *, modalities: tuple[str, ...]
+) -> tuple[str, dataset.Recordings, dict[str, np.ndarray], splits.Split, list[str]]:
+    """Name of the data, recordings and their series, the authors' split, and what is missing."""
+    root, name = find_recordings(options, modalities=modalities)
+    recordings = dataset.read_recordings(
+        root, modalities=modalities, cache=options.out / "cache", progress=True
+    )
+    series = {m: dataset.to_series(x, modality=m) for m, x in recordings.signals.items()}
+    authors = splits.read_split(root / SPLIT, recordings.names)
+    problems = [str(problem) for problem in recordings.problems]
+    problems += [f"{clip}: in the authors' split, but not read" for clip in authors.missing]
+    return name, recordings, series, authors, problems
 
 
 def thin(series: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -114,30 +128,35 @@ def thin(series: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def hold_out_subjects(subjects: np.ndarray, options: TransferOptions) -> list[splits.Split]:
     """Each subject held out, with half of what the largest one leaves as pairs."""
     present, counts = np.unique(subjects, return_counts=True)
-    return [
-        splits.hold_out_subject(
-            subjects,
-            subject=subject,
-            key=jax.random.fold_in(jax.random.key(options.seed), subject),
-            pairs=(len(subjects) - int(counts.max())) // 2,
-        )
-        for subject in present.tolist()
-    ]
+    pairs, key = (len(subjects) - int(counts.max())) // 2, jax.random.key(options.seed)
+    keys = {s: jax.random.fold_in(key, s) for s in present.tolist()}
+    hold_out = functools.partial(splits.hold_out_subject, subjects, pairs=pairs)
+    return [hold_out(subject=subject, key=key) for subject, key in keys.items()]
+
+
+def by_label(tree: Any) -> Any:
+    """The same with the names of methods instead of the methods, for a file or a figure."""
+    if not isinstance(tree, dict):
+        return tree
+    return {k.label if isinstance(k, Method) else k: by_label(v) for k, v in tree.items()}
+
+
+def draw_methods(accuracy: dict[str, Any], *, chance: float, **more: str) -> Figure:
+    """Top-1 by source, method and kind of split."""
+    panels: dict[str, Any] = {}
+    for source, by_method in by_label(accuracy).items():
+        for label, by_kind in by_method.items():
+            shown = {kind: tuple(entry["top-1"].values())[:3] for kind, entry in by_kind.items()}
+            panels.setdefault(f"{source} to IMU", {})[label] = shown
+    return plot_transfer(panels, chance=chance, **more)
 
 
 def load_material(options: TransferOptions) -> Material:
     """Skeleton and depth as sources, the inertial sensor as target."""
     sources = ("skeleton",) if options.quick else ("skeleton", "depth")
-    modalities = (TARGET, *sources)
-    root, name = find_recordings(options, modalities=modalities)
-    recordings = dataset.read_recordings(
-        root, modalities=modalities, cache=options.out / "cache", progress=True
-    )
-    series = {m: dataset.to_series(x, modality=m) for m, x in recordings.signals.items()}
-    authors = splits.read_split(root / SPLIT, recordings.names)
+    name, recordings, series, authors, problems = read_clips(options, modalities=(TARGET, *sources))
     held_out = hold_out_subjects(recordings.subjects, options)[: 1 if options.quick else None]
     random = random_splits(len(recordings.names), options)
-    missing = [f"{name}: in the authors' split, but not read" for name in authors.missing]
     return Material(
         data=name,
         sources=sources,
@@ -149,5 +168,5 @@ def load_material(options: TransferOptions) -> Material:
             name_part(RANDOM, len(random), ALL_SPLITS): random,
             name_part(HELD_OUT, len(held_out), len(np.unique(recordings.subjects))): held_out,
         },
-        problems=[str(problem) for problem in recordings.problems] + missing,
+        problems=problems,
     )

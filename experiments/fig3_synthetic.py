@@ -9,15 +9,16 @@ One random draw of the maps S decides every number of the paper's table, so all 
 distributions over draws, with the percentile at which the paper's number falls.
 """
 
-import time
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _kit.options import Options, config_of, start
-from _kit.report import Result, Row, format_number, reduce
-from _kit.rows import Figure, distribution_row, draw_figures, finish, map_draws
+from _kit.figures import plot_data_model, plot_errors
+from _kit.options import Options, start
+from _kit.report import Row, format_number, reduce
+from _kit.rows import Figures, distribution_row, finish, map_draws
 
 from perfalign_jax import metrics, plotting, solver, synthetic
 from perfalign_jax.baselines import linear_contrastive
@@ -34,15 +35,11 @@ SIZES = {  # draws of the closed forms; draws, pairs, steps and chunk of the tra
     "default": (500, 200, 200, 400, 20),
     "full": (1000, 200, SAMPLES, 500, 2),
 }
-QUANTITIES = (
-    "MLRE 1",
-    "MLRE 2",
-    "CMAE",
-    "NCMAE",
-    "relative CMAE",
-    "MLRE after the best affine map",
-)
-UNITS = {"MLRE 1": " (latent units)", "MLRE 2": " (latent units)", "CMAE": " (latent units)"}
+QUANTITIES = (*PAPER["perfect"], "relative CMAE")
+AFTER = "MLRE after the best affine map"
+
+
+fit = functools.partial(solver.fit, k=2, method="svd")
 
 
 def score(alignment: Alignment, problem: synthetic.Problem) -> dict[str, jax.Array]:
@@ -53,26 +50,15 @@ def score(alignment: Alignment, problem: synthetic.Problem) -> dict[str, jax.Arr
         "CMAE": metrics.cmae(z1, z2),
         "NCMAE": metrics.ncmae(z1, z2),
         "relative CMAE": metrics.relative_cmae(z1, z2),
-        "MLRE after the best affine map": metrics.mlre_affine(z, (z1, z2)),
+        AFTER: metrics.mlre_affine(z, (z1, z2)),
     }
 
 
 def main(options: Options) -> None:
-    jax.config.update("jax_enable_x64", True)
-    start = time.perf_counter()
     draws, trained_draws, pairs, steps, chunk = SIZES[options.scale]
-    root = jax.random.key(options.seed)
-    keys = jax.random.split(root, max(draws, trained_draws))
-
-    problems = map_draws(
-        lambda key: synthetic.draw_problem(key, SAMPLES), keys, chunk=20, label="draws"
-    )
-
-    def perfect(problem: synthetic.Problem) -> dict[str, jax.Array]:
-        return score(solver.fit(problem.views, k=2, method="svd"), problem)
-
-    def closed(problem: synthetic.Problem) -> dict[str, jax.Array]:
-        return score(linear_contrastive(problem.views, k=2, center=True), problem)
+    trained_with = {"trained_draws": trained_draws, "trained_pairs": pairs, "trained_steps": steps}
+    keys = jax.random.split(jax.random.key(options.seed), max(draws, trained_draws))
+    problems = map_draws(lambda key: synthetic.draw_problem(key, SAMPLES), keys, label="draws")
 
     def trained(draw: tuple[jax.Array, synthetic.Problem]) -> dict[str, jax.Array]:
         key, problem = draw
@@ -83,19 +69,16 @@ def main(options: Options) -> None:
     some = jax.tree.map(lambda leaf: leaf[:draws], problems)
     few = jax.tree.map(lambda leaf: leaf[:trained_draws], (keys, problems))
     methods = {
-        "perfect": map_draws(perfect, some, chunk=20, label="perfect alignment"),
+        "perfect": map_draws(lambda p: score(fit(p.views), p), some, label="perfect alignment"),
         "contrastive, closed form": map_draws(
-            closed, some, chunk=20, label="contrastive, closed form"
+            lambda p: score(linear_contrastive(p.views, k=2, center=True), p), some, label="closed"
         ),
-        "contrastive, trained": map_draws(trained, few, chunk=chunk, label="contrastive, trained"),
+        "contrastive, trained": map_draws(trained, few, chunk=chunk, label="trained"),
     }
-    rows = make_rows(methods, pairs=pairs, steps=steps)
-    if options.quick:
-        rows = reduce(rows, options.protocol(f"{draws} of {SIZES['default'][0]} draws"))
-    figures = draw_figures(options.out, make_figures(methods, problems))
     cmae = methods["perfect"]["CMAE"]
-    result = Result(
-        name="fig3_synthetic",
+    finish(
+        options,
+        "fig3_synthetic",
         title="Section 3.1: alignment and reconstruction errors (Figs. 1-3)",
         summary=(
             f"Gaussian mixture latents, {SAMPLES} pairs, 2 x 2 maps with entries in [-5, 5], "
@@ -106,20 +89,12 @@ def main(options: Options) -> None:
             "latents agree in direction only; their length, and with it CMAE and MLRE, is "
             "arbitrary, so NCMAE and relative CMAE are the numbers to compare."
         ),
-        rows=rows,
-        figures=figures,
+        rows=make_rows(methods, pairs=pairs, steps=steps),
+        less=f"{draws} of {SIZES['default'][0]} draws",
+        figures=make_figures(methods, problems),
         values=methods,
-        config=config_of(
-            options,
-            samples=SAMPLES,
-            draws=draws,
-            trained_draws=trained_draws,
-            trained_pairs=pairs,
-            trained_steps=steps,
-        ),
-        seconds=time.perf_counter() - start,
+        config={"samples": SAMPLES, "draws": draws, **trained_with},
     )
-    finish(result, options)
 
 
 def make_rows(methods: dict[str, dict[str, np.ndarray]], *, pairs: int, steps: int) -> list[Row]:
@@ -136,42 +111,29 @@ def make_rows(methods: dict[str, dict[str, np.ndarray]], *, pairs: int, steps: i
     rows: list[Row] = []
     for method, values in methods.items():
         paper = PAPER[method.split(",")[0]]
-        for quantity in QUANTITIES if method == "perfect" else QUANTITIES[:-1]:
-            draws = values[quantity]
-            row = distribution_row(
-                f"{method}: {quantity}",
-                draws,
-                paper=paper.get(quantity),
-                note=notes[method],
-                rounding=method == "perfect" and "CMAE" in quantity,
-            )
+        for quantity in (*QUANTITIES, AFTER) if method == "perfect" else QUANTITIES:
+            name, printed = f"{method}: {quantity}", paper.get(quantity)
+            note, exact = notes[method], method == "perfect" and "CMAE" in quantity
+            row = distribution_row(name, values[quantity], paper=printed, note=note, rounding=exact)
             rows += reduce([row], less if method == "contrastive, trained" else "")
     cmae = methods["perfect"]["CMAE"]
     for what, value, bound in (("median", np.median(cmae), 1e-13), ("largest", cmae.max(), 1e-12)):
         verdict = f"reproduced: below {bound:g}" if value < bound else f"above {bound:g}"
-        rows.append(
-            Row(
-                f"perfect: {what} CMAE over the draws",
-                paper="3.66e-15",
-                ours=format_number(value),
-                verdict=verdict,
-            )
-        )
+        name = f"perfect: {what} CMAE over the draws"
+        rows.append(Row(name, "3.66e-15", format_number(value), verdict=verdict))
     return rows
 
 
-def make_figures(
-    methods: dict[str, dict[str, np.ndarray]], problems: synthetic.Problem
-) -> dict[str, tuple[Figure, str]]:
+def make_figures(methods: dict[str, dict[str, np.ndarray]], problems: synthetic.Problem) -> Figures:
     problem = jax.tree.map(lambda leaf: leaf[0], problems)
-    aligned: Any = solver.transform(solver.fit(problem.views, k=2, method="svd"), problem.views)
-    shown = ("MLRE 1", "MLRE 2", "CMAE", "NCMAE")
-    errors = {q + UNITS.get(q, ""): {m: v[q] for m, v in methods.items()} for q in shown}
-    papers = {q + UNITS.get(q, ""): {m: PAPER[m.split(",")[0]][q] for m in methods} for q in shown}
+    aligned: Any = solver.transform(fit(problem.views), problem.views)
+    shown = {q: q + " (latent units)" * (q != "NCMAE") for q in PAPER["perfect"]}
+    errors = {name: {m: v[q] for m, v in methods.items()} for q, name in shown.items()}
+    papers = {name: {m: PAPER[m.split(",")[0]][q] for m in methods} for q, name in shown.items()}
     names = ("component at (0, 1)", "component at (4, 5)")
     return {
         "fig1_data_model.png": (
-            plotting.plot_data_model(problem.latents, problem.views, problem.labels, names=names),
+            plot_data_model(problem.latents, problem.views, problem.labels, names=names),
             "Fig. 1: true latents and the two modalities made from them, first draw.",
         ),
         "fig2_aligned_latents.png": (
@@ -180,7 +142,7 @@ def make_figures(
             "lies in its ring; the clusters survive, at other places than the true ones.",
         ),
         "fig3_errors.png": (
-            plotting.plot_errors(errors, paper=papers),
+            plot_errors(errors, paper=papers),
             "Fig. 3 as distributions over random draws of latents and maps.",
         ),
     }

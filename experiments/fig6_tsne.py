@@ -6,15 +6,12 @@ Time:     a minute on 2 cores (--full, 3 minutes) without the trainings, which t
 Expect:   on pairs that were fitted the distance relative to the spread falls by more than half
 
 The paper's titles give the summed distance of the pairs in the plane of t-SNE, almost halved by
-perfect alignment. That sum depends on how wide t-SNE has spread its points, so it stands here
-beside the sum relative to their spread; both as means over several runs of t-SNE, for the pairs
-that the alignment was fitted to and for pairs that it has never seen. Intervals are over trainings
-(--full has five); with one training there is none, and nothing stands beside the paper.
+perfect alignment. It depends on how wide t-SNE has spread its points, so it stands here beside the
+sum relative to their spread; for pairs that were fitted and pairs never seen. Intervals are over
+trainings (--full has five); with one training there is none, and nothing stands beside the paper.
 """
 
 import dataclasses
-import time
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,22 +25,20 @@ from _har_data import (
     HarData,
     HarOptions,
     Job,
-    list_splits,
     load_har_data,
     pose_latents,
     say_what_is_less,
     train_and_encode,
 )
-from _kit.options import config_of, start
-from _kit.report import Result, Row, format_number
-from _kit.rows import draw_figures, finish
+from _kit.figures import measure_pairs, plot_pairs
+from _kit.options import start
+from _kit.report import Row, format_number
+from _kit.rows import finish
 from rich.progress import track
 
-from perfalign_jax import plotting, solver
+from perfalign_jax import solver
 from perfalign_jax.har.protocol import estimates
-from perfalign_jax.types import CollapseWarning, OverfitWarning
 
-NAME = "fig6_tsne"
 CLASSES = 5
 CA, PA = "CA", "CA + PA"
 
@@ -74,10 +69,8 @@ def collect(
         alignment = solver.fit(task.pairs, k=task.pairs[0].shape[1])
         fitted, held_out = data.labels[job.split.align], exam.labels
         found = {}
-        for name, z1, z2, labels in (
-            ("held-out pairs", exam.partners, task.unseen, held_out),
-            ("fitted pairs", *task.pairs, fitted),
-        ):
+        unseen = "held-out pairs", exam.partners, task.unseen, held_out
+        for name, z1, z2, labels in (unseen, ("fitted pairs", *task.pairs, fitted)):
             rows = choose_clips(labels, held_out)
             after = (np.asarray(z)[rows] for z in solver.transform(alignment, (z1, z2)))
             found[f"{CA}, {name}"] = (z1[rows], z2[rows], labels[rows])
@@ -95,19 +88,15 @@ def make_rows(values: dict[str, np.ndarray], part: str, *, comparable: bool) -> 
             # Of ratios the logarithms are added; runs of t-SNE say nothing of other trainings.
             logs = np.log(after[:, :, column] / before[:, :, column]).mean(axis=1)
             ratio = np.exp(dataclasses.astuple(estimates.estimate_mean(logs)))
-            known = seeds > 1
-            rows.append(
-                Row(
-                    f"{name}: {what}, CA+PA over CA{f' ({part})' if part else ''}",
-                    paper="almost half" if comparable and rows == [] else "",
-                    ours=f"{ratio[0]:.2f}",
-                    interval=f"[{ratio[1]:.2f}, {ratio[2]:.2f}]" if known else "",
-                    verdict=judge(*ratio[1:]) if known else "one training: no interval",
-                    note=f"CA {format_number(before[:, :, column].mean())}, CA+PA "
-                    f"{format_number(after[:, :, column].mean())}; {seeds} trainings, {repeats} "
-                    "runs of t-SNE each",
-                )
-            )
+            quantity = f"{name}: {what}, CA+PA over CA{f' ({part})' if part else ''}"
+            paper = "almost half" if comparable and rows == [] else ""
+            interval, verdict = "", "one training: no interval"
+            if seeds > 1:
+                interval, verdict = f"[{ratio[1]:.2f}, {ratio[2]:.2f}]", judge(*ratio[1:])
+            means = [format_number(found[:, :, column].mean()) for found in (before, after)]
+            note = "CA {}, CA+PA {}; ".format(*means)
+            note += f"{seeds} trainings, {repeats} runs of t-SNE each"
+            rows.append(Row(quantity, paper, f"{ratio[0]:.2f}", interval, verdict, note))
     return rows
 
 
@@ -115,19 +104,13 @@ def judge(low: float, high: float) -> str:
     return "closer" if high < 1 else "farther" if low > 1 else "not told apart"
 
 
-def main(options: HarOptions) -> Result:
-    start = time.perf_counter()
+def main(options: HarOptions) -> None:
     source = "skeleton" if options.quick else "depth"
     data = load_har_data(options, modalities=(TARGET, source))
-    kind, split = list_splits(data, options, random=0)[0]
-    assert kind == AUTHORS
     epochs = 2 if options.quick else EPOCHS if options.full else 10
-    job = Job(source, kind, split, SEEDS if options.full else 1, epochs)
+    job = Job(source, AUTHORS, data.authors, SEEDS if options.full else 1, epochs)
     repeats = 2 if options.quick else 4 if options.full else 10
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CollapseWarning)  # what it looks like is shown
-        warnings.simplefilter("ignore", OverfitWarning)  # measured on held-out pairs
-        latents = list(collect(job, data, options))
+    latents = list(collect(job, data, options))
     pictures: dict[str, Any] = {}
     measured: dict[str, list[Any]] = {}
     jobs = [(seed, what) for seed in range(job.seeds) for what in latents[seed]]
@@ -135,7 +118,7 @@ def main(options: HarOptions) -> Result:
         z1, z2, labels = latents[seed][what]
         planes = [embed(z1, z2, options.seed + i) for i in range(repeats)]
         pictures.setdefault(what, (*planes[0], labels))
-        measured.setdefault(what, []).append([plotting.measure_pairs(*plane) for plane in planes])
+        measured.setdefault(what, []).append([measure_pairs(*plane) for plane in planes])
     values = {what: np.array(found) for what, found in measured.items()}  # (seeds, repeats, 2)
     part = say_what_is_less(epochs=epochs, seeds=job.seeds)
     rows = make_rows(values, part, comparable=not part and not data.simulated)
@@ -150,20 +133,18 @@ def main(options: HarOptions) -> Result:
         f"distance in the plane by a factor of {total}, relative to the spread by {relative}; on "
         f"the pairs it was fitted to by {fitted} and {fitted_relative}."
     )
-    figure = plotting.plot_pairs(pictures, names=("video" if source == "depth" else source, "IMU"))
-    result = Result(
-        name=NAME,
+    figure = plot_pairs(pictures, names=("video" if source == "depth" else source, "IMU"))
+    finish(
+        options,
+        "fig6_tsne",
         title=f"Fig. 6, latent space before and after perfect alignment{stand_in}",
         summary=("SIMULATED RECORDINGS, not UTD-MHAD. " if data.simulated else "") + summary,
         rows=rows,
-        figures=draw_figures(options.out, {f"{NAME}.png": (figure, caption)}),
+        figures={"fig6_tsne.png": (figure, caption)},
         values=values,
-        config=config_of(options, data=data.name, source=source, epochs=epochs),
-        seconds=time.perf_counter() - start,
+        config={"data": data.name, "source": source, "epochs": epochs},
     )
-    finish(result, options)
-    return result
 
 
 if __name__ == "__main__":
-    start(main, HarOptions, __doc__)
+    start(main, HarOptions, __doc__, bits=32)

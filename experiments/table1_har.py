@@ -16,8 +16,6 @@ in, and the report says so.
 import dataclasses
 import os
 import resource
-import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +38,7 @@ from _har_data import (
     load_har_data,
     say_what_is_less,
 )
-from _har_figures import draw_dimensions, draw_methods, draw_study, draw_training
+from _har_figures import draw_dimensions, draw_largest, draw_study, draw_training
 from _har_scores import (
     BOUND,
     CA,
@@ -53,14 +51,14 @@ from _har_scores import (
     name_of_papers,
     run_job,
 )
-from _kit.options import config_of, start
-from _kit.report import Result, Row
-from _kit.rows import describe, draw_figures, estimate_hits, finish
+from _kit.options import start
+from _kit.report import Row
+from _kit.rows import Figures, describe, estimate_hits, finish
+from _transfer_data import by_label
 from scipy import stats
 
 from perfalign_jax.har.protocol import estimates
 from perfalign_jax.har.protocol.methods import Method
-from perfalign_jax.types import CollapseWarning, OverfitWarning
 
 NAME = "table1_har"
 PAPER = {
@@ -70,6 +68,8 @@ PAPER = {
 PAPERS_CMAE = {"CA": "2210 ± 20.5", "CA+PA": "8.66 ± 0.306"}
 AGREEMENTS = ("CMAE", "NCMAE", "relative CMAE", "R@1")
 PAPERS, PAPERS_KEPT = name_of_papers(LATENT), name_of_papers(LATENT, space=KEPT)
+STUDY_SEEDS = 3
+Found = dict[str, Any]  # by source, then by method or by epochs and method: what is measured
 WIDE = 2048  # the paper's latents: their null space holds far more directions than are taken
 
 
@@ -81,10 +81,8 @@ class Scale:
     seeds: int
     epochs: int
     random: int
-    study: tuple[int, ...] = ()
-    study_seeds: int = 0
     dimensions: tuple[int, ...] = (27, 64, 128)
-    wide_seeds: int = 0
+    study: tuple[int, ...] = ()  # epochs of shorter trainings
     wide_dimensions: tuple[int, ...] = ()
 
 
@@ -94,26 +92,16 @@ def choose_scale(options: HarOptions, *, has_rgb: bool) -> Scale:
     if not options.full:
         return Scale(("skeleton", "depth"), 1, 40, 0)
     sources = ("skeleton", "depth", *(("rgb",) if has_rgb else ()))
-    return Scale(
-        sources,
-        seeds=SEEDS,
-        epochs=EPOCHS,
-        random=10,
-        study=(5, 20, 60),
-        study_seeds=3,
-        dimensions=(8, 27, 64, 128, 192),
-        wide_seeds=3,
-        wide_dimensions=(8, 27, 64, 128, 256, 512, 1024),
-    )
+    few, many = (8, 27, 64, 128, 192), (8, 27, 64, 128, 256, 512, 1024)
+    return Scale(sources, SEEDS, EPOCHS, 10, few, study=(5, 20, 60), wide_dimensions=many)
 
 
 def load_by_source(options: HarOptions, scale: Scale) -> dict[str, HarData]:
     """Recordings for each source; RGB by itself, as clips without it serve the others."""
-    groups = [[s for s in scale.sources if s != "rgb"], [s for s in scale.sources if s == "rgb"]]
+    groups = [[s for s in scale.sources if (s == "rgb") == alone] for alone in (False, True)]
     loaded: dict[str, HarData] = {}
     for group in filter(None, groups):
-        found = load_har_data(options, modalities=(TARGET, *group))
-        loaded |= dict.fromkeys(group, found)
+        loaded |= dict.fromkeys(group, load_har_data(options, modalities=(TARGET, *group)))
     return loaded
 
 
@@ -125,10 +113,10 @@ def list_jobs(data: dict[str, HarData], scale: Scale, options: HarOptions) -> li
         epochs = scale.epochs // 2 if short else scale.epochs
         for kind, split in every:
             jobs.append(Job(source, kind, split, scale.seeds if kind == AUTHORS else 1, epochs))
-        again = Job(source, AUTHORS, every[0][1], scale.study_seeds, epochs, untrained=False)
+        again = Job(source, AUTHORS, every[0][1], STUDY_SEEDS, epochs, untrained=False)
         jobs.extend(replace(again, epochs=e) for e in scale.study)
-        if scale.wide_seeds and source == "skeleton":  # the one that is trained soonest
-            jobs.append(replace(again, seeds=scale.wide_seeds, latent=WIDE))
+        if scale.wide_dimensions and source == "skeleton":  # the one that is trained soonest
+            jobs.append(replace(again, latent=WIDE))
     return jobs
 
 
@@ -137,12 +125,8 @@ def gather(results: list[dict[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for source, job in main_jobs(results).items():
         for kind in (AUTHORS, RANDOM, HELD_OUT):
-            runs = [
-                run
-                for result in results
-                if is_alike(result["job"], job) and result["job"].kind == kind
-                for run in result["runs"]
-            ]
+            alike = [r for r in results if r["job"].kind == kind and is_alike(r["job"], job)]
+            runs = [run for result in alike for run in result["runs"]]
             for method in {method: None for run in runs for method in run}:
                 entry = measure(runs, method, one_exam=kind == AUTHORS)
                 found.setdefault(source, {}).setdefault(method, {})[kind] = entry
@@ -157,7 +141,7 @@ def is_alike(job: Job, other: Job) -> bool:
 
 def main_jobs(results: list[dict[str, Any]]) -> dict[str, Job]:
     """The training of each source that the table is about: authors' split, the longest."""
-    jobs = [result["job"] for result in results]
+    jobs = (result["job"] for result in results)
     return {job.source: job for job in jobs if job.kind == AUTHORS and job.untrained}
 
 
@@ -183,26 +167,24 @@ def measure(runs: list[dict[Method, Any]], method: Method, *, one_exam: bool) ->
     """
     mine = [run for run in runs if method in run]
 
-    def estimate(hits: list[np.ndarray], *, trained: bool, **against: Any) -> dict[str, Any]:
-        entry = estimate_hits(hits, crossed=one_exam, **against)
+    def estimate(*hits: list[np.ndarray], trained: bool) -> dict[str, Any]:
+        entry = estimate_hits(hits[0], against=hits[1] if len(hits) > 1 else None, crossed=one_exam)
         known = not trained or len(runs) > 1
         return entry if known else entry | {"low": -np.inf, "high": np.inf}
 
     trained = method.space in TRAINED
-    entry: dict[str, Any] = {
-        f"top-{top}": estimate([hits_of(run, method, top) for run in mine], trained=trained)
-        for top in TOPS
-    }
-    hits = [hits_of(run, method, 1) for run in mine]
+    by_top = {top: [hits_of(run, method, top) for run in mine] for top in TOPS}
+    hits = by_top[1]
+    entry: dict[str, Any] = {f"top-{t}": estimate(h, trained=trained) for t, h in by_top.items()}
     rival = CA_KEPT if method.space == KEPT else CA
     if method != rival and not method.backwards:
         against = [hits_of(run, rival, 1) for run in mine]
         if len(mine) < len(runs) and one_exam:  # scored once: set beside the mean over CA's seeds
             against = [np.mean([hits_of(run, rival, 1) for run in runs], axis=0)] * len(mine)
-        entry["difference"] = estimate(hits, trained=True, against=against)
+        entry["difference"] = estimate(hits, against, trained=True)
     if method in (CA, LIFTED_PA, JOINED_PA) and BOUND in runs[0]:
         bounds = [hits_of(run if BOUND in run else runs[0], BOUND, 1) for run in mine]
-        entry["against bound"] = estimate(hits, trained=trained, against=bounds)
+        entry["against bound"] = estimate(hits, bounds, trained=trained)
     for name in AGREEMENTS:
         values = [run[method][name] for run in mine if name in run[method]]
         if values:
@@ -215,12 +197,7 @@ def hits_of(run: dict[Method, Any], method: Method, top: int) -> np.ndarray:
 
 
 def make_rows(
-    found: dict[str, Any],
-    less: Mapping[str, str],
-    tables: dict[str, Any],
-    *,
-    simulated: bool,
-    chance: float,
+    found: Found, less: Mapping[str, str], tables: Found, *, simulated: bool, chance: float
 ) -> list[Row]:
     """The paper's table beside ours, then every method, then other trainings.
 
@@ -237,11 +214,11 @@ def make_rows(
                 paper = f"{printed} (RGB)" if comparable else ""
                 name = f"{what}, top-{top} (%), {AUTHORS}{part}"
                 rows.append(make_row(name, entry[f"top-{top}"], paper=paper))
-            for name in AGREEMENTS:
-                paper = f"{PAPERS_CMAE[papers]} (2048-d)" if name == "CMAE" and comparable else ""
-                unit = " (%)" if name == "R@1" else ""
-                name_of_row = f"{what}, {name}{unit}, held-out pairs, {AUTHORS}{part}"
-                rows.append(make_row(name_of_row, entry[name], paper=paper, digits=2))
+            for error in AGREEMENTS:
+                paper = f"{PAPERS_CMAE[papers]} (2048-d)" if error == "CMAE" and comparable else ""
+                unit = " (%)" if error == "R@1" else ""
+                name = f"{what}, {error}{unit}, held-out pairs, {AUTHORS}{part}"
+                rows.append(make_row(name, entry[error], paper=paper, digits=2))
         for kind, entry in by_method[PAPERS_KEPT].items():
             gap = entry["difference"]
             paper = f"+5.30; {judge_the_paper()[0]}" if comparable and kind == AUTHORS else ""
@@ -257,23 +234,18 @@ def make_rows(
     rows.append(Row("chance, top-1 (%)", ours=f"{chance:.1f}"))
     for source, by_method in found.items():
         for method, by_kind in by_method.items():
-            first = by_kind[AUTHORS]
             beside = (CA_KEPT if method.space == KEPT else CA).label
             against = {kind: tell_gap(entry, beside) for kind, entry in by_kind.items()}
             part = f", {less[source]}" if less[source] and method.space in TRAINED else ""
             where = f"IMU to {source}" if method.backwards else source
-            rows.append(
-                make_row(
-                    f"{where}: {replace(method, backwards=False).label}{part}",
-                    first["top-1"],
-                    verdict=against[AUTHORS],
-                    note="; ".join(
-                        ", ".join(filter(None, (f"{kind} {tell(e['top-1'])}", against[kind])))
-                        for kind, e in by_kind.items()
-                        if kind != AUTHORS
-                    ),
-                )
+            name = f"{where}: {replace(method, backwards=False).label}{part}"
+            note = "; ".join(
+                ", ".join(filter(None, (f"{kind} {tell(entry['top-1'])}", against[kind])))
+                for kind, entry in by_kind.items()
+                if kind != AUTHORS
             )
+            top = by_kind[AUTHORS]["top-1"]
+            rows.append(make_row(name, top, verdict=against[AUTHORS], note=note))
     for what, by_method in tables.items():
         for method, entry in by_method.items():
             if (method.space, method.decoder, method.backwards) == (CA.space, "", False):
@@ -312,20 +284,14 @@ def make_row(quantity: str, entry: dict[str, Any], *, digits: int = 1, **more: s
 def judge_the_paper() -> tuple[str, float]:
     """What three trials with the published means and standard deviations can say of +5.3."""
     found = stats.ttest_ind_from_stats(43.9, 4.28, 3, 38.6, 3.01, 3, equal_var=False)
-    spread = np.sqrt(4.28**2 / 3 + 3.01**2 / 3)
     parts = 4.28**2 / 3, 3.01**2 / 3
     freedom = sum(parts) ** 2 / sum(part**2 / 2 for part in parts)
-    half = float(stats.t.ppf(0.975, freedom) * spread)
+    half = float(stats.t.ppf(0.975, freedom) * np.sqrt(sum(parts)))
     return f"95 % interval {5.3 - half:.1f} to {5.3 + half:.1f}", float(found.pvalue)
 
 
 def summarize(
-    found: dict[str, Any],
-    less: Mapping[str, str],
-    by_epochs: dict[str, Any],
-    wide: dict[str, Any],
-    *,
-    simulated: bool,
+    found: Found, less: Mapping[str, str], by_epochs: Found, wide: Found, *, simulated: bool
 ) -> str:
     interval, p = judge_the_paper()
     parts = []
@@ -349,13 +315,11 @@ def summarize(
             f"{by_method[CA]['top-1']['value']:.1f} %, with PA as published "
             f"{pa['top-1']['value']:.1f} %, a difference of {tell(pa['difference'])} points."
         )
-    trend = [
-        f"{source}, {epochs} epochs "
-        + " to ".join(f"{by_method[m]['top-1']['value']:.1f}" for m in (CA, PAPERS))
-        for source, by_length in by_epochs.items()
-        for epochs, by_method in by_length.items()
-        if len(by_length) > 1
-    ]
+    trend = []
+    for source, by_length in by_epochs.items():
+        for epochs, by_method in by_length.items() if len(by_length) > 1 else ():
+            ca, pa = (by_method[method]["top-1"]["value"] for method in (CA, PAPERS))
+            trend.append(f"{source}, {epochs} epochs {ca:.1f} to {pa:.1f}")
     if trend:
         parts.append("CA to CA+PA as encoders get stronger: " + "; ".join(trend) + ".")
     parts.append(
@@ -365,15 +329,8 @@ def summarize(
     return ("SIMULATED RECORDINGS, not UTD-MHAD. " if simulated else "") + " ".join(parts)
 
 
-def by_label(tree: Any) -> Any:
-    """The same with the names of methods instead of the methods, for a file."""
-    if not isinstance(tree, dict):
-        return tree
-    return {k.label if isinstance(k, Method) else k: by_label(v) for k, v in tree.items()}
-
-
-def main(options: HarOptions) -> Result:
-    start, console = time.perf_counter(), rich.console.Console()
+def main(options: HarOptions) -> None:
+    console = rich.console.Console()
     root = options.root or os.environ.get("UTD_MHAD_ROOT")
     scale = choose_scale(options, has_rgb=root is not None and (Path(root) / "RGB").is_dir())
     loaded = load_by_source(options, scale)
@@ -383,19 +340,13 @@ def main(options: HarOptions) -> Result:
         console.print(f"left out: {problem}")
     jobs = list_jobs(loaded, scale, options)
     results = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CollapseWarning)  # collapse is what is measured here
-        warnings.simplefilter("ignore", OverfitWarning)  # measured on held-out pairs
-        for i, job in enumerate(jobs):
-            console.print(f"[{i + 1}/{len(jobs)}] {job.name}", markup=False, highlight=False)
-            usual = job.latent == LATENT
-            dimensions = scale.dimensions if usual else scale.wide_dimensions
-            results.append(run_job(job, loaded[job.source], options, dimensions=dimensions))
+    for i, job in enumerate(jobs):
+        console.print(f"[{i + 1}/{len(jobs)}] {job.name}", markup=False, highlight=False)
+        dimensions = scale.dimensions if job.latent == LATENT else scale.wide_dimensions
+        results.append(run_job(job, loaded[job.source], options, dimensions=dimensions))
     found = gather(results)
-    less = {
-        source: say_what_is_less(epochs=job.epochs, seeds=job.seeds)
-        for source, job in main_jobs(results).items()
-    }
+    main_ones = main_jobs(results).items()
+    less = {source: say_what_is_less(epochs=j.epochs, seeds=j.seeds) for source, j in main_ones}
     by_epochs = {
         source: {result["job"].epochs: gather_runs(result) for result in of_study(results, source)}
         for source in scale.sources
@@ -405,9 +356,9 @@ def main(options: HarOptions) -> Result:
     chance = 100 / len(np.unique(data.labels))
     part = "; ".join(f"{source} {text}" for source, text in less.items() if text)
     part = f" Trained for less than the full protocol: {part}." if part else ""
-    figures = {
+    figures: Figures = {
         f"{NAME}.png": (
-            draw_methods(found, chance=chance),
+            draw_largest(found, chance=chance),
             f"Top-1 accuracy on the target{stand_in} with labels on the source only (the bound: on "
             "the target). Lines are 95 % intervals: over splits, over training seeds and clips, or "
             f"over clips where nothing is trained; one training has none.{part}",
@@ -432,18 +383,17 @@ def main(options: HarOptions) -> Result:
             "for more and more epochs; bands are the middle 80 % of the seeds.",
         )
         for source, by_length in by_epochs.items():
-            tables |= {f"{source}, {n} epochs": found_ones for n, found_ones in by_length.items()}
-        tables |= {
-            f"{source}, latents of {WIDE}": found_ones for source, found_ones in wide.items()
-        }
+            tables |= {f"{source}, {n} epochs": by_method for n, by_method in by_length.items()}
+        tables |= {f"{s}, latents of {WIDE}": by_method for s, by_method in wide.items()}
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # KiB on Linux
     rows = make_rows(found, less, tables, simulated=data.simulated, chance=chance)
-    result = Result(
-        name=NAME,
+    finish(
+        options,
+        NAME,
         title=f"Table 1, video or skeleton to IMU with trained encoders{stand_in}",
         summary=summarize(found, less, by_epochs, wide, simulated=data.simulated),
         rows=[*rows, Row("peak memory (GiB)", ours=f"{memory:.1f}")],
-        figures=draw_figures(options.out, figures),
+        figures=figures,
         values={
             "accuracy": by_label(found),
             "by epochs": by_label(by_epochs),
@@ -451,12 +401,9 @@ def main(options: HarOptions) -> Result:
             "seconds": {result["job"].name: result["seconds"] for result in results},
             "problems": problems,
         },
-        config=config_of(options, data=data.name, latent=LATENT),
-        seconds=time.perf_counter() - start,
+        config={"data": data.name, "latent": LATENT},
     )
-    finish(result, options)
-    return result
 
 
 if __name__ == "__main__":
-    start(main, HarOptions, __doc__)
+    start(main, HarOptions, __doc__, bits=32)

@@ -11,15 +11,17 @@ modality 1, tested on modality 2. "Few-shot": with five labelled samples per cla
 The harder settings, which the paper does not have, show where this ends.
 """
 
-import time
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _kit.options import Options, config_of, start
-from _kit.report import Result, Row, format_number, reduce
-from _kit.rows import Figure, distribution_row, draw_figures, finish, map_draws
+from _kit.figures import plot_errors
+from _kit.options import Options, start
+from _kit.report import Row, format_number
+from _kit.rows import distribution_row, finish, map_draws
 from rich.progress import track
 
 from perfalign_jax import gaussian, plotting, solver, synthetic
@@ -86,135 +88,84 @@ def find_classes(
 
 def run(
     settings: dict[str, tuple[int, float, str]], keys: jax.Array, mixtures: int
-) -> tuple[dict[str, dict[str, np.ndarray]], dict]:
-    """Accuracies by setting and task, and the first draw's test latents at the paper's setting."""
+) -> tuple[dict[str, dict[str, np.ndarray]], tuple[Any, ...]]:
+    """Accuracies by setting and task; test latents and labels of the first setting's first draw."""
+    draws = {features: partial(draw, features) for features, _, _ in settings.values()}
+    transfers = {method: partial(transfer, method) for _, _, method in settings.values()}
     values: dict[str, dict[str, np.ndarray]] = {}
-    first = {}
-    problems: dict[int, synthetic.Problem] = {}
-    for features, method in dict.fromkeys((d, m) for d, _, m in settings.values()):
-        names = [n for n, (d, _, m) in settings.items() if (d, m) == (features, method)]
-        noise = np.repeat([settings[name][1] for name in names], len(keys))
-        if features not in problems:
-            problems[features] = map_draws(
-                partial(draw, features),
-                (jnp.tile(keys, len(names)), noise),
-                chunk=20,
-                label=f"{features} features: draws",
-            )
-        problem = problems[features]
-        scores = map_draws(
-            partial(transfer, method), problem, chunk=20, label=f"{features}, {method}"
-        )
-        for s, name in enumerate(names):
-            at = s * len(keys)
-            index = range(at, at + mixtures)
-            z1, z2 = scores["z1"], scores["z2"]
-            found: dict[str, list[float]] = {task: [] for task in FOUND}
-            for i in track(index, description=f"{name}: mixtures", transient=True):
-                truth, labels = np.asarray(problem.latents[i]), np.asarray(problem.labels[i])
-                key = keys[i - at]
-                found[FOUND[0]].append(find_classes(key, z1[i], z2[i], labels))
-                if not values:  # the latents are the same in every setting
-                    found[FOUND[1]].append(find_classes(key, truth, truth, labels))
-            if values:
-                found[FOUND[1]] = list(next(iter(values.values()))[FOUND[1]])
-            values[name] = {
-                **{t: v[at : at + len(keys)] for t, v in scores.items() if v.ndim == 1},
-                **{task: np.asarray(v) for task, v in found.items()},
-            }
-            if name == "the paper's":
-                first = {
-                    "latents": (z1[0][HALF:], z2[0][HALF:]),
-                    "labels": problem.labels[0][HALF:],
-                }
+    first: tuple[Any, ...] = ()
+    true: list[float] = []
+    for name, (features, noise, method) in settings.items():
+        inputs = keys, np.full(len(keys), noise)
+        problems = map_draws(draws[features], inputs, label=f"{name}: draws")
+        scores = map_draws(transfers[method], problems, label=f"{name}: transfer")
+        latents = scores.pop("z1"), scores.pop("z2")
+        some = zip(keys[:mixtures], *latents, problems.latents, problems.labels, strict=False)
+        found = []
+        for key, z1, z2, z, labels in track(some, f"{name}: mixtures", mixtures, transient=True):
+            found.append(find_classes(key, z1, z2, labels))
+            if not values:  # the true latents are the same in every setting
+                true.append(find_classes(key, z, z, labels))
+        first = first or (tuple(z[0, HALF:] for z in latents), problems.labels[0, HALF:])
+        values[name] = {**scores, FOUND[0]: np.asarray(found), FOUND[1]: np.asarray(true)}
     return values, first
 
 
 def main(options: Options) -> None:
-    jax.config.update("jax_enable_x64", True)
-    start = time.perf_counter()
     draws, mixtures = SIZES[options.scale]
     keys = jax.random.split(jax.random.key(options.seed), draws)
     settings = {n: s for n, s in SETTINGS.items() if not options.quick or n in QUICK}
     values, first = run(settings, keys, mixtures)
-    paper = values["the paper's"]
+    means = {task: format_number(100 * v.mean()) for task, v in values["the paper's"].items()}
     loss = {n: 100 * (v["true latent space"] - v["zero-shot"]) for n, v in values.items()}
-    lost = "; ".join(
-        f"{name}: {points.mean():.1f}, {np.median(points):.1f}"
-        for name, points in loss.items()
-        if name != "the paper's"
-    )
-    result = Result(
-        name="v1_transfer",
+    lost = "; ".join(f"{n}: {x.mean():.1f}, {np.median(x):.1f}" for n, x in list(loss.items())[1:])
+    accuracies = {f"accuracy, {t}": {n: v[t] for n, v in values.items()} for t in TASKS}
+    finish(
+        options,
+        "v1_transfer",
         title="First version of the paper: classes and transfer with Gaussians",
         summary=(
             f"Latents of two Gaussian classes, {SAMPLES} pairs, half to align and train, half to "
             "test. Without noise a classifier of modality 1's latents is on modality 2 as good as "
-            f"one in the true latent space ({format_number(100 * paper['zero-shot'].mean())} % "
-            "against "
-            f"{format_number(100 * paper['true latent space'].mean())} %), and a mixture finds "
-            "the classes without any label: the cluster found in modality 1 is the class in "
+            f"one in the true latent space ({means['zero-shot']} % against "
+            f"{means['true latent space']} %), and a mixture finds the "
+            "classes without any label: the cluster found in modality 1 is the class in "
             "modality 2. With noise the loss of zero-shot transfer, in points (mean, median), is: "
             f"{lost}. Ridge CCA, which scales each view first, is the last of these."
         ),
-        rows=reduce(
-            make_rows(values),
-            options.protocol(f"{SIZES['quick'][0]} of {SIZES['default'][0]} draws"),
-        ),
-        figures=draw_figures(options.out, make_figures(values, first)),
+        rows=make_rows(values),
+        less=f"{SIZES['quick'][0]} of {SIZES['default'][0]} draws",
+        figures={
+            "v1_accuracy.png": (
+                plot_errors(accuracies),
+                "Accuracy (share of modality 2's test samples) by setting, one dot per draw.",
+            ),
+            "v1_latents.png": (
+                plotting.plot_latents(*first),
+                "Test halves of both modalities in the estimated latent space, first draw.",
+            ),
+        },
         values=values,
-        config=config_of(
-            options, samples=SAMPLES, draws=draws, mixtures=mixtures, shots_per_class=SHOTS
-        ),
-        seconds=time.perf_counter() - start,
+        config={"samples": SAMPLES, "draws": draws, "mixtures": mixtures, "shots_per_class": SHOTS},
     )
-    finish(result, options)
 
 
 def make_rows(values: dict[str, dict[str, np.ndarray]]) -> list[Row]:
     rows = []
     for setting, by_task in values.items():
-        claimed = setting == "the paper's"
         for task in (*TASKS, "without alignment"):
             row = distribution_row(f"{setting}: accuracy, {task}", by_task[task])
-            reference = by_task[FOUND[1] if task == FOUND[0] else "true latent space"][
-                : by_task[task].size
-            ]
-            short = float(np.mean(reference - by_task[task]))
-            verdict = paper = ""
-            if claimed and task in TASKS[:3]:
-                paper = "classes are identified" if task == TASKS[0] else "transfer works"
-                verdict = "reproduced" if short < 0.005 else "not reproduced"
             if task in TASKS[:3]:
-                row = Row(
-                    row.quantity,
-                    paper,
-                    row.ours,
-                    row.interval,
-                    verdict,
-                    f"{100 * short:.2f} points below the true latent space. {row.note}",
-                )
+                reference = by_task[FOUND[1] if task == FOUND[0] else "true latent space"]
+                short = float(np.mean(reference[: by_task[task].size] - by_task[task]))
+                note = f"{100 * short:.2f} points below the true latent space. {row.note}"
+                row = replace(row, note=note)
+                if setting == "the paper's":
+                    paper = "classes are identified" if task == TASKS[0] else "transfer works"
+                    verdict = "reproduced" if short < 0.005 else "not reproduced"
+                    row = replace(row, paper=paper, verdict=verdict)
             rows.append(row)
     return rows
-
-
-def make_figures(
-    values: dict[str, dict[str, np.ndarray]], first: dict
-) -> dict[str, tuple[Figure, str]]:
-    shown = {
-        f"accuracy, {task}": {setting: by_task[task] for setting, by_task in values.items()}
-        for task in TASKS
-    }
-    return {
-        "v1_accuracy.png": (
-            plotting.plot_errors(shown),
-            "Accuracy (share of modality 2's test samples) by setting, one dot per draw.",
-        ),
-        "v1_latents.png": (
-            plotting.plot_latents(first["latents"], first["labels"]),
-            "Test halves of both modalities in the estimated latent space, first draw.",
-        ),
-    }
 
 
 if __name__ == "__main__":

@@ -6,15 +6,12 @@ without a display, in threads and in notebooks. Colours can be told apart with a
 
 import dataclasses
 import itertools
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.colors import to_rgba
@@ -25,17 +22,13 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from perfalign_jax import _checks
+from perfalign_jax.serialization import open_whole
 from perfalign_jax.sweeps import AXES, SweepResult
 from perfalign_jax.types import Diagnosis
 
 __all__ = [
     "Panel",
-    "measure_pairs",
-    "plot_boundary",
-    "plot_data_model",
-    "plot_errors",
     "plot_latents",
-    "plot_pairs",
     "plot_panels",
     "plot_spectrum",
     "plot_sweep",
@@ -46,7 +39,6 @@ __all__ = [
 # Okabe & Ito's colours, the two most different first.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 GREY = "#777777"
-_WIDTH = 7.5  # inches; at 150 dots per inch a little wider than the report's column
 
 
 def save_figure(figure: Figure, path: Path | str, *, dpi: int = 150) -> Path:
@@ -74,14 +66,8 @@ def save_figure(figure: Figure, path: Path | str, *, dpi: int = 150) -> Path:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(suffix=path.suffix, prefix=".", dir=path.parent)
-    os.close(handle)
-    try:
-        figure.savefig(name, dpi=dpi)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with open_whole(path) as file:
+        figure.savefig(file, format=path.suffix[1:] or "png", dpi=dpi)
     return path
 
 
@@ -120,170 +106,12 @@ def plot_latents(
     if not 2 <= len(latents) <= 1 + len(_MARKERS):
         raise ValueError(f"latents must hold 2 to {1 + len(_MARKERS)} arrays, got {len(latents)}.")
     points, classes = _checked(latents, labels, [f"z{m + 1}" for m in range(len(latents))])
-    figure = _figure(4.6, width=5.6)
-    axes = figure.subplots()
+    figure, (axes,) = _grid(1, 1, row=4.6, width=5.6)
     _scatter_views(axes, points, classes)
-    axes.set(
-        title=title,
-        xlabel="latent coordinate 1 (latent units)",
-        ylabel="latent coordinate 2 (latent units)",
-    )
+    label = "latent coordinate {} (latent units)"
+    axes.set(title=title, xlabel=label.format(1), ylabel=label.format(2))
     handles = [*_class_handles(classes, names), *_modality_handles(len(points))]
     _legend_below(figure, handles, columns=2)
-    return figure
-
-
-def plot_data_model(
-    latents: Any,
-    views: tuple[Any, Any],
-    labels: Any,
-    *,
-    names: Sequence[str] | None = None,
-) -> Figure:
-    """Draw the true latent space and the two modalities that were made from it.
-
-    Args:
-        latents: true latents, shape ``(n, k)`` with ``k >= 2``.
-        views: shapes ``(n, d1)`` and ``(n, d2)``, at least two columns each; the first two are
-            drawn.
-        labels: class of each sample, shape ``(n,)``: the colour.
-        names: name of each class, in the order of the sorted labels.
-
-    Returns:
-        The figure, with three panels.
-
-    Raises:
-        ValueError: if shapes do not fit or a value is not finite.
-
-    Source: paper Fig. 1.
-
-    Example:
-        >>> import numpy as np
-        >>> from perfalign_jax import plotting
-        >>> z = np.random.default_rng(0).normal(size=(20, 2))
-        >>> len(plotting.plot_data_model(z, (2 * z, -z), np.arange(20) % 2).axes)
-        3
-    """
-    points, classes = _checked((latents, *views), labels, ("latents", "x1", "x2"))
-    figure = _figure(3.1)
-    panels = figure.subplots(1, 3)
-    _draw_model(panels, points, classes)
-    _legend_below(figure, _class_handles(classes, names))
-    return figure
-
-
-def plot_boundary(
-    latents: Any,
-    views: tuple[Any, Any],
-    estimates: tuple[Any, Any],
-    labels: Any,
-    *,
-    line: tuple[Any, float],
-    estimated_lines: Sequence[tuple[Any, float]] = (),
-    names: Sequence[str] | None = None,
-) -> Figure:
-    """Draw classes that a line divides: in the true latent space, the views and the estimate.
-
-    Args:
-        latents: true latents, shape ``(n, 2)``.
-        views: shapes ``(n, d1)`` and ``(n, d2)``; the first two columns are drawn.
-        estimates: estimated latents of the two modalities, shape ``(n, k)``, ``k >= 2``.
-        labels: class of each sample, shape ``(n,)``: the colour.
-        line: ``(w, b)`` of the true boundary ``w . z + b = 0``.
-        estimated_lines: boundaries found in the estimated latents of each modality.
-        names: name of each class, in the order of the sorted labels.
-
-    Returns:
-        The figure, with four panels.
-
-    Raises:
-        ValueError: if shapes do not fit or a value is not finite.
-
-    Source: paper Fig. 7.
-
-    Example:
-        >>> import numpy as np
-        >>> from perfalign_jax import plotting
-        >>> z = np.random.default_rng(0).normal(size=(20, 2))
-        >>> figure = plotting.plot_boundary(
-        ...     z, (2 * z, -z), (z, z), (z[:, 0] > 0).astype(int), line=(np.array([1.0, 0.0]), 0.0)
-        ... )
-        >>> len(figure.axes)
-        4
-    """
-    points, classes = _checked(
-        (latents, *views, *estimates), labels, ("latents", "x1", "x2", "z1", "z2")
-    )
-    figure = _figure(6.4)
-    panels = figure.subplots(2, 2).ravel()
-    _draw_model(panels[:3], points[:3], classes)
-    _draw_line(panels[0], *line, style="-")
-    _scatter_views(panels[3], points[3:], classes)
-    for (weights, offset), style in zip(estimated_lines, ("-", "--"), strict=False):
-        _draw_line(panels[3], weights, offset, style=style)
-    panels[3].set(
-        title="Estimated latent space",
-        xlabel="coordinate 1 (latent units)",
-        ylabel="coordinate 2 (latent units)",
-    )
-    boundary = Line2D([], [], color="black", label="boundary")
-    _legend_below(figure, [*_class_handles(classes, names), *_modality_handles(), boundary])
-    return figure
-
-
-def plot_errors(
-    errors: Mapping[str, Mapping[str, Any]],
-    *,
-    paper: Mapping[str, Mapping[str, float]] | None = None,
-) -> Figure:
-    """Draw the distribution of each error for each method, with the paper's number marked.
-
-    Args:
-        errors: for each quantity (its name with unit), for each method, one value per draw.
-        paper: for some quantities and methods, the paper's number.
-
-    Returns:
-        The figure, with one panel per quantity; dots are draws, boxes quartiles. An axis is
-        logarithmic where the values are positive and span more than two decades.
-
-    Raises:
-        ValueError: if there is nothing to draw or a value is not finite.
-
-    Source: paper Fig. 3, as distributions.
-
-    Example:
-        >>> import numpy as np
-        >>> from perfalign_jax import plotting
-        >>> values = np.random.default_rng(0).uniform(1, 2, size=30)
-        >>> figure = plotting.plot_errors({"CMAE": {"ours": values}}, paper={"CMAE": {"ours": 1.5}})
-        >>> len(figure.axes)
-        1
-    """
-    paper = paper or {}
-    if not errors or not all(errors.values()):
-        raise ValueError("errors must hold at least one quantity with at least one method.")
-    rows = -(-len(errors) // 2)
-    tallest = max(len(by_method) for by_method in errors.values())
-    columns = 1 if len(errors) == 1 else 2
-    figure = _figure(rows * (0.85 + 0.36 * tallest) + 0.5)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes, (quantity, by_method) in zip(panels, errors.items(), strict=False):
-        values = {
-            m: _finite_values(v, f"errors[{quantity!r}][{m!r}]") for m, v in by_method.items()
-        }
-        _draw_distributions(axes, values, paper.get(quantity, {}))
-        axes.set_xlabel(quantity)
-        if axes in panels[1::2] and list(by_method) == list(next(iter(errors.values()))):
-            axes.set_yticklabels([])  # the panel to the left names the same methods
-    for axes in panels[len(errors) :]:
-        axes.remove()
-    handles = [
-        Line2D([], [], color=GREY, marker="o", ls="", ms=4, alpha=0.6, label="one draw"),
-        Patch(facecolor="none", edgecolor="black", label="median, quartiles, middle 95 %"),
-    ]
-    if any(paper.get(q) for q in errors):
-        handles.append(_paper_handle())
-    _legend_below(figure, handles)
     return figure
 
 
@@ -317,8 +145,7 @@ def plot_spectrum(diagnosis: Diagnosis, *, title: str = "", k: int | None = None
     values = np.asarray(diagnosis.singular_values, np.float64)
     d, rank = values.size, int(diagnosis.rank)
     informative, trivial = int(diagnosis.informative_dimension), int(diagnosis.trivial_dimension)
-    figure = _figure(3.9)
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = _grid(2, 2, row=3.9)
     size = 5 if d <= 40 else 3
     floor: float = max(float(diagnosis.cutoff), float(np.finfo(np.float32).tiny))
     shown = np.maximum(values, floor)
@@ -328,16 +155,10 @@ def plot_spectrum(diagnosis: Diagnosis, *, title: str = "", k: int | None = None
     left.axhline(floor, color=GREY, lw=0.8, ls=":")
     if k is not None:
         left.axvline(d - k + 0.5, color="black", lw=1, ls="--")
-    left.set(
-        title=title or f"Stacked views, d = {d}",
-        xlabel="index of the singular value",
-        ylabel="singular value (data units)",
-    )
-    right.set(
-        title=f"Null space: {informative} informative, {trivial} trivial",
-        xlabel="null direction, by latent energy",
-        ylabel="share of the views' energy",
-    )
+    left.set_title(title or f"Stacked views, d = {d}")
+    left.set(xlabel="index of the singular value", ylabel="singular value (data units)")
+    right.set_title(f"Null space: {informative} informative, {trivial} trivial")
+    right.set(xlabel="null direction, by latent energy", ylabel="share of the views' energy")
     energies = np.asarray(diagnosis.energies, np.float64)[: informative + trivial]
     share = energies / max(float(np.sum(np.asarray(diagnosis.view_energies))), floor)
     place = np.arange(1, share.size + 1)
@@ -348,8 +169,9 @@ def plot_spectrum(diagnosis: Diagnosis, *, title: str = "", k: int | None = None
     if share.size == 0:
         right.set(xticks=[], yticks=[])
         right.text(0.5, 0.5, "the null space is empty", ha="center", transform=right.transAxes)
-    _whole_ticks(left)
-    _whole_ticks(right)
+    for axes in (left, right):
+        _tidy(axes)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     handles = [
         _dot(COLORS[0], "o", f"not null ({rank})"),
         _dot(COLORS[1], "v", f"null ({informative + trivial})"),
@@ -394,24 +216,19 @@ def plot_transfer(
         raise ValueError("accuracies must hold at least one panel with at least one method.")
     kinds = list(dict.fromkeys(k for p in accuracies.values() for m in p.values() for k in m))
     methods = list(dict.fromkeys(m for panel in accuracies.values() for m in panel))
-    markers = "osD^v"
-    columns = min(2, len(accuracies))
-    rows = -(-len(accuracies) // columns)
-    figure = _figure(rows * (0.8 + 0.27 * len(methods)) + 0.4)
-    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
+    looks = _assign(kinds, [(COLORS[i % len(COLORS)], "osD^v"[i % 5]) for i in range(35)])
+    row = 0.8 + 0.27 * len(methods)
+    figure, panels = _grid(len(accuracies), 2, row=row, add=0.4, share=True)
     places = {method: len(methods) - 1 - i for i, method in enumerate(methods)}
     shifts = np.linspace(0.24, -0.24, len(kinds)) if len(kinds) > 1 else np.zeros(1)
-    for axes, (title, panel) in zip(panels, accuracies.items(), strict=False):
+    for axes, (title, panel) in zip(panels, accuracies.items(), strict=True):
         axes.axvline(chance, color=GREY, lw=0.9, ls=":")
         for method, by_kind in panel.items():
-            for i, kind in enumerate(kinds):
-                if kind not in by_kind:
-                    continue
-                value, low, high = by_kind[kind]
-                height, color = places[method] + shifts[i], COLORS[i % len(COLORS)]
+            for kind, (value, low, high) in by_kind.items():
+                height, (color, marker) = places[method] + shifts[kinds.index(kind)], looks[kind]
                 if np.isfinite([low, high]).all():
                     axes.plot([low, high], [height, height], color=color, lw=1.3)
-                axes.plot(value, height, markers[i % len(markers)], color=color, ms=4)
+                axes.plot(value, height, marker, color=color, ms=4)
         for place in range(0, len(methods), 2):
             axes.axhspan(place - 0.5, place + 0.5, color="#f4f4f4", zorder=0)
         axes.set_title(title, fontsize=10)
@@ -419,117 +236,11 @@ def plot_transfer(
         axes.set(xlim=(0, 100), ylim=(-0.5, len(methods) - 0.5))
         _tidy(axes)
         axes.grid(visible=False, axis="y")
-    for axes in panels[len(accuracies) :]:
-        axes.remove()
-    for axes in panels[max(0, len(accuracies) - columns) : len(accuracies)]:
+    for axes in panels[-2:]:
         axes.set_xlabel(quantity)
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=COLORS[i % len(COLORS)],
-            marker=markers[i % len(markers)],
-            ms=5,
-            label=kind,
-        )
-        for i, kind in enumerate(kinds)
-    ]
+    handles = [Line2D([], [], color=c, marker=m, ms=5, label=k) for k, (c, m) in looks.items()]
     handles.append(Line2D([], [], color=GREY, lw=0.9, ls=":", label="chance"))
     _legend_below(figure, handles, columns=4)
-    return figure
-
-
-def measure_pairs(
-    first: Float[np.ndarray, "n 2"], second: Float[np.ndarray, "n 2"]
-) -> tuple[float, float]:
-    """Sum the distances of pairs in a plane, raw and relative to the spread of all points.
-
-    Args:
-        first: places of modality 1, shape ``(n, 2)``.
-        second: places of modality 2, row by row the same things.
-
-    Returns:
-        The sum in units of the plane, and the sum over the root mean square distance of all points
-        from their middle.
-
-    Source: paper Fig. 6, whose titles give the first of the two.
-
-    Example:
-        >>> import numpy as np
-        >>> from perfalign_jax import plotting
-        >>> square = np.array([[1.0, 1.0], [-1.0, -1.0]])
-        >>> plotting.measure_pairs(square, -square)
-        (5.65..., 4.0)
-    """
-    total = float(np.linalg.norm(first - second, axis=1).sum())
-    points = np.concatenate([first, second])
-    spread = float(np.sqrt(np.mean(np.sum((points - points.mean(axis=0)) ** 2, axis=1))))
-    return total, total / spread
-
-
-def plot_pairs(
-    pictures: Mapping[str, tuple[Any, Any, Any]],
-    *,
-    names: tuple[str, str] = ("modality 1", "modality 2"),
-) -> Figure:
-    """Draw both modalities' places in a plane, the two of every pair joined by a thin line.
-
-    Args:
-        pictures: for each panel (its title) the places of modality 1 and of modality 2, shape
-            ``(n, 2)``, and the class of each pair, shape ``(n,)``. Panels fill two columns.
-        names: what the modalities are called.
-
-    Returns:
-        The figure: rings are modality 1, crosses modality 2, colours the classes; the titles give
-        ``measure_pairs``.
-
-    Raises:
-        ValueError: if there is nothing to draw or shapes do not fit.
-
-    Source: paper Fig. 6.
-
-    Example:
-        >>> import numpy as np
-        >>> from perfalign_jax import plotting
-        >>> places = np.random.default_rng(0).normal(size=(6, 2))
-        >>> picture = (places, places + 0.1, np.arange(6) % 2)
-        >>> len(plotting.plot_pairs({"before": picture, "after": picture}).axes)
-        2
-    """
-    if not pictures:
-        raise ValueError("pictures must hold at least one panel, got none.")
-    columns = min(2, len(pictures))
-    rows = -(-len(pictures) // columns)
-    figure = _figure(3.5 * rows + 0.6)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    every = np.unique(np.concatenate([np.asarray(p[2]) for p in pictures.values()]))
-    palette = _palette(len(every))
-    for axes, (title, (first, second, labels)) in zip(panels, pictures.items(), strict=False):
-        a, b, classes = (np.asarray(part) for part in (first, second, labels))
-        if a.shape != b.shape or a.ndim != 2 or a.shape[1] != 2 or classes.shape != a.shape[:1]:
-            raise ValueError(
-                f"pictures[{title!r}] must hold shapes (n, 2), (n, 2) and (n,), got {a.shape}, "
-                f"{b.shape} and {classes.shape}."
-            )
-        for color, one in zip(palette, every, strict=True):
-            own = classes == one
-            for p, q in zip(a[own], b[own], strict=True):
-                axes.plot([p[0], q[0]], [p[1], q[1]], color=color, lw=0.5, alpha=0.6, zorder=1)
-            axes.plot(*a[own].T, "o", mfc="none", color=color, ms=5, zorder=2)
-            axes.plot(*b[own].T, "x", color=color, ms=5, zorder=2)
-        total, relative = measure_pairs(a, b)
-        heading = f"{title}\nsummed pair distance {total:.0f}, over the spread {relative:.1f}"
-        axes.set_title(heading, fontsize=9)
-        axes.set(xticks=[], yticks=[])
-        axes.set_aspect("equal", adjustable="datalim")
-    for axes in panels[len(pictures) :]:
-        axes.remove()
-    handles = [_dot(color, "s", f"class {one}") for color, one in zip(palette, every, strict=True)]
-    handles += [
-        Line2D([], [], color=GREY, marker=marker, mfc="none", ls="", ms=5, label=name)
-        for marker, name in zip("ox", names, strict=True)
-    ]
-    _legend_below(figure, handles, columns=5)
     return figure
 
 
@@ -598,24 +309,20 @@ def plot_panels(panels: Sequence[Panel], *, columns: int = 3) -> Figure:
     if not panels:
         raise ValueError("panels must hold at least one panel, got none.")
     columns = min(_checks.integer(columns, "columns", low=1), len(panels))
-    rows = -(-len(panels) // columns)
-    figure = _figure(2.35 * rows, width=max(3.1 * columns, 4.5))
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    figure, grid = _grid(len(panels), columns, row=2.35, width=max(3.1 * columns, 4.5))
     # Every second curve has hollow marks, so that it does not hide one at the same place.
-    styles = [
-        (COLORS[i % 6], "osD^v"[i % 5], COLORS[i % 6] if i % 2 == 0 else "none") for i in range(30)
-    ]
+    faces = [color if i % 2 == 0 else "none" for i, color in enumerate(COLORS[:6])]
+    styles = [(COLORS[i % 6], "osD^v"[i % 5], faces[i % 6]) for i in range(30)]
     looks = _assign([k for panel in panels for k in panel.curves], styles)
     dashes = _assign([k for panel in panels for k in panel.theory], ("-", "--", ":"))
     marks = _assign([k for panel in panels for k in panel.thresholds], ("-", "--", ":"))
-    for axes, panel in zip(grid, panels, strict=False):
+    for axes, panel in zip(grid, panels, strict=True):
         x = np.asarray(panel.x, np.float64)
         for label, values in panel.curves.items():
             draws = np.asarray(values, np.float64)
             if draws.ndim != 2 or draws.shape[1] != x.size:
-                raise ValueError(
-                    f"curves[{label!r}] must have shape (draws, {x.size}), got {draws.shape}."
-                )
+                shape = f"(draws, {x.size})"
+                raise ValueError(f"curves[{label!r}] must have shape {shape}, got {draws.shape}.")
             there = ~np.isnan(draws).all(axis=0)
             if not there.any():
                 continue
@@ -626,14 +333,13 @@ def plot_panels(panels: Sequence[Panel], *, columns: int = 3) -> Figure:
             axes.fill_between(x[there], low, high, color=color, alpha=0.2, lw=0)
             axes.plot(x[there], middle, color=color, marker=marker, mfc=face, ms=size, lw=1)
         for label, values in panel.theory.items():
-            if np.shape(values) != x.shape:
-                raise ValueError(
-                    f"theory[{label!r}] must have shape {x.shape}, got {np.shape(values)}."
-                )
-            axes.plot(x, np.asarray(values, np.float64), dashes[label], color="black", lw=1)
+            line = np.asarray(values, np.float64)
+            if line.shape != x.shape:
+                raise ValueError(f"theory[{label!r}] must have shape {x.shape}, got {line.shape}.")
+            axes.plot(x, line, dashes[label], color="black", lw=1)
         for label, place in panel.thresholds.items():
             axes.axvline(place, color=GREY, lw=1, ls=marks[label])
-        axes.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
+        axes.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
         axes.set_title(panel.title, fontsize=9)
         axes.tick_params(labelsize=8)
         if panel.log_x:
@@ -643,8 +349,6 @@ def plot_panels(panels: Sequence[Panel], *, columns: int = 3) -> Figure:
             axes.set_yscale("log")
             _few_decades(axes.yaxis)
         _tidy(axes)
-    for axes in grid[len(panels) :]:
-        axes.remove()
     handles: list[Any] = [
         Line2D([], [], color=color, marker=marker, mfc=face, ms=5, lw=1, label=label)
         for label, (color, marker, face) in looks.items()
@@ -716,15 +420,13 @@ def plot_sweep(result: SweepResult, *, x: str, metrics: Sequence[str] | None = N
     if x not in AXES[2:]:
         raise ValueError(f"x must be one of {', '.join(AXES[2:])}, got {x!r}.")
     axes = result.axes
-    places = [place[1] if x == "noise" else place for place in axes[x]]
-    xlabel = "noise of the second view (data units)" if x == "noise" else x
-    if len(set(places)) < len(places):
-        places = [place[0] for place in axes[x]]
-        xlabel = "noise of the first view (data units)"
-        if len(set(places)) < len(places):
-            raise ValueError(
-                "x='noise' needs levels that differ in one view; draw with plot_panels."
-            )
+    places, xlabel = list(axes[x]), x
+    for view, which in ((0, "first"), (1, "second")) if x == "noise" else ():
+        levels = [level[view] for level in axes[x]]
+        if len(set(levels)) == len(levels):
+            places, xlabel = levels, f"noise of the {which} view (data units)"
+    if x == xlabel == "noise":
+        raise ValueError("x='noise' needs levels that differ in one view; draw with plot_panels.")
     order = np.argsort(places)
     names = [name for name in AXES[1:] if name != x and len(axes[name]) > 1]
     chosen = (metrics,) if isinstance(metrics, str) else metrics
@@ -736,23 +438,15 @@ def plot_sweep(result: SweepResult, *, x: str, metrics: Sequence[str] | None = N
             values = result.get(metric, **at).reshape(len(result.seeds), len(places))[:, order]
             if not np.isnan(values).all():  # what does not exist is not drawn
                 curves[", ".join(_say(*item) for item in at.items()) or "measured"] = values
-        labels |= set(curves)
         if not curves:
             continue
+        labels |= set(curves)
         where = "training" if metric.startswith("train_") else "held-out"
         name = metric.removeprefix("train_").removeprefix("held_out_")
-        span = max(places) / min(places) if min(places) > 0 else np.inf
-        panels.append(
-            Panel(
-                f"{where} pairs",
-                sorted(places),
-                xlabel,
-                _METRIC_LABELS[name],
-                curves,
-                log_x=20 < span < np.inf,
-                log_y=name not in ("recall", "energy"),
-            )
-        )
+        panel = Panel(f"{where} pairs", sorted(places), xlabel, _METRIC_LABELS[name], curves)
+        log_x = min(places) > 0 and max(places) > 20 * min(places)
+        log_y = name not in ("recall", "energy")
+        panels.append(dataclasses.replace(panel, log_x=log_x, log_y=log_y))
     if not panels:
         raise ValueError("result has no value of these metrics in any cell.")
     if len(labels) > _MOST_CURVES:
@@ -772,8 +466,21 @@ def _say(name: str, value: Any) -> str:
 _MARKERS = ("x", "+", "1", "2")  # of the second modality and further ones: lines, no areas
 
 
-def _figure(height: float, *, width: float = _WIDTH) -> Figure:
-    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+def _grid(
+    count: int, columns: int, *, row: float, add: float = 0, width: float = 7.5, share: bool = False
+) -> tuple[Figure, Any]:
+    """A figure of so many panels, filled row by row, and its panels; sizes in inches.
+
+    At 150 dots per inch the width is a little more than that of the report's column.
+    """
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    figure = Figure(figsize=(width, row * rows + add), layout=layout)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share).ravel()
+    for axes in panels[count:]:
+        axes.remove()
+    return figure, panels[:count]
 
 
 def _checked(
@@ -792,13 +499,6 @@ def _checked(
             raise ValueError(f"{name} must be finite.")
         points.append(host[:, :2])
     return points, classes
-
-
-def _finite_values(values: Any, name: str) -> np.ndarray:
-    host = np.asarray(values, np.float64).ravel()
-    if host.size == 0 or not np.isfinite(host).all():
-        raise ValueError(f"{name} must hold at least one number and only finite ones.")
-    return host
 
 
 def _palette(count: int) -> list[Any]:
@@ -830,12 +530,6 @@ def _dot(color: Any, marker: str, label: str) -> Line2D:
     return Line2D([], [], color=color, marker=marker, ls="", ms=6, label=label)
 
 
-def _paper_handle() -> Line2D:
-    return Line2D(
-        [], [], color="black", marker="D", mfc="white", mew=1.5, ls="", label="the paper's number"
-    )
-
-
 def _legend_below(figure: Figure, handles: Sequence[Any], columns: int = 5) -> None:
     figure.legend(
         handles=handles, loc="outside lower center", ncols=min(len(handles), columns), frameon=False
@@ -848,24 +542,6 @@ def _tidy(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _whole_ticks(axes: Axes) -> None:
-    _tidy(axes)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-
-
-def _draw_model(panels: Any, points: Sequence[np.ndarray], classes: np.ndarray) -> None:
-    colors = _class_colors(classes)
-    texts = (
-        ("True latent space", "coordinate {} (latent units)"),
-        ("Modality 1", "feature {} (data units)"),
-        ("Modality 2", "feature {} (data units)"),
-    )
-    for axes, xy, (title, label) in zip(panels, points, texts, strict=True):
-        axes.scatter(xy[:, 0], xy[:, 1], s=5, c=colors, alpha=0.6, linewidths=0)
-        axes.set(title=title, xlabel=label.format(1), ylabel=label.format(2))
-        _tidy(axes)
-
-
 def _scatter_views(axes: Axes, points: Sequence[np.ndarray], classes: np.ndarray) -> None:
     colors = _class_colors(classes)
     first, *others = points
@@ -873,45 +549,4 @@ def _scatter_views(axes: Axes, points: Sequence[np.ndarray], classes: np.ndarray
     axes.scatter(x, y, s=26, facecolors="none", edgecolors=colors, linewidths=0.7, alpha=0.7)
     for xy, marker in zip(others, _MARKERS, strict=False):
         axes.scatter(xy[:, 0], xy[:, 1], s=9, c=colors, marker=marker, linewidths=0.7, alpha=0.7)
-    _tidy(axes)
-
-
-def _draw_line(axes: Axes, weights: Any, offset: float, *, style: str) -> None:
-    """Draw w . z + b = 0 across the panel without widening it."""
-    w, b = np.asarray(weights, np.float64), float(offset)
-    axes.set(xlim=axes.get_xlim(), ylim=axes.get_ylim())
-    x, y = -b * w / (w @ w)
-    axes.axline((x, y), (x - w[1], y + w[0]), color="black", lw=1.4, ls=style)
-
-
-def _draw_distributions(
-    axes: Axes, values: Mapping[str, np.ndarray], paper: Mapping[str, float]
-) -> None:
-    axes.use_sticky_edges = False
-    everything = np.concatenate([*values.values(), np.asarray(list(paper.values()), np.float64)])
-    positive = everything[everything > 0]
-    logarithmic = positive.size == everything.size and positive.max() > 100 * positive.min()
-    places = np.arange(len(values))[::-1]
-    spread = np.random.default_rng(0)
-    for place, color, (method, draws) in zip(
-        places, _palette(len(values)), values.items(), strict=True
-    ):
-        height = place + spread.uniform(-0.26, 0.26, size=draws.size)
-        axes.plot(draws, height, "o", ms=2.5, color=color, alpha=0.35, mew=0)
-        low, first, middle, third, high = np.percentile(draws, (2.5, 25, 50, 75, 97.5))
-        axes.barh(place, third - first, 0.5, left=first, fill=False, ec="black", lw=1)
-        axes.plot([middle, middle], [place - 0.25, place + 0.25], color="black", lw=2)
-        for ends in ((low, first), (third, high)):
-            axes.plot(ends, [place, place], color="black", lw=1)
-        if method in paper:
-            axes.plot(
-                paper[method], place, "D", ms=7, color="black", mfc="white", mew=1.5, zorder=5
-            )
-    if logarithmic:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(numticks=6))
-    else:
-        axes.set_xlim(left=min(0.0, float(everything.min())))
-    axes.set_yticks(places, list(values))
-    axes.set_ylim(-0.6, len(values) - 0.4)
     _tidy(axes)

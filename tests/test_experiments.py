@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import fig4_robustness as fig4
+import labels_as_modality as labels
 import numpy as np
 import pytest
 from _kit.report import load_result
@@ -40,6 +41,10 @@ pytestmark = pytest.mark.slow
         (fig4.judge_mlre([1.0, 2.0], 1e-13), "the growth confirmed, its reading not"),
         (fig4.judge_mlre([1.0, 2.0], 1.0), "the growth confirmed, its reading too"),
         (fig4.judge_mlre([2.0, 1.0], 1.0), "not confirmed"),
+        (labels.judge_collapse(1e-15), "reproduced, explained by the trivial dimension"),
+        (labels.judge_collapse(0.1), "not reproduced"),
+        (labels.judge_norm(0.9), "reproduced"),
+        (labels.judge_norm(1.2), "not reproduced: it did not shrink"),
     ],
 )
 def test_verdicts_come_out_either_way(verdict, expected):

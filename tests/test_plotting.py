@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from _kit import figures
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
@@ -76,7 +77,7 @@ def test_latents_of_more_than_two_modalities_have_a_marker_each(drawn, tmp_path)
 
 def test_data_model_has_a_panel_per_space(drawn, tmp_path):
     latents, views, labels = drawn
-    figure = plotting.plot_data_model(latents, views, labels)
+    figure = figures.plot_data_model(latents, views, labels)
     for axes, points in zip(figure.axes, (latents, *views), strict=True):
         np.testing.assert_array_equal(axes.collections[0].get_offsets(), points[:, :2])
     assert [a.get_title() for a in figure.axes] == ["True latent space", "Modality 1", "Modality 2"]
@@ -86,7 +87,7 @@ def test_data_model_has_a_panel_per_space(drawn, tmp_path):
 def test_boundary_lies_where_it_is_said(drawn, tmp_path):
     latents, views, labels = drawn
     lines = [(np.array([1.0, 2.0]), 0.5), (np.array([0.0, 1.0]), -0.25)]
-    figure = plotting.plot_boundary(
+    figure = figures.plot_boundary(
         latents, views, (latents, latents), labels, line=lines[0], estimated_lines=lines
     )
     for panel, wanted in ((0, lines[:1]), (3, lines)):
@@ -102,7 +103,7 @@ def test_errors_show_draws_median_and_the_papers_number(rng, tmp_path):
         "CMAE (latent units)": {"perfect": rng.uniform(1, 9, 41) * 1e-15, "trained": np.ones(41)},
         "NCMAE": {"perfect": rng.uniform(1, 2, 41)},
     }
-    figure = plotting.plot_errors(draws, paper={"CMAE (latent units)": {"perfect": 3.66e-15}})
+    figure = figures.plot_errors(draws, paper={"CMAE (latent units)": {"perfect": 3.66e-15}})
     assert [a.get_xlabel() for a in figure.axes] == list(draws)
     assert [a.get_xscale() for a in figure.axes] == ["linear", "log", "linear"]
     lines = figure.axes[1].lines
@@ -110,7 +111,7 @@ def test_errors_show_draws_median_and_the_papers_number(rng, tmp_path):
     assert lines[1].get_xdata()[0] == np.median(draws["CMAE (latent units)"]["perfect"])
     assert any(line.get_marker() == "D" and line.get_xdata()[0] == 3.66e-15 for line in lines)
     assert "the paper's number" in texts(figure)[0]
-    assert "the paper's number" not in texts(plotting.plot_errors(draws))[0]
+    assert "the paper's number" not in texts(figures.plot_errors(draws))[0]
     assert_readable(figure, tmp_path)
 
 
@@ -174,15 +175,15 @@ Z, Y = np.zeros((4, 2)), np.arange(4)
             "z2 must have shape (n = 4, at least 2), got (4, 1)",
         ),
         (
-            lambda: plotting.plot_data_model(Z, (Z, Z), Y[:3]),
+            lambda: figures.plot_data_model(Z, (Z, Z), Y[:3]),
             ValueError,
             "latents must have shape (n = 3, at least 2), got (4, 2)",
         ),
         (lambda: plotting.plot_latents((Z, Z * np.nan), Y), ValueError, "z2 must be finite"),
-        (lambda: plotting.plot_errors({}), ValueError, "at least one quantity"),
-        (lambda: plotting.plot_errors({"a": {}}), ValueError, "at least one method"),
+        (lambda: figures.plot_errors({}), ValueError, "at least one quantity"),
+        (lambda: figures.plot_errors({"a": {}}), ValueError, "at least one method"),
         (
-            lambda: plotting.plot_errors({"a": {"b": [np.inf]}}),
+            lambda: figures.plot_errors({"a": {"b": [np.inf]}}),
             ValueError,
             "errors['a']['b'] must hold at least one number and only finite ones",
         ),
@@ -308,13 +309,13 @@ def test_sweep_figures_refuse_what_they_cannot_draw(rng):
 def test_pairs_are_joined_and_measured(rng):
     places = rng.normal(size=(20, 2))
     shift = np.array([3.0, 4.0])
-    total, relative = plotting.measure_pairs(places, places + shift)
+    total, relative = figures.measure_pairs(places, places + shift)
     assert total == pytest.approx(20 * 5)
-    scaled = plotting.measure_pairs(7 * places, 7 * (places + shift))
+    scaled = figures.measure_pairs(7 * places, 7 * (places + shift))
     assert scaled[0] == pytest.approx(7 * total)
     assert scaled[1] == pytest.approx(relative)  # however wide the plane
     labels = np.arange(20) % 3
-    figure = plotting.plot_pairs(
+    figure = figures.plot_pairs(
         {"before": (places, places + shift, labels), "after": (places, places, labels)},
         names=("video", "IMU"),
     )
@@ -325,6 +326,6 @@ def test_pairs_are_joined_and_measured(rng):
     words = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
     assert {"video", "IMU", "class 0"} <= set(words)
     with pytest.raises(ValueError, match=r"pictures\['a'\] must hold shapes"):
-        plotting.plot_pairs({"a": (places, places[:5], labels)})
+        figures.plot_pairs({"a": (places, places[:5], labels)})
     with pytest.raises(ValueError, match="at least one panel"):
-        plotting.plot_pairs({})
+        figures.plot_pairs({})

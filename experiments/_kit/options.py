@@ -2,13 +2,15 @@
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
 import tyro
 
-__all__ = ["Options", "config_of", "start"]
+from perfalign_jax.types import CollapseWarning, OverfitWarning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,14 +22,6 @@ class Options:
         quick: a small version that runs in seconds; its numbers are not for comparison.
         full: the most careful version, where the default had to be reduced to save time.
         seed: seed of everything random.
-
-    Raises:
-        ValueError: if both sizes are asked for, or ``out`` is a file.
-
-    Example:
-        >>> from _kit.options import Options
-        >>> Options(quick=True).scale
-        'quick'
     """
 
     out: Path = Path("results")
@@ -46,24 +40,19 @@ class Options:
         """Name of the chosen size: quick, default or full."""
         return "quick" if self.quick else "full" if self.full else "default"
 
-    def protocol(self, less: str) -> str:
-        """Say what a quick run has less than the full protocol; nothing of another run."""
-        return f"quick: {less}" if self.quick else ""
+
+T = TypeVar("T")
 
 
-AnyOptions = TypeVar("AnyOptions", bound=Options)
-
-
-def start(main: Callable[[AnyOptions], Any], options: type[AnyOptions], about: str | None) -> None:
-    """Run an experiment with the options of the command line.
+def start(main: Callable[[T], Any], options: type[T], about: str | None, *, bits: int = 64) -> None:
+    """Run an experiment with the options of the command line, in numbers of 64 or 32 bits.
 
     Where the user says nothing else, jaxlib's pool gets as many threads as it needs not to wait for
-    itself (``experiments/benchmarks/thread_pool.py``).
+    itself (``experiments/benchmarks/thread_pool.py``). Collapse and overfitting are what the
+    experiments measure, on held-out pairs: they need no warning.
     """
+    for category in (CollapseWarning, OverfitWarning):
+        warnings.simplefilter("ignore", category)
+    jax.config.update("jax_enable_x64", bits == 64)
     os.environ.setdefault("NPROC", str(max(16, os.cpu_count() or 1)))
     main(tyro.cli(options, description=about))
-
-
-def config_of(options: Options, **more: Any) -> dict[str, Any]:
-    """Return the configuration that a result file carries."""
-    return {"scale": options.scale, "seed": options.seed, **more}

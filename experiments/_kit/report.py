@@ -14,69 +14,28 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float
 from scipy import stats
 
 from perfalign_jax.serialization import write_whole
 
-__all__ = [
-    "Result",
-    "Row",
-    "as_markdown",
-    "format_number",
-    "load_result",
-    "percentile_of",
-    "provenance",
-    "reduce",
-    "save_result",
-    "write_report",
-]
-
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of a table that sets the paper beside this project.
-
-    Attributes:
-        quantity: what was measured.
-        paper: the paper's number as printed, empty if it has none.
-        ours: our number.
-        interval: 95 % interval, empty if there is none.
-        verdict: what the comparison says, in a few words.
-        note: anything the reader must know.
-        protocol: what was less than the full protocol; see ``reduce``.
-
-    Example:
-        >>> from _kit.report import Row
-        >>> Row("CMAE", paper="3.66e-15", ours="2.1e-15", verdict="reproduced").paper
-        '3.66e-15'
-    """
+    """One line of a table that sets the paper beside this project; what is missing is empty."""
 
     quantity: str
-    paper: str = ""
+    paper: str = ""  # the number as printed
     ours: str = ""
-    interval: str = ""
-    verdict: str = ""
+    interval: str = ""  # of 95 %
+    verdict: str = ""  # what the comparison says, in a few words
     note: str = ""
-    protocol: str = ""
+    protocol: str = ""  # what was less than the full protocol; see ``reduce``
 
 
 def reduce(rows: Sequence[Row], protocol: str) -> list[Row]:
-    """Mark rows that come from less than the full protocol: they are not set beside the paper.
+    """Mark rows of less than the full protocol, as "quick: 20 of 500 draws", if of any less.
 
-    Args:
-        rows: as from the full protocol.
-        protocol: what was less, as "quick: 20 of 500 draws"; if empty the rows stay as they are.
-
-    Returns:
-        The rows with their protocol; where the paper has a number, without it and the verdict.
-
-    Example:
-        >>> from _kit.report import Row, reduce
-        >>> row = Row("CMAE", paper="3.66e-15", ours="2.1e-15", verdict="reproduced")
-        >>> (reduced,) = reduce([row], "quick: 20 of 500 draws")
-        >>> reduced.paper, reduced.verdict, reduced.protocol
-        ('', '', 'quick: 20 of 500 draws')
+    They are not set beside the paper: its number goes, and the verdict on it.
     """
     if not protocol:
         return list(rows)
@@ -90,54 +49,25 @@ def reduce(rows: Sequence[Row], protocol: str) -> list[Row]:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What one experiment leaves behind.
-
-    Attributes:
-        name: name of the experiment; the result file is ``<name>.json``.
-        title: heading in the report.
-        summary: one paragraph: what was done and what it says.
-        rows: table lines.
-        figures: file name under ``figures/`` to caption.
-        values: every measured number, for those who want more than the table.
-        config: the configuration of the run.
-        seconds: wall time.
-
-    Example:
-        >>> from _kit.report import Result, Row
-        >>> Result("demo", "Demo", "Nothing.", [Row("CMAE", ours="0")]).name
-        'demo'
-    """
+    """What one experiment leaves behind, in ``<name>.json``."""
 
     name: str
     title: str
-    summary: str
+    summary: str  # one paragraph: what was done and what it says
     rows: Sequence[Row] = ()
-    figures: dict[str, str] = dataclasses.field(default_factory=dict)
-    values: dict[str, Any] = dataclasses.field(default_factory=dict)
+    figures: dict[str, str] = dataclasses.field(default_factory=dict)  # file name to caption
+    values: dict[str, Any] = dataclasses.field(default_factory=dict)  # every measured number
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     seconds: float = 0.0
 
 
-def percentile_of(value: float, values: Float[np.ndarray, " n"]) -> float:
-    """Return the share of ``values`` below ``value``, in percent, ties counting half.
-
-    Example:
-        >>> import numpy as np
-        >>> from _kit.report import percentile_of
-        >>> percentile_of(2.5, np.array([1.0, 2.0, 3.0, 4.0]))
-        50.0
-    """
+def percentile_of(value: float, values: np.ndarray) -> float:
+    """Return the share of ``values`` below ``value``, in percent, ties counting half."""
     return float(stats.percentileofscore(np.asarray(values), value, kind="mean"))
 
 
 def format_number(value: float) -> str:
-    """Format a number for a table: three digits, scientific where that is shorter.
-
-    Example:
-        >>> from _kit.report import format_number
-        >>> [format_number(v) for v in (0.0, 3.66e-15, 10.94, 2210.0, 43.9)]
-        ['0', '3.66e-15', '10.9', '2210', '43.9']
-    """
+    """Format a number for a table: three digits, scientific where that is shorter."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     if abs(value) < 1e-3 or abs(value) >= 1e6:
@@ -147,17 +77,7 @@ def format_number(value: float) -> str:
 
 
 def provenance() -> dict[str, str]:
-    """Say what numbers are computed with: versions, device and precision.
-
-    Returns:
-        Versions of the packages and of Python; ``device``, an accelerator's name or the number and
-        name of the processor's cores; ``dtype``, what JAX computes in by default.
-
-    Example:
-        >>> from _kit.report import provenance
-        >>> sorted(provenance())[-3:]
-        ['python', 'scikit-learn', 'scipy']
-    """
+    """Versions, device (of a processor the number and name of its cores), and default dtype."""
     names = ("perfalign-jax", "jax", "jaxlib", "numpy", "scipy", "scikit-learn", "optax")
     device = jax.devices()[0]
     return {
@@ -182,25 +102,7 @@ def _processor() -> str:
 def save_result(result: Result, out: Path) -> Path:
     """Write a result to ``out/<name>.json``, with the versions, device and dtype behind it.
 
-    Numbers that are infinite or not a number become null: JSON has none.
-
-    Args:
-        result: what the experiment found. Every figure it names must lie in ``out/figures``.
-        out: folder of results; made if missing.
-
-    Returns:
-        Path of the file, which appears whole or not at all.
-
-    Raises:
-        FileNotFoundError: if a figure is missing.
-
-    Example:
-        >>> import tempfile, pathlib
-        >>> from _kit.report import Result, load_result, save_result
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = save_result(Result("demo", "Demo", "Nothing."), pathlib.Path(folder))
-        ...     load_result(path)["title"]
-        'Demo'
+    Every figure it names must lie in ``out/figures``.
     """
     out.mkdir(parents=True, exist_ok=True)
     for figure in result.figures:
@@ -213,7 +115,7 @@ def save_result(result: Result, out: Path) -> Path:
 
 
 def _plain(value: Any) -> Any:
-    """The same of nothing but what JSON knows."""
+    """The same of nothing but what JSON knows; null for numbers that are infinite or none."""
     if isinstance(value, Mapping):
         return {str(name): _plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
@@ -228,19 +130,7 @@ def _plain(value: Any) -> Any:
 
 
 def load_result(path: Path) -> dict[str, Any]:
-    """Read a result file that ``save_result`` wrote.
-
-    Raises:
-        ValueError: if the file is no result.
-
-    Example:
-        >>> import tempfile, pathlib
-        >>> from _kit.report import Result, load_result, save_result
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = save_result(Result("demo", "Demo", "Nothing."), pathlib.Path(folder))
-        ...     load_result(path)["name"]
-        'demo'
-    """
+    """Read a result file that ``save_result`` wrote; any other is a ``ValueError``."""
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
@@ -250,15 +140,8 @@ def load_result(path: Path) -> dict[str, Any]:
     return content
 
 
-_HEADINGS = {
-    "quantity": "quantity",
-    "protocol": "less than the full protocol",
-    "paper": "paper",
-    "ours": "ours",
-    "interval": "95 % interval",
-    "verdict": "verdict",
-    "note": "note",
-}
+_COLUMNS = ("quantity", "protocol", "paper", "ours", "interval", "verdict", "note")
+_HEADINGS = {"protocol": "less than the full protocol", "interval": "95 % interval"}
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem;
@@ -277,35 +160,10 @@ font-size: .85rem; } .made { overflow-wrap: anywhere; }
 def write_report(out: Path, *, order: Sequence[str], title: str) -> tuple[Path, Path]:
     """Write ``report.html`` (self-contained, figures inside) and ``report.md`` from result files.
 
-    Args:
-        out: folder that holds the result files and ``figures/``.
-        order: names of the experiments in the order of the report; those without a file are listed
-            as not run.
-        title: heading of the report.
-
-    Returns:
-        Paths of the HTML and the Markdown file.
-
-    Raises:
-        ValueError: if a file is no result.
-
-    Example:
-        >>> import tempfile, pathlib
-        >>> from _kit.report import Result, save_result, write_report
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     out = pathlib.Path(folder)
-        ...     _ = save_result(Result("demo", "Demo", "Nothing."), out)
-        ...     page, text = write_report(out, order=["demo"], title="Report")
-        ...     "Demo" in page.read_text()
-        True
+    Experiments of the order that have no file are listed as not run.
     """
-    results, missing = [], []
-    for name in order:
-        path = out / f"{name}.json"
-        if path.is_file():
-            results.append(load_result(path))
-        else:
-            missing.append(name)
+    missing = [name for name in order if not (out / f"{name}.json").is_file()]
+    results = [load_result(out / f"{name}.json") for name in order if name not in missing]
     notes = [f"Not run: {', '.join(missing)}."] if missing else []
     reduced = [r["name"] for r in results if r["config"].get("scale") == "quick"]
     if reduced:
@@ -320,10 +178,8 @@ def write_report(out: Path, *, order: Sequence[str], title: str) -> tuple[Path, 
 
 def _made(result: dict[str, Any]) -> str:
     parts = {**result["config"], **result["provenance"]}
-    took = (
-        [f"{result['seconds']:.0f} s"] if result["seconds"] else []
-    )  # a transcribed file has none
-    return "; ".join([*took, ", ".join(f"{k} {v}" for k, v in parts.items())])
+    took = f"{result['seconds']:.0f} s; " if result["seconds"] else ""  # none if transcribed
+    return took + ", ".join(f"{k} {v}" for k, v in parts.items())
 
 
 def _cell(text: str) -> str:
@@ -343,10 +199,9 @@ def _as_html(title: str, notes: list[str], results: list[dict[str, Any]], out: P
         parts.append(f"<h2>{e(result['title'])}</h2><p>{e(result['summary'])}</p>")
         if result["rows"]:
             shown = _columns(result["rows"])
-            head = "".join(f"<th>{_HEADINGS[c]}</th>" for c in shown)
-            body = "".join(
-                "<tr>" + "".join(_cell(row[c]) for c in shown) + "</tr>" for row in result["rows"]
-            )
+            head = "".join(f"<th>{_HEADINGS.get(c, c)}</th>" for c in shown)
+            cells = ["".join(_cell(row[c]) for c in shown) for row in result["rows"]]
+            body = "".join(f"<tr>{line}</tr>" for line in cells)
             parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
         for name, caption in result["figures"].items():
             data = base64.b64encode((out / "figures" / name).read_bytes()).decode()
@@ -365,7 +220,7 @@ def as_markdown(title: str, notes: Sequence[str], results: Sequence[dict[str, An
         parts += [f"## {result['title']}", result["summary"]]
         if result["rows"]:
             shown = _columns(result["rows"])
-            lines = [[_HEADINGS[c] for c in shown], ["---"] * len(shown)]
+            lines = [[_HEADINGS.get(c, c) for c in shown], ["---"] * len(shown)]
             lines += [[row[c].replace("|", "\\|") for c in shown] for row in result["rows"]]
             parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
         parts += [f"![{text}](figures/{name})" for name, text in result["figures"].items()]
@@ -375,4 +230,4 @@ def as_markdown(title: str, notes: Sequence[str], results: Sequence[dict[str, An
 
 def _columns(rows: Sequence[dict[str, str]]) -> list[str]:
     """The columns in which any row says something."""
-    return [name for name in _HEADINGS if any(row[name] for row in rows)]
+    return [name for name in _COLUMNS if any(row[name] for row in rows)]

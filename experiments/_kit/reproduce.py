@@ -18,8 +18,6 @@ import perfalign_jax
 from _kit.report import write_report
 from perfalign_jax.serialization import write_whole
 
-__all__ = ["EXPERIMENTS", "FOLDER", "reproduce"]
-
 FOLDER = Path(__file__).parents[1]
 """Where the scripts are."""
 
@@ -55,25 +53,7 @@ def reproduce(
     only: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> list[str]:
-    """Run experiments as separate processes and write ``report.html`` and ``report.md``.
-
-    Args:
-        out: folder of the results; made if missing.
-        scale: "quick", "default" or "full".
-        only: names of the experiments to run; all if empty.
-        say: takes a line of progress.
-
-    Returns:
-        Names of the experiments that failed.
-
-    Raises:
-        ValueError: if a name in ``only`` is unknown.
-
-    Example:
-        >>> from _kit.reproduce import EXPERIMENTS
-        >>> "fig3_synthetic" in EXPERIMENTS
-        True
-    """
+    """Run all experiments, or only some, as processes, and write the report; names that failed."""
     unknown = [name for name in only if name not in EXPERIMENTS]
     if unknown:
         raise ValueError(
@@ -81,7 +61,10 @@ def reproduce(
         )
     out.mkdir(parents=True, exist_ok=True)
     ledger = out / "finished.json"
-    finished = _read_ledger(ledger)
+    try:
+        finished = dict(json.loads(ledger.read_text()))
+    except (OSError, TypeError, ValueError):  # none, or damaged
+        finished = {}
     chosen = [name for name in EXPERIMENTS if not only or name in only]
     failed: list[str] = []
     start = time.perf_counter()
@@ -104,16 +87,7 @@ def reproduce(
         finished[name] = fingerprint
         write_whole(ledger, json.dumps(finished, indent=1).encode())
         say(f"    {time.perf_counter() - began:.0f} s")
-    page, text = write_report(
-        out, order=list(EXPERIMENTS), title="Perfect multimodal alignment: the paper and this code"
-    )
+    title = "Perfect multimodal alignment: the paper and this code"
+    page, text = write_report(out, order=list(EXPERIMENTS), title=title)
     say(f"{time.perf_counter() - start:.0f} s in all; report: {page} and {text}")
     return failed
-
-
-def _read_ledger(path: Path) -> dict[str, str]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -12,8 +12,6 @@ from _kit.report import as_markdown, load_result
 from _kit.reproduce import EXPERIMENTS
 from perfalign_jax.serialization import write_whole
 
-__all__ = ["PAGE", "make_page", "take"]
-
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 
 

@@ -1,8 +1,9 @@
 """Mapping over draws with progress, rows made of draws, and the last step of every script."""
 
 import dataclasses
-from collections.abc import Callable
-from pathlib import Path
+import functools
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,32 +19,27 @@ from scipy import stats
 from threadpoolctl import threadpool_limits
 
 from _kit.options import Options
-from _kit.report import (
-    Result,
-    Row,
-    format_number,
-    percentile_of,
-    save_result,
-)
+from _kit.report import Result, Row, format_number, percentile_of, reduce, save_result
 from perfalign_jax.har.protocol import estimates
 from perfalign_jax.plotting import save_figure
 
+Figures = dict[str, tuple[Figure, str]]  # file name to figure and caption
+
+_STARTED = time.perf_counter()
 threadpool_limits(1)  # BLAS threads are of no use to many small factorisations
 
 
-def map_draws(function: Callable[[Any], Any], inputs: Any, *, chunk: int, label: str) -> Any:
+@functools.cache
+def _compile(function: Callable[[Any], Any]) -> Any:
+    return jax.jit(jax.vmap(function))
+
+
+def map_draws(function: Callable[[Any], Any], inputs: Any, *, label: str, chunk: int = 20) -> Any:
     """Apply a function of one draw (a key, or arrays) to all draws, vectorised in chunks.
 
-    Args:
-        function: takes one entry of ``inputs`` and returns arrays.
-        inputs: keys or a pytree of arrays, one draw per entry of the first axis.
-        chunk: draws at a time.
-        label: shown beside the progress bar.
-
-    Returns:
-        What the function returns, as NumPy arrays with the draws along the first axis.
+    Draws are along the first axis of every input, and of the NumPy arrays that come back.
     """
-    compiled = jax.jit(jax.vmap(function))
+    compiled = _compile(function)
     count = len(jax.tree.leaves(inputs)[0])
     chunk = min(chunk, count)
     parts = []
@@ -73,10 +69,8 @@ def distribution_row(
     # Order statistics that enclose the median with probability 95 %, whatever the law.
     below, above = (int(r) for r in stats.binom.ppf((0.025, 0.975), values.size, 0.5))
     low, high = values[max(below - 1, 0)], values[min(above, values.size - 1)]
-    spread = (
-        f"Median of {values.size} draws; mean {format_number(values.mean())}, "
-        f"middle 95 % {few} to {most}."
-    )
+    mean = format_number(values.mean())
+    spread = f"Median of {values.size} draws; mean {mean}, middle 95 % {few} to {most}."
     return Row(
         quantity,
         paper="" if paper is None else format_number(paper),
@@ -110,17 +104,13 @@ def estimate_hits(
     if against is not None:
         hits = [h - a for h, a in zip(hits, against, strict=True)]
     means = [100 * float(h.mean()) for h in hits]
-    if len(hits) > 1:
-        if crossed and against is None and np.ptp(hits) == 0:  # all or none: no spread to see
-            found = estimates.estimate_share(int(hits[0].sum()), len(hits[0]))
-        elif crossed:
-            found = estimates.estimate_crossed(100 * np.stack(hits))
-        else:
-            found = estimates.estimate_mean(means)
-    elif against is None:
+    no_spread = len(hits) == 1 or (crossed and np.ptp(hits) == 0)  # one run, or all or none
+    if no_spread and against is None:
         found = estimates.estimate_share(int(hits[0].sum()), len(hits[0]))
+    elif crossed and len(hits) > 1:
+        found = estimates.estimate_crossed(100 * np.stack(hits))
     else:
-        found = estimates.estimate_mean(100 * hits[0])
+        found = estimates.estimate_mean(means if len(hits) > 1 else 100 * hits[0])
     entry = {**dataclasses.asdict(found), "each": means}
     if against is None:  # a share
         entry |= {"low": max(0.0, found.low), "high": min(100.0, found.high)}
@@ -131,15 +121,31 @@ def describe(entry: dict[str, Any]) -> str:
     return f"{entry['value']:.1f} [{entry['low']:.1f}, {entry['high']:.1f}]"
 
 
-def draw_figures(out: Path, figures: dict[str, tuple[Figure, str]]) -> dict[str, str]:
-    """Save figures into the folder of figures; file names to captions back."""
-    for name, (figure, _) in figures.items():
-        save_figure(figure, out / "figures" / name)
-    return {name: caption for name, (_, caption) in figures.items()}
+def finish(
+    options: Options,
+    name: str,
+    *,
+    title: str,
+    summary: str,
+    rows: Sequence[Row],
+    values: dict[str, Any],
+    figures: Figures | None = None,
+    config: dict[str, Any],
+    less: str = "",
+) -> None:
+    """Save what an experiment found, with figures and their captions, and print its table.
 
-
-def finish(result: Result, options: Options) -> None:
-    """Save a result and print its table."""
+    ``less`` is what a quick run has less than the full protocol, as "20 of 500 draws".
+    """
+    if options.quick and less:
+        rows = reduce(rows, f"quick: {less}")
+    figures = figures or {}
+    for file, (figure, _) in figures.items():
+        save_figure(figure, options.out / "figures" / file)
+    captions = {file: caption for file, (_, caption) in figures.items()}
+    config = {"scale": options.scale, "seed": options.seed} | config
+    seconds = time.perf_counter() - _STARTED
+    result = Result(name, title, summary, rows, captions, values, config, seconds)
     path = save_result(result, options.out)
     table = Table(title=result.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("quantity, and what it says", min_width=30)

@@ -17,21 +17,20 @@ import os
 import re
 import sys
 import time
-import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import rich.console
-import tyro
 
 from perfalign_jax.har.data import dataset, splits
 from perfalign_jax.har.nn import encoders, training
 from perfalign_jax.har.protocol import methods, transfer
 from perfalign_jax.serialization import write_whole
-from perfalign_jax.types import CollapseWarning
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from _kit.options import start
 from _kit.report import provenance
 
 TARGET, LATENT = "inertial", 2048
@@ -39,29 +38,17 @@ TARGET, LATENT = "inertial", 2048
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Options of this benchmark.
+    """Options of this benchmark."""
 
-    Attributes:
-        root: folder of UTD-MHAD; by default that in the environment variable UTD_MHAD_ROOT.
-        source: video modality, depth or rgb.
-        epochs: passes over the pairs, at least 2: the first is compilation as well.
-        frames: frames of each video.
-        size: height and width of each frame.
-        batch_size: pairs in a batch.
-        weights: file of ResNet-18 weights under torchvision's names.
-        frozen: keep the trunk as the file has it.
-        cache: folder for the small videos.
-    """
-
-    root: Path | None = None
-    source: str = "depth"
-    epochs: int = 3
-    frames: int = 8
-    size: int = 64
-    batch_size: int = 32
-    weights: Path | None = None
-    frozen: bool = False
-    cache: Path = Path("results/cache")
+    root: Path | None = None  # folder of UTD-MHAD; by default that in UTD_MHAD_ROOT
+    source: str = "depth"  # video modality, depth or rgb
+    epochs: int = 3  # passes over the pairs, at least 2: the first is compilation as well
+    frames: int = 8  # of each video
+    size: int = 64  # height and width of each frame
+    batch_size: int = 32  # pairs in a batch
+    weights: Path | None = None  # file of ResNet-18 weights under torchvision's names
+    frozen: bool = False  # keep the trunk as the file has it
+    cache: Path = Path("results/cache")  # folder for the small videos
 
 
 def main(options: Options) -> None:
@@ -71,35 +58,25 @@ def main(options: Options) -> None:
     root = options.root or os.environ.get("UTD_MHAD_ROOT")
     if not root:
         raise SystemExit("UTD_MHAD_ROOT is not set: this benchmark is about the real recordings.")
+    trunk: dict[str, Any] = {"weights": options.weights, "frozen": options.frozen}
     branches = (
-        encoders.make_branch(
-            options.source,
-            latent=LATENT,
-            architecture="paper",
-            weights=options.weights,
-            frozen=options.frozen,
-        ),
+        encoders.make_branch(options.source, latent=LATENT, architecture="paper", **trunk),
         encoders.make_branch(TARGET, latent=LATENT),
     )
     branches[0].make(jax.random.key(0))  # reads the weights, before the videos are
+    small: dict[str, Any] = {"frames": options.frames, "size": options.size, "progress": True}
     recordings = dataset.read_recordings(
-        root,
-        modalities=(TARGET, options.source),
-        frames=options.frames,
-        size=options.size,
-        cache=options.cache,
-        progress=True,
+        root, modalities=(TARGET, options.source), cache=options.cache, **small
     )
-    inputs = {
-        options.source: recordings.signals[options.source],
-        TARGET: dataset.to_series(recordings.signals[TARGET], modality=TARGET),
-    }
+    series = dataset.to_series(recordings.signals[TARGET], modality=TARGET)
+    inputs = recordings.signals | {TARGET: series}
     split = splits.read_split(Path(root) / "splits" / "40_40_10_10", recordings.names)
-    task, exam = transfer.make_task(
-        inputs, recordings.actions, split, source=options.source, target=TARGET
-    )
-    trunk = f"weights {options.weights}" if options.weights else "random weights, trained as well"
-    console.print(f"trunk: {trunk}{', frozen' if options.frozen else ''}", highlight=False)
+    sides = {"source": options.source, "target": TARGET}
+    task, exam = transfer.make_task(inputs, recordings.actions, split, **sides)
+    trained_from = "random weights, trained as well"
+    if options.weights:
+        trained_from = f"weights {options.weights}"
+    console.print(f"trunk: {trained_from}{', frozen' if options.frozen else ''}", highlight=False)
     ends: list[float] = []
 
     def watch(trained: training.Trained) -> list[float]:
@@ -115,28 +92,24 @@ def main(options: Options) -> None:
         watch_every=1,
         progress=True,
     )
-    start = time.perf_counter()
+    began = time.perf_counter()
     through = [lambda x, v=v: training.encode(trained, x, view=v)[0] for v in (0, 1)]
     task, exam = task.encode(*through), exam.encode(*through)
-    encoding = time.perf_counter() - start
+    encoding = time.perf_counter() - began
     per_epoch = float(np.median(np.diff(ends)))
     accuracy = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CollapseWarning)
-        posed = methods.to_directions(task, exam)
-        paper = methods.Method("trailing", k=LATENT, center=False)
-        listed = [paper, *methods.list_methods(components=(64, 128))]
-        found = list(methods.align_all(*posed, methods=listed))
-    for method, t, e in found:
+    paper = methods.Method("trailing", k=LATENT, center=False)
+    listed = [paper, *methods.list_methods(components=(64, 128))]
+    posed = methods.to_directions(task, exam)
+    for method, t, e in methods.align_all(*posed, methods=listed):
         name = dataclasses.replace(method, space="CA").label
         hits = e.score(transfer.rank_classes(t.labelled, t.labels, t.unseen))[1]
         accuracy[name] = 100 * float(hits.mean())
         console.print(f"{name}: top-1 {accuracy[name]:.1f} %", highlight=False)
+    chosen = dataclasses.asdict(options)
     result = {
-        "options": {
-            k: str(v) for k, v in dataclasses.asdict(options).items() if k not in ("root", "cache")
-        },
-        "trunk": trunk,
+        "options": {k: str(v) for k, v in chosen.items() if k not in ("root", "cache")},
+        "trunk": trained_from,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.variables[0])),
         "seconds": {"training": trained.seconds, "epoch": per_epoch, "encoding": encoding},
         "clips per second": len(split.align) / per_epoch,
@@ -150,12 +123,9 @@ def main(options: Options) -> None:
     path = Path(__file__).parent / "results" / f"paper_architecture_{what}_{name}.json"
     path.parent.mkdir(exist_ok=True)
     write_whole(path, json.dumps(result, indent=1).encode())
-    console.print(
-        f"{trained.seconds:.0f} s of training, {per_epoch:.1f} s an epoch, "
-        f"{result['clips per second']:.1f} clips/s; {path}",
-        highlight=False,
-    )
+    speed = f"{per_epoch:.1f} s an epoch, {result['clips per second']:.1f} clips/s"
+    console.print(f"{trained.seconds:.0f} s of training, {speed}; {path}", highlight=False)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    start(main, Options, __doc__, bits=32)

@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -31,21 +32,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What to run.
+    """What to run."""
 
-    Attributes:
-        seeds: seeds in every cell.
-        repeats: runs of either side, of which the median counts.
-        batch_size: seeds at a time of this package.
-        out: file of the figures; named after the device if not given.
-        side: run one side only and print its times as JSON (used internally).
-    """
-
-    seeds: int = 64
-    repeats: int = 3
-    batch_size: int = 8
-    out: Path | None = None
-    side: str = ""
+    seeds: int = 64  # in every cell
+    repeats: int = 3  # of either side, of which the median counts
+    batch_size: int = 8  # seeds at a time of this package
+    out: Path | None = None  # file of the figures; named after the device if not given
+    side: str = ""  # run one side only and print its times as JSON (used internally)
 
 
 def numpy_cell(
@@ -79,9 +72,8 @@ def numpy_cell(
     errors = [float(np.mean(energy))]
     for true, pair in ((z, found), (z_new, found_new)):
         errors.append(np.linalg.norm(pair[0] - pair[1], axis=1).mean())
-        errors.append(np.mean([np.linalg.norm(true - e, axis=1).mean() for e in pair]))
-        after = [np.linalg.norm(true - affine(e) @ gauge, axis=1).mean() for e in pair]
-        errors.append(np.mean(after))
+        both = pair, [affine(e) @ gauge for e in pair]
+        errors += [np.mean([np.linalg.norm(true - e, axis=1).mean() for e in ez]) for ez in both]
     return errors
 
 
@@ -119,32 +111,23 @@ def run_package(settings: Settings) -> dict[str, object]:
 
     from perfalign_jax import sweeps
 
-    before = peak()
-    times = []
+    before, times = peak(), []
+    how: dict[str, Any] = {"seeds": settings.seeds, "batch_size": settings.batch_size}
     for repeat in range(settings.repeats + 1):
         start = time.perf_counter()
+        key = jax.random.key(repeat)
         results = {
-            axis: sweeps.sweep(
-                jax.random.key(repeat),
-                line_grid(axis),
-                seeds=settings.seeds,
-                batch_size=settings.batch_size,
-                progress=False,
-            )
-            for axis in LINES
+            axis: sweeps.sweep(key, line_grid(axis), progress=False, **how) for axis in LINES
         }
         times.append(time.perf_counter() - start)
     at = {"n": BASE["n"], "noise": 1.0}
-    medians = {
-        name: float(np.median(results["n"].get(name, **at)))
-        for name in ("train_cmae", "held_out_cmae")
-    }
+    checked = ("train_cmae", "held_out_cmae")
     return {
         "cold": times[0],
         "warm": times[1:],
         "memory": peak(),
         "memory before": before,
-        "check": medians,
+        "check": {name: float(np.median(results["n"].get(name, **at))) for name in checked},
         "device": report.provenance()["device"],
         "jax": jax.__version__,
     }
@@ -161,38 +144,27 @@ def main(settings: Settings) -> None:
         print(json.dumps(run(settings)))
         return
     found = {}
-    options = [
-        f"--{name}={getattr(settings, name.replace('-', '_'))}"
-        for name in ("seeds", "repeats", "batch-size")
-    ]
+    options = [f"--{name}={getattr(settings, name)}" for name in ("seeds", "repeats", "batch_size")]
     for side in ("numpy", "package"):  # each in a process of its own: memory, and no shared state
         command = [sys.executable, __file__, f"--side={side}", *options]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         found[side] = json.loads(done.stdout.splitlines()[-1])
     loop, ours = found["numpy"], found["package"]
     loop_time, warm = statistics.median(loop["warm"]), statistics.median(ours["warm"])
-    table = Table(
-        title=f"Fig. 4, {settings.seeds} seeds, {loop['cells']} cells, on {ours['device']}"
-    )
-    for heading in ("", "NumPy loop", "sweeps, with compilation", "sweeps, compiled"):
-        table.add_column(heading)
+    title = f"Fig. 4, {settings.seeds} seeds, {loop['cells']} cells, on {ours['device']}"
+    table = Table("", "NumPy loop", "sweeps, with compilation", "sweeps, compiled", title=title)
     table.add_row("wall time (s)", f"{loop_time:.1f}", f"{ours['cold']:.1f}", f"{warm:.1f}")
     table.add_row("ratio", "1", f"{loop_time / ours['cold']:.2f}", f"{loop_time / warm:.2f}")
     memory = f"{ours['memory']:.0f} ({ours['memory before']:.0f} after imports)"
     table.add_row("peak memory (MB)", f"{loop['memory']:.0f}", memory, "")
-    check = [f"{found[side]['check']['held_out_cmae']:.3f}" for side in ("numpy", "package")]
-    table.add_row("held-out CMAE at the base", check[0], check[1], "")
+    check = (f"{run['check']['held_out_cmae']:.3f}" for run in (loop, ours))
+    table.add_row("held-out CMAE at the base", *check, "")
     Console().print(table)
     name = "".join(c if c.isalnum() else "_" for c in ours["device"].lower()).strip("_")
     out = settings.out or Path(__file__).parent / "results" / f"sweeps_{name}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
-    summary = {
-        "seeds": settings.seeds,
-        "ratio warm": loop_time / warm,
-        "ratio cold": loop_time / ours["cold"],
-        **found,
-    }
-    out.write_text(json.dumps(summary, indent=1) + "\n")
+    ratios = {"ratio warm": loop_time / warm, "ratio cold": loop_time / ours["cold"]}
+    out.write_text(json.dumps({"seeds": settings.seeds, **ratios, **found}, indent=1) + "\n")
     print(f"numbers: {out}")
 
 
