@@ -77,18 +77,14 @@ def _plain(value: Any, name: str, shape: str) -> Any:
         ) from None
 
 
-def _stacklevel() -> int:
-    """Levels from the function that warns up to the first caller outside this package."""
-    frame: FrameType | None = sys._getframe(1)
-    level = 1
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("perfalign_jax."):
-        frame, level = frame.f_back, level + 1
-    return level
-
-
 def warn(message: str, category: type[Warning]) -> None:
     """Warn, pointing at the caller's own line."""
-    warnings.warn(message, category, stacklevel=_stacklevel())
+    # Up to the first frame outside this package; a checker of annotations may stand in between.
+    frame: FrameType | None = sys._getframe()
+    level, inside = 0, ("perfalign_jax.", "jaxtyping.")
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(inside):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level + 1)
 
 
 def array(value: Any, name: str, *, ndim: int, shape: str) -> Array:

@@ -392,7 +392,9 @@ def _linear_contrastive(state: Statistic, rho: float | Array, *, k: int, center:
 def _procrustes(state: Statistic, *, center: bool) -> Alignment:
     rows = _rows(state, center=center)
     u, _, v, keep = _cross_svd(rows)
-    return _onto_second(rows, matmul(jnp.where(keep[None, :], v, 0), u.T), center=center, method="procrustes")
+    return _onto_second(
+        rows, matmul(jnp.where(keep[None, :], v, 0), u.T), center=center, method="procrustes"
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("center", "method"))

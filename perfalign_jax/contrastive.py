@@ -188,7 +188,7 @@ def _train(
             batch = tuple(x[chosen] for x in inputs)
         loss, gradient = jax.value_and_grad(loss_of)(parameters, batch)
         updates, state = optimizer.update(gradient, state)
-        encoders, log_scale = optax.apply_updates(parameters, updates)
+        encoders, log_scale = jax.tree.map(jnp.add, parameters, updates)
         return ((encoders, jnp.minimum(log_scale, LARGEST_LOG_SCALE)), state), loss
 
     carry = (parameters, optimizer.init(parameters))

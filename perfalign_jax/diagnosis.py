@@ -226,7 +226,7 @@ def _diagnose(state: Statistic, rtol: Any, *, center: bool) -> Diagnosis:
         cutoff=found.cutoff,
         ranks=found.ranks,
         rank=sum(dims) - found.null_dimension,
-        equations=(len(dims) - 1) * (rows.samples - center),
+        equations=(len(dims) - 1) * (rows.samples - int(center)),
         null_dimension=found.null_dimension,
         informative_dimension=found.informative_dimension,
         samples=rows.samples,

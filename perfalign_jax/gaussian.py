@@ -78,7 +78,8 @@ def fit_gaussians(
         covariance: ``"per_class"``, or ``"shared"`` by all classes.
         ridge: added to each covariance's diagonal, relative to the mean variance within classes.
             Without it what rounding alone gives to a variance (``_numerics.rounding``): just enough
-            that directions without energy do no harm. Give more where a class has fewer samples than dimensions.
+            that directions without energy do no harm. Give more where a class has fewer samples
+            than dimensions.
 
     Returns:
         Means, covariances and shares.

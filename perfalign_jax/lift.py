@@ -324,8 +324,10 @@ def _draw(
     weights = jax.random.normal(for_weights, shape)
     number = jnp.floor((channels + 1) ** jax.random.uniform(for_number, (count,)))
     order = jax.random.uniform(for_order, (channels, count))
-    seen = jnp.argsort(jnp.argsort(order, axis=0), axis=0) < number[None, :]
-    weights = (weights - jnp.mean(weights, axis=0, keepdims=True)) * seen[None]
+    seen = jnp.argsort(jnp.argsort(order, axis=0), axis=0).astype(number.dtype) < number[None, :]
+    weights = (weights - jnp.mean(weights, axis=0, keepdims=True)) * seen[None].astype(
+        weights.dtype
+    )
     weights = weights / jnp.linalg.norm(weights.reshape(-1, count), axis=0)[None, None, :]
     bias = jax.random.uniform(for_bias, (count,), minval=-1.0, maxval=1.0)
     padded = jax.random.bernoulli(for_padding, 0.5, (count,))

@@ -10,6 +10,8 @@ from scipy.special import logsumexp
 
 from perfalign_jax import contrastive
 
+pytestmark = pytest.mark.usefixtures("promoting")
+
 
 @pytest.fixture
 def views(rng):

@@ -17,6 +17,8 @@ from perfalign_jax.har.nn.encoders import (
     make_branch,
 )
 
+pytestmark = pytest.mark.usefixtures("promoting")
+
 KEY = jax.random.key(0)
 
 

@@ -13,7 +13,10 @@ from perfalign_jax.har.protocol import methods
 from perfalign_jax.har.protocol.transfer import Exam, Task, make_task, rank_classes
 from perfalign_jax.types import CollapseWarning
 
-pytestmark = pytest.mark.filterwarnings(f"ignore::{CollapseWarning.__module__}.CollapseWarning")
+pytestmark = [
+    pytest.mark.usefixtures("promoting"),
+    pytest.mark.filterwarnings(f"ignore::{CollapseWarning.__module__}.CollapseWarning"),
+]
 CLASSES = np.array([3, 5, 8])
 
 

@@ -19,6 +19,8 @@ from flax import nnx
 
 from perfalign_jax.har.nn import resnet
 
+pytestmark = pytest.mark.usefixtures("promoting")
+
 GOLDEN = Path(__file__).parent / "data" / "resnet18_golden.npz"
 SIZES = [(64, 64), (112, 96), (75, 61)]
 TRAINED = (4, 48, 40)  # images, height and width of the training batches

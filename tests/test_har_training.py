@@ -19,6 +19,8 @@ from perfalign_jax import contrastive as loss
 from perfalign_jax.har.nn import encoders
 from perfalign_jax.har.nn.training import NonFiniteLossError, Settings, encode, start, train
 
+pytestmark = pytest.mark.usefixtures("promoting")
+
 KEYS = jax.random.split(jax.random.key(0), 2)
 QUICK = Settings(epochs=3, batch_size=8)
 

@@ -63,7 +63,7 @@ def _draw(key: RandomKey, *, n: int, dims: tuple[int, int], k: int, held_out: bo
 
     labels = jax.random.bernoulli(label_key, 0.5, (n,))
     # The paper's mixture; beyond two dimensions its means repeat, as in draw_mixture_latents.
-    means = (jnp.arange(k) % 2)[:, None] + 4 * labels[None, :]
+    means = (jnp.arange(k) % 2)[:, None] + 4 * labels.astype(int)[None, :]
     z, e1, e2 = rows(
         (latent_key, *noise_keys), (k, *dims), lambda one: jax.random.normal(one, (n,))
     )
@@ -72,7 +72,7 @@ def _draw(key: RandomKey, *, n: int, dims: tuple[int, int], k: int, held_out: bo
         dims,
         lambda one: jax.random.uniform(one, (k,), minval=-5, maxval=5),
     )
-    return _Draw(z + means, (e1, e2), (s1, s2), labels)
+    return _Draw(z + means.astype(z.dtype), (e1, e2), (s1, s2), labels)
 
 
 def _dims(d: int) -> tuple[int, int]:
@@ -196,7 +196,7 @@ def _prefixes(samples: Float[Array, "p m"], sizes: tuple[int, ...], k: int) -> F
         count = jnp.stack([n, jnp.zeros_like(n)]).astype(dtype)
         return dataclasses.replace(state, blocks=spread, count=count)
 
-    return jax.vmap(up_to)(jnp.asarray(sizes, jnp.int32))
+    return jax.vmap(up_to)(jnp.asarray(sizes))
 
 
 @jax.tree_util.register_dataclass
@@ -212,7 +212,7 @@ class _Cell:
 
 def _fit_cells(draw: _Draw, states: Factor, grid: Grid) -> _Cell:
     """Fit every cell: fields with the axes method, n, d, k and noise in front."""
-    levels, ks = jnp.asarray(grid.noise, draw.z.dtype), jnp.asarray(grid.k, jnp.int32)
+    levels, ks = jnp.asarray(grid.noise, draw.z.dtype), jnp.asarray(grid.k)
     own = grid.latents is None  # every k has data of its own; otherwise all share one factorisation
     see: Any = functools.partial(_see, draw, grid)
     for axes in ((None, None, 0), (None, 0, None), (0, None, None)):
@@ -381,7 +381,7 @@ def _measure_levels(
     )
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[5:]), cells)
     # The same for every seed, so that the loop over the samples may end early.
-    numbers = np.broadcast_to(np.asarray(grid.n, np.int32).reshape(1, -1, 1, 1, 1), shape).ravel()
+    numbers = np.broadcast_to(np.asarray(grid.n).reshape(1, -1, 1, 1, 1), shape).ravel()
     wanted = {
         prefix: [m.removeprefix(prefix) for m in grid.metrics if m.startswith(prefix)]
         for prefix in ("train_", "held_out_")
@@ -432,7 +432,8 @@ def _mean_lengths(
         )
 
     blocks = (n + block - 1) // block
-    means = jax.lax.fori_loop(0, blocks, add, jnp.zeros(count, samples.dtype)) / n
+    sums = jax.lax.fori_loop(0, blocks, add, jnp.zeros(count, samples.dtype))
+    means = sums / jnp.asarray(n, sums.dtype)
     ends = itertools.accumulate(map(len, groups.values()), initial=0)
     return {
         prefix + name: jnp.mean(means[a:b])

@@ -132,7 +132,7 @@ def _plan(subject: Subject, action: Array, key: Array) -> dict[str, Array]:
     table = {name: jnp.asarray(value)[row] for name, value in TABLE.items()}
     poses = table["poses"] * subject.style[row][None] * (1 + 0.06 * draws[:20])
     raised = (table["poses"][:, 7:12] != 0).any(axis=1, keepdims=True)
-    poses = poses.at[:, 7:12].add(raised * subject.habit[row][None])
+    poses = poses.at[:, 7:12].add(jnp.where(raised, subject.habit[row][None], 0))
     sway = jnp.zeros(CHANNELS).at[jnp.array([4, 5, 6, 7, 8, 9, 10, 12, 13, 14])].set(1.0)
     kept = ("centres", "widths", "impacts", "seconds", "moving", "thigh")
     return {name: table[name] for name in kept} | {

@@ -46,7 +46,7 @@ def warp_time(
     when = _draw_clock(key, x.shape[0], x.shape[1], crop=crop, warp=warp)
     before = jnp.clip(jnp.floor(when).astype(jnp.int32), 0, x.shape[1] - 2)
     tail = (1,) * (x.ndim - 2)
-    share = (when - before).astype(x.dtype).reshape(*when.shape, *tail)
+    share = (when - before.astype(when.dtype)).astype(x.dtype).reshape(*when.shape, *tail)
     before = before.reshape(*when.shape, *tail)
     first = jnp.take_along_axis(x, before, axis=1)
     return first + share * (jnp.take_along_axis(x, before + 1, axis=1) - first)
