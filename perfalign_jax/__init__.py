@@ -2,7 +2,8 @@
 
 Two or more modalities see the same things. ``fit`` finds one linear map per modality into a shared
 latent space in which all views of the same thing coincide; ``diagnose`` says how well that can
-work, and the metrics whether it did. A module is imported where it is first used.
+work, and the metrics whether it did. ``align`` is the alignment for one's own data: everything
+chosen on held-out rows, with evidence for every pair. A module is imported on its first use.
 """
 
 import importlib
@@ -13,13 +14,18 @@ if TYPE_CHECKING:
         baselines,
         contrastive,
         gauge,
+        kernels,
+        lift,
         metrics,
+        significance,
         statistics,
         sweeps,
         synthetic,
         theory,
     )
+    from perfalign_jax.automatic import align
     from perfalign_jax.diagnosis import diagnose
+    from perfalign_jax.evidence import log_odds, search
     from perfalign_jax.metrics import (
         cmae,
         effective_rank,
@@ -42,6 +48,8 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "automatic": "align",
+    "evidence": "log_odds search",
     "diagnosis": "diagnose",
     "metrics": "cmae effective_rank latent_energy linear_cka mlre mlre_affine ncmae relative_cmae",
     "neighbours": "mutual_knn retrieval",
@@ -58,6 +66,7 @@ __all__ = [
     "Diagnosis",
     "OverfitWarning",
     "PrecisionWarning",
+    "align",
     "baselines",
     "cmae",
     "contrastive",
@@ -66,9 +75,12 @@ __all__ = [
     "encode",
     "fit",
     "gauge",
+    "kernels",
     "latent_energy",
+    "lift",
     "linear_cka",
     "load",
+    "log_odds",
     "metrics",
     "mlre",
     "mlre_affine",
@@ -78,6 +90,8 @@ __all__ = [
     "relative_cmae",
     "retrieval",
     "save",
+    "search",
+    "significance",
     "statistics",
     "sweeps",
     "synthetic",

@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from perfalign_jax import _checks
 from perfalign_jax._numerics import flip_signs, matmul, rank_cutoff
+from perfalign_jax.kernels import Fourier, Nystroem, Standardise, fit_standardise, matching
 
 __all__ = [
     "Convolutions",
@@ -39,30 +40,6 @@ __all__ = [
 ]
 
 _BATCH = 32  # series convolved at once: it bounds the memory and changes nothing else
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Standardise:
-    """Centre every feature, scale it by its spread, and divide all by ``sqrt(d)``.
-
-    Attributes:
-        mean: what is taken off, shape ``(d,)``, in the features' units.
-        factor: what each feature is then multiplied by, shape ``(d,)``.
-
-    Example:
-        >>> import numpy as np
-        >>> from perfalign_jax import lift
-        >>> lift.fit_standardise(np.float32([[0], [2]])).mean.tolist()
-        [1.0]
-    """
-
-    mean: Float[Array, " d"]
-    factor: Float[Array, " d"]
-
-    def _apply(self, x: Float[Array | np.ndarray, "n d"]) -> Float[Array, "n d"]:
-        x = _matching(x, self.mean.shape[0])
-        return (x - self.mean.astype(x.dtype)[None, :]) * self.factor.astype(x.dtype)[None, :]
 
 
 @jax.tree_util.register_dataclass
@@ -82,8 +59,13 @@ class Span:
 
     basis: Float[Array, "d r"]
 
+    @property
+    def dim(self) -> int:
+        """Number of features of a row."""
+        return self.basis.shape[0]
+
     def _apply(self, x: Float[Array | np.ndarray, "n d"]) -> Float[Array, "n r"]:
-        x = _matching(x, self.basis.shape[0])
+        x = matching(x, self.dim)
         return matmul(x, self.basis.astype(x.dtype))
 
 
@@ -143,7 +125,7 @@ class Convolutions:
         return _convolve(x, self)
 
 
-Lift = Convolutions | Span | Standardise
+Lift = Convolutions | Fourier | Nystroem | Span | Standardise
 """A fitted map of one view."""
 
 
@@ -171,54 +153,6 @@ def apply(lift: Lift, x: Float[Array | np.ndarray, "n ..."]) -> Float[Array, "n 
         [[2.0, 0.0]]
     """
     return lift._apply(x)
-
-
-def _matching(x: Float[Array | np.ndarray, "n d"], d: int) -> Float[Array, "n d"]:
-    checked = _checks.array(x, "x", ndim=2, shape=f"(n, {d})")
-    if checked.shape[1] != d:
-        raise ValueError(f"x must have shape (n, {d}), got shape {checked.shape}.")
-    return checked
-
-
-def fit_standardise(x: Float[Array | np.ndarray, "n d"], *, floor: float = 0.1) -> Standardise:
-    """Measure mean and spread of every feature over some rows: the alignment pairs.
-
-    A feature that hardly moves over these rows says nothing about its scale: divided by its own
-    spread it can reach thousands on another row and drown all others. No feature is therefore
-    scaled up by more than ``1 / floor`` against the typical one. Over these rows the features it
-    makes have mean zero, and their mean squared norm is at most 1.
-
-    Args:
-        x: shape ``(n, d)``, at least two rows.
-        floor: smallest spread that is believed, as a share of the root mean square spread.
-
-    Raises:
-        TypeError: if ``x`` does not hold real numbers.
-        ValueError: if a value is not finite, or there are fewer than two rows.
-
-    Example:
-        >>> import numpy as np
-        >>> from perfalign_jax import lift
-        >>> x = np.float32([[0, 1], [2, 5], [4, 4]])
-        >>> np.asarray(lift.apply(lift.fit_standardise(x[:2]), x) * 2**0.5).round(3)
-        array([[-1. , -1. ],
-               [ 1. ,  1. ],
-               [ 3. ,  0.5]], dtype=float32)
-    """
-    checked = _checks.array(x, "x", ndim=2, shape="(n, d)")
-    _checks.positive(floor, "floor", zero=True)
-    if checked.shape[0] < 2:
-        raise ValueError(f"x must have at least two rows, got shape {checked.shape}.")
-    return _fit_standardise(checked, jnp.asarray(floor, checked.dtype))
-
-
-@jax.jit
-def _fit_standardise(x: Float[Array, "n d"], floor: Float[Array, ""]) -> Standardise:
-    mean = jnp.mean(x, axis=0)
-    spread = jnp.sqrt(jnp.mean((x - mean[None, :]) ** 2, axis=0))
-    scale = jnp.maximum(spread, floor * jnp.sqrt(jnp.mean(spread**2)))
-    whole = jnp.sqrt(jnp.asarray(x.shape[1], x.dtype))
-    return Standardise(mean, 1 / (jnp.where(scale > 0, scale, 1) * whole))
 
 
 def fit_span(x: Float[Array | np.ndarray, "n d"]) -> Span:

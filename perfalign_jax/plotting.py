@@ -24,10 +24,11 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullF
 from perfalign_jax import _checks
 from perfalign_jax.serialization import open_whole
 from perfalign_jax.sweeps import AXES, SweepResult
-from perfalign_jax.types import Diagnosis
+from perfalign_jax.types import Choice, Diagnosis
 
 __all__ = [
     "Panel",
+    "plot_choice",
     "plot_latents",
     "plot_panels",
     "plot_spectrum",
@@ -69,6 +70,64 @@ def save_figure(figure: Figure, path: Path | str, *, dpi: int = 150) -> Path:
     with open_whole(path) as file:
         figure.savefig(file, format=path.suffix[1:] or "png", dpi=dpi)
     return path
+
+
+def plot_choice(choice: Choice, *, title: str = "") -> Figure:
+    """Draw what ``align`` tried: R@1 of held-out rows over the ridge, a line for each lift.
+
+    Args:
+        choice: ``alignment.choice`` of an alignment for which something was chosen.
+        title: heading.
+
+    Returns:
+        The figure: at every ridge the best number of axes, with its standard error; a ring marks
+        what was chosen, a dotted line what chance finds.
+
+    Raises:
+        ValueError: if nothing was tried.
+
+    Example:
+        >>> import numpy as np, perfalign_jax as pa
+        >>> from perfalign_jax import plotting
+        >>> x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+        >>> len(plotting.plot_choice(pa.align((x, x + 1), lift=None).choice).axes)
+        1
+    """
+    if not choice.trials:
+        raise ValueError("choice must hold trials, but lift, ridge and k were all given.")
+    figure, (axes,) = _grid(1, 1, row=4.2, width=6.4)
+    names = list(dict.fromkeys(trial.lift for trial in choice.trials))
+    handles: list[Any] = []
+    for name, color in zip(names, itertools.cycle(COLORS), strict=False):
+        best = {}
+        for trial in choice.trials:
+            if trial.lift == name and (
+                trial.ridge not in best or trial.recall > best[trial.ridge].recall
+            ):
+                best[trial.ridge] = trial
+        ridges = sorted(best)
+        recalls = [100 * best[r].recall for r in ridges]
+        errors = [100 * best[r].error for r in ridges]
+        axes.errorbar(ridges, recalls, yerr=errors, color=color, marker="o", ms=4, capsize=2)
+        handles.append(Line2D([], [], color=color, marker="o", ms=4, label=f"lift: {name}"))
+    chosen, marker = (
+        choice.chosen,
+        dict[str, Any]({"marker": "o", "mfc": "none", "mec": "black", "ms": 11}),
+    )
+    axes.plot(chosen.ridge, 100 * chosen.recall, ls="", **marker)
+    handles.append(Line2D([], [], ls="", label=f"chosen, k = {chosen.k}", **marker))
+    axes.axhline(100 / choice.candidates, color=GREY, ls=":")
+    handles.append(Line2D([], [], color=GREY, ls=":", label="chance"))
+    axes.set(
+        title=title,
+        xscale="log",
+        xlabel="ridge, relative to the mean eigenvalue",
+        ylabel=f"R@1 of held-out rows among {choice.candidates:,} (%)",
+    )
+    axes.set_ylim(bottom=0)
+    _tidy(axes)
+    _legend_below(figure, handles, columns=1 if max(map(len, names)) > 20 else 2)
+    return figure
 
 
 def plot_latents(

@@ -1,6 +1,7 @@
 """Alignments on disk: one safetensors file, no pickle."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import secrets
@@ -14,19 +15,24 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from perfalign_jax.types import Alignment
+from perfalign_jax.lift import Fourier, Nystroem, Span, Standardise
+from perfalign_jax.types import Alignment, Choice, Evidence, Trial
 
 __all__ = ["load", "save"]
 
 _FORMAT = "perfalign_jax.Alignment"
-_VERSION = 1
+_VERSION = 2
+_LIFTS: dict[str, Any] = {kind.__name__: kind for kind in (Fourier, Nystroem, Span, Standardise)}
+_SLOPES = ("slope", "offset", "search_slope")
+_BY_VIEW = ("loadings", "centres", "variances")
+_RIGHT = ("right_share", "right_probability")
 
 
 def save(alignment: Alignment, path: str | os.PathLike[str]) -> None:
     """Write an alignment to a safetensors file; the file appears whole or not at all.
 
-    The arrays keep their dtype; method, selection, space and centring go into the metadata. An
-    existing file is replaced.
+    The arrays keep their dtype; how it was made, and what was tried and chosen, goes into the
+    metadata. An existing file is replaced.
 
     Raises:
         TypeError: if it is no ``Alignment``.
@@ -54,7 +60,13 @@ def save(alignment: Alignment, path: str | os.PathLike[str]) -> None:
         "coupling": alignment.coupling,
         **{f"projections.{m}": value for m, value in enumerate(alignment.projections)},
         **{f"means.{m}": value for m, value in enumerate(alignment.means)},
+        **_list_evidence(alignment.evidence),
     }
+    lifts = []
+    for m, fitted in enumerate(alignment.lifts):
+        parts, words = _take_apart(fitted, f"lifts.{m}")
+        arrays |= parts
+        lifts.append(words)
     _check_finite("alignment", arrays)
     metadata = {
         "format": _FORMAT,
@@ -65,13 +77,61 @@ def save(alignment: Alignment, path: str | os.PathLike[str]) -> None:
                 "select": alignment.select,
                 "space": alignment.space,
                 "center": alignment.center,
+                "sides": alignment.sides,
+                "lifts": lifts,
+                "choice": alignment.choice and dataclasses.asdict(alignment.choice),
             }
         ),
     }
     content = safetensors.numpy.save(
-        {name: np.ascontiguousarray(value) for name, value in arrays.items()}, metadata
+        {name: np.asarray(value, order="C") for name, value in arrays.items()}, metadata
     )
     write_whole(path, content)
+
+
+def _list_evidence(evidence: Evidence | None) -> dict[str, Any]:
+    """The arrays of the evidence by name; none where there is none."""
+    if evidence is None:
+        return {}
+    alone = ("reliability", *_SLOPES, *_RIGHT)
+    arrays = {f"evidence.{name}": getattr(evidence, name) for name in alone}
+    for name in (*_BY_VIEW, "fills"):
+        for m, value in enumerate(getattr(evidence, name)):
+            arrays[f"evidence.{name}.{m}"] = value
+    return {name: value for name, value in arrays.items() if value is not None}
+
+
+def _take_apart(fitted: Any, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays of a lift by name, and its kind and words."""
+    kind = type(fitted).__name__
+    if kind not in _LIFTS:
+        raise TypeError(f"{name} must be one of {', '.join(_LIFTS)} to be saved, got {kind}.")
+    arrays: dict[str, Any] = {}
+    words: dict[str, Any] = {"kind": kind}
+    for field in dataclasses.fields(fitted):
+        value = getattr(fitted, field.name)
+        if isinstance(value, str):
+            words[field.name] = value
+        elif dataclasses.is_dataclass(value):
+            parts, words[field.name] = _take_apart(value, f"{name}.{field.name}")
+            arrays |= parts
+        else:
+            arrays[f"{name}.{field.name}"] = value
+    return arrays, words
+
+
+def _put_together(words: dict[str, Any], arrays: dict[str, np.ndarray], name: str) -> Any:
+    """The lift that was taken apart."""
+    values = {
+        field: _put_together(value, arrays, f"{name}.{field}") if isinstance(value, dict) else value
+        for field, value in words.items()
+        if field != "kind"
+    }
+    kind = _LIFTS[words["kind"]]
+    for field in dataclasses.fields(kind):
+        if field.name not in values:
+            values[field.name] = jnp.asarray(arrays[f"{name}.{field.name}"])
+    return kind(**values)
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
@@ -173,7 +233,8 @@ def _assemble(source: Path, arrays: dict[str, np.ndarray], metadata: dict[str, s
     wanted = {"singular_values", "offset", "coupling"} | {
         f"{part}.{m}" for part in ("projections", "means") for m in views
     }
-    if set(arrays) != wanted:
+    core = {name for name in arrays if not name.startswith(("evidence.", "lifts."))}
+    if core != wanted:
         raise ValueError(f"{source} must hold the arrays {sorted(wanted)}, got {sorted(arrays)}.")
     k = arrays["offset"].size
     shapes: dict[str, tuple[int, ...]] = {"singular_values": (k,), "offset": (k,)}
@@ -197,6 +258,12 @@ def _assemble(source: Path, arrays: dict[str, np.ndarray], metadata: dict[str, s
         made_by = json.loads(metadata["made_by"])
         words = {name: str(made_by[name]) for name in ("method", "select", "space")}
         center = bool(made_by["center"])
+        sides = tuple(tuple(int(m) for m in side) for side in made_by["sides"])
+        lifts = tuple(
+            _put_together(part, arrays, f"lifts.{m}") for m, part in enumerate(made_by["lifts"])
+        )
+        evidence = _read_evidence(arrays, len(views), k)
+        choice = _read_choice(made_by["choice"])
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{source} does not say how its alignment was made.") from None
     return Alignment(
@@ -205,9 +272,41 @@ def _assemble(source: Path, arrays: dict[str, np.ndarray], metadata: dict[str, s
         means=tuple(jnp.asarray(arrays[f"means.{m}"]) for m in views),
         offset=jnp.asarray(arrays["offset"]),
         coupling=jnp.asarray(arrays["coupling"]),
+        lifts=lifts,
+        evidence=evidence,
         center=center,
+        sides=sides,
+        choice=choice,
         **words,
     )
+
+
+def _read_evidence(arrays: dict[str, np.ndarray], views: int, k: int) -> Evidence | None:
+    if not any(name.startswith("evidence.") for name in arrays):
+        return None
+    fields: dict[str, Any] = {
+        name: jnp.asarray(arrays[f"evidence.{name}"]) for name in ("reliability", *_SLOPES)
+    }
+    sides = len(fields["reliability"])
+    for name, count in (*((name, views) for name in _BY_VIEW), ("fills", sides)):
+        fields[name] = tuple(jnp.asarray(arrays[f"evidence.{name}.{m}"]) for m in range(count))
+    for name in _RIGHT:
+        if f"evidence.{name}" in arrays:
+            fields[name] = jnp.asarray(arrays[f"evidence.{name}"])
+    if fields["reliability"].shape != (sides, k) or any(len(a) != k for a in fields["loadings"]):
+        raise ValueError("the evidence is of another number of axes")
+    return Evidence(**fields)
+
+
+def _read_choice(fields: dict[str, Any] | None) -> Choice | None:
+    if fields is None:
+        return None
+    parts: dict[str, Any] = {
+        "trials": tuple(Trial(**trial) for trial in fields["trials"]),
+        "chosen": Trial(**fields["chosen"]),
+        "remarks": tuple(fields["remarks"]),
+    }
+    return Choice(**(fields | parts))
 
 
 def _check_finite(name: str, arrays: dict[str, Any]) -> None:

@@ -5,19 +5,20 @@ The road is views -> statistic -> rows -> alignment -> latents.
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from perfalign_jax import _checks, _subspace, diagnosis, statistics
+from perfalign_jax import _checks, _subspace, diagnosis, lift, statistics
 from perfalign_jax._numerics import matmul, rank_cutoff
 from perfalign_jax.diagnosis import Signs
 from perfalign_jax.statistics import Statistic
 from perfalign_jax.types import Alignment, Views
 
-__all__ = ["encode", "fit", "predict", "transform"]
+__all__ = ["encode", "fit", "posterior", "predict", "transform"]
 
 Method = Literal["auto", "svd", "qr", "gram", "null", "dual"]
 
@@ -187,7 +188,7 @@ def fit(
     return alignment
 
 
-def _check_alignment(alignment: Any) -> None:
+def check_alignment(alignment: Any) -> None:
     if not isinstance(alignment, Alignment):
         raise TypeError(f"alignment must be an Alignment, got {type(alignment).__name__}.")
 
@@ -207,6 +208,27 @@ def _check_features(x: Any, name: str, alignment: Alignment, view: int) -> Array
     return checked
 
 
+def check_given(x: Any, view: Any, alignment: Alignment, name: str, role: str) -> dict[int, Array]:
+    """Rows by view, from rows of one view or a mapping of several."""
+    if not isinstance(x, Mapping):
+        if view is None:
+            raise TypeError(
+                f"{role} must say which view {name} is of (counted from 0), unless {name} maps "
+                "views to rows."
+            )
+        view = _check_view(view, role, alignment)
+        return {view: _check_features(x, name, alignment, view)}
+    if not x:
+        raise ValueError(f"{name} must map at least one view to its rows, got none.")
+    rows: dict[int, Array] = {}
+    for key, value in x.items():
+        m = _check_view(key, f"a view of {name}", alignment)
+        rows[m] = _check_features(value, f"{name}[{m}]", alignment, m)
+        first = next(iter(rows))
+        _checks.paired(rows[first], rows[m], f"{name}[{first}]", f"{name}[{m}]")
+    return dict(sorted(rows.items()))
+
+
 @jax.jit
 def _encode(x: Array, mean: Array, projection: Array, offset: Array) -> Array:
     return matmul(x - mean[None, :], projection.T) + offset[None, :]
@@ -222,22 +244,156 @@ def _predict(x: Array, mean: Array, projection: Array, target: Array, target_mea
 
 
 def _through(alignment: Alignment, x: Array, view: int) -> Array:
+    if alignment.lifts:
+        x = lift.apply(alignment.lifts[view], x).astype(alignment.offset.dtype)
     return _encode(x, alignment.means[view], alignment.projections[view], alignment.offset)
 
 
-def encode(alignment: Alignment, x: Any, *, view: int) -> Float[Array, "n k"]:
+def sides_of(alignment: Alignment) -> tuple[tuple[int, ...], ...]:
+    """Which views make each side of an alignment."""
+    return alignment.sides or tuple((m,) for m in range(len(alignment.projections)))
+
+
+@jax.jit
+def _fill_in(
+    covariance: Array,
+    seen: tuple[Array, ...],
+    whole: tuple[Array, ...],
+    features: tuple[Array, ...],
+) -> tuple[Array, Array]:
+    """Coordinates of a side from some of its views, and what share of their variance is left.
+
+    ``seen`` are the places of the present features; the others are regressed on them.
+    """
+    places = jnp.concatenate(seen)
+    directions = jnp.concatenate(whole, axis=1)
+    factor = jnp.linalg.cholesky(covariance[places[:, None], places[None, :]])
+    turned = jax.scipy.linalg.solve_triangular(
+        factor, matmul(covariance[places], directions.T), lower=True
+    )
+    weights = jax.scipy.linalg.solve_triangular(factor.T, turned, lower=False)
+    kept = jnp.sum(turned**2, axis=0)
+    total = jnp.sum(directions.T * matmul(covariance, directions.T), axis=0)
+    share = kept / jnp.where(total > 0, total, 1)
+    latents = matmul(jnp.concatenate(features, axis=1), weights)
+    return latents * jax.lax.rsqrt(jnp.where(share > 0, share, 1))[None, :], share
+
+
+def _side(
+    alignment: Alignment, side: tuple[int, ...], number: int, rows: Mapping[int, Array]
+) -> tuple[Array, Array]:
+    """Coordinates of one side, of variance one, and their reliability."""
+    evidence = alignment.evidence
+    assert evidence is not None
+    rho = evidence.reliability[number]
+    present = [m for m in side if m in rows]
+    if present == list(side):
+        return functools.reduce(jnp.add, [_through(alignment, rows[m], m) for m in side]), rho
+    places, start = [], 0
+    for m in side:
+        width = alignment.projections[m].shape[-1]
+        if m in rows:
+            places.append(jnp.arange(start, start + width))
+        start += width
+    features = []
+    for m in present:
+        x = rows[m] if not alignment.lifts else lift.apply(alignment.lifts[m], rows[m])
+        features.append(x.astype(rho.dtype) - alignment.means[m][None, :])
+    whole = tuple(alignment.projections[m] for m in side)
+    latents, share = _fill_in(evidence.fills[number], tuple(places), whole, tuple(features))
+    return latents, rho * jnp.sqrt(jnp.clip(share, 0, 1))
+
+
+def posterior(
+    alignment: Alignment, rows: Mapping[int, Any]
+) -> tuple[Float[Array, "n k"], Float[Array, " k"]]:
+    """What rows of one view or more say of the shared latent.
+
+    Every axis has a standard normal latent ``t`` and side ``s`` sees
+    ``z_s = rho_s t + sqrt(1 - rho_s^2) e_s``. Given some sides the posterior of ``t`` is normal, of
+    precision ``1 + sum rho_s^2 / (1 - rho_s^2)`` and mean ``sum rho_s / (1 - rho_s^2) z_s`` over
+    that precision. Together they are worth one side of reliability ``rho``, the root of the mean's
+    variance, whose coordinate is the mean over ``rho``: that is what is returned, so one view and
+    many are used alike.
+
+    Args:
+        alignment: an alignment with evidence, from ``align``.
+        rows: rows of some views, ``{view: (n, d_view)}``; within a side of several views those
+            missing are filled in from the others.
+
+    Returns:
+        Coordinates of variance one, shape ``(n, k)``, and their reliability, shape ``(k,)``.
+
+    Raises:
+        TypeError: if the rows are no real numbers.
+        ValueError: if rows do not fit the alignment, or the alignment has no evidence.
+
+    Source: probabilistic CCA, Bach and Jordan (2005), with a ridge and held-out correlations.
+
+    Example:
+        >>> import numpy as np, perfalign_jax as pa
+        >>> from perfalign_jax import solver
+        >>> x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+        >>> alignment = pa.align((x, x + 1, -x), lift=None)
+        >>> one, few = (solver.posterior(alignment, g)[1] for g in ({0: x}, {0: x, 1: x + 1}))
+        >>> bool((few >= one).all())
+        True
+    """
+    check_alignment(alignment)
+    checked = check_given(rows, None, alignment, "rows", "rows")
+    return _posterior(alignment, checked)
+
+
+def _posterior(alignment: Alignment, rows: Mapping[int, Array]) -> tuple[Array, Array]:
+    if alignment.evidence is None:
+        raise ValueError(
+            "alignment must have evidence from held-out rows, as align gives it; "
+            f"{alignment.method} has none."
+        )
+    found = [
+        _side(alignment, side, s, rows)
+        for s, side in enumerate(sides_of(alignment))
+        if any(m in rows for m in side)
+    ]
+    if len(found) == 1:
+        return found[0]
+    return _combine(tuple(z for z, _ in found), tuple(rho for _, rho in found))
+
+
+@jax.jit
+def _combine(coordinates: tuple[Array, ...], rho: tuple[Array, ...]) -> tuple[Array, Array]:
+    noise = [1 - r**2 for r in rho]
+    precision = 1 + functools.reduce(jnp.add, [r**2 / e for r, e in zip(rho, noise, strict=True)])
+    terms = [(r / e)[None, :] * z for z, r, e in zip(coordinates, rho, noise, strict=True)]
+    together = jnp.sqrt(jnp.maximum(1 - 1 / precision, 0))
+    scale = precision * jnp.where(together > 0, together, 1)
+    return functools.reduce(jnp.add, terms) / scale[None, :], together
+
+
+@jax.jit
+def _lengthen(coordinates: Array, rho: Array) -> Array:
+    """Latents whose distances follow the evidence: scaled by sqrt(r / (1 - r^2)), r = rho^2."""
+    return coordinates * (rho * jax.lax.rsqrt(1 - rho**4))[None, :]
+
+
+def encode(alignment: Alignment, x: Any, *, view: int | None = None) -> Float[Array, "n k"]:
     """Map one modality, alone, into the shared latent space (the paper's z-hat, section 2.1).
+
+    With evidence (``align``) axes are scaled by ``sqrt(r / (1 - r^2))``, ``r`` the held-out
+    correlation: then distances follow the evidence that two rows are the same thing, for every tool
+    that takes vectors, and axes that say nothing are zero. ``x`` may then hold several views.
 
     Args:
         alignment: an alignment of any method.
-        x: rows of the modality, shape ``(n, d_view)``.
-        view: which modality, counted from 0.
+        x: rows of the modality, shape ``(n, d_view)``; or, with evidence, ``{view: rows}``, which
+            gives what all of them together say (see ``posterior``).
+        view: which modality, counted from 0; not for ``{view: rows}``.
 
     Returns:
         Latents, shape ``(n, k)``.
 
     Raises:
-        TypeError: if x does not hold real numbers.
+        TypeError: if x does not hold real numbers, or view is missing.
         ValueError: if x or view does not fit the alignment, or a value is not finite.
 
     Example:
@@ -246,9 +402,17 @@ def encode(alignment: Alignment, x: Any, *, view: int) -> Float[Array, "n k"]:
         >>> pa.encode(pa.fit((x, x), k=2), x, view=1).shape
         (4, 2)
     """
-    _check_alignment(alignment)
-    view = _check_view(view, "view", alignment)
-    return _through(alignment, _check_features(x, "x", alignment, view), view)
+    check_alignment(alignment)
+    rows = check_given(x, view, alignment, "x", "view")
+    if alignment.evidence is not None:
+        return _lengthen(*_posterior(alignment, rows))
+    if len(rows) > 1:
+        raise ValueError(
+            f"x must be rows of one view: {alignment.method} has no evidence to join views by, "
+            f"got views {', '.join(map(str, rows))}."
+        )
+    ((m, checked),) = rows.items()
+    return _through(alignment, checked, m)
 
 
 def transform(alignment: Alignment, views: Views) -> tuple[Float[Array, "n k"], ...]:
@@ -259,7 +423,8 @@ def transform(alignment: Alignment, views: Views) -> tuple[Float[Array, "n k"], 
         views: paired rows ``(x1, x2, ...)`` of shapes ``(n, d_m)``, one for each view.
 
     Returns:
-        Latents ``(z1, z2, ...)``, each of shape ``(n, k)``.
+        Latents ``(z1, z2, ...)``, each of shape ``(n, k)``: of each view, or of each side where
+        views were put together; with evidence scaled as ``encode`` does.
 
     Raises:
         TypeError: if the views do not hold real numbers.
@@ -272,7 +437,7 @@ def transform(alignment: Alignment, views: Views) -> tuple[Float[Array, "n k"], 
         >>> z1.shape, z2.shape
         ((4, 2), (4, 2))
     """
-    _check_alignment(alignment)
+    check_alignment(alignment)
     arrays, _ = _checks.views(views)
     if len(arrays) != len(alignment.dims):
         raise TypeError(
@@ -281,29 +446,42 @@ def transform(alignment: Alignment, views: Views) -> tuple[Float[Array, "n k"], 
         )
     for m, x in enumerate(arrays):
         _check_features(x, f"x{m + 1}", alignment, m)
+    if alignment.evidence is not None:
+        rows = dict(enumerate(arrays))
+        sides = enumerate(sides_of(alignment))
+        return tuple(_lengthen(*_side(alignment, side, s, rows)) for s, side in sides)
     return tuple(_through(alignment, x, m) for m, x in enumerate(arrays))
 
 
 def predict(
-    alignment: Alignment, x: Any, *, source: int, target: int
-) -> Float[Array, "n d_target"]:
-    """Predict one modality from another: the smallest target row with the source's latent.
+    alignment: Alignment, x: Any, *, source: int | None = None, target: int, variance: bool = False
+) -> Any:
+    """Predict one modality from another.
 
-    With ``k = d_target`` and a perfect alignment of ``trailing`` directions this is total least
-    squares, ``A_target^-1 A_source``.
+    With evidence (``align``) it is the posterior mean of the target: every axis moves it by no more
+    than its held-out correlation allows, and ``variance=True`` says how much remains unknown.
+    Otherwise it is the smallest target row with the source's latent; with ``k = d_target`` and a
+    perfect alignment of ``trailing`` directions that is total least squares,
+    ``A_target^-1 A_source``.
 
     Args:
         alignment: an alignment of any method.
-        x: rows of the source modality, shape ``(n, d_source)``.
-        source: modality that x is of, counted from 0.
+        x: rows of the source modality, shape ``(n, d_source)``; or, with evidence,
+            ``{view: rows}``.
+        source: modality that x is of, counted from 0; not for ``{view: rows}``.
         target: modality to predict, counted from 0.
+        variance: return ``(rows, variances)``, the variances of shape ``(d_target,)``: of each
+            feature about its prediction, the same for all rows. Needs evidence.
 
     Returns:
         Predicted rows, shape ``(n, d_target)``, in units of the target modality.
 
     Raises:
-        TypeError: if x does not hold real numbers.
-        ValueError: if x, source or target does not fit the alignment, or a value is not finite.
+        TypeError: if x does not hold real numbers, or source is missing.
+        ValueError: if x, source or target does not fit the alignment, a value is not finite, or
+            there is no evidence for a variance.
+
+    Source: Breiman and Friedman (1997) for shrinking canonical axes by held-out correlations.
 
     Example:
         >>> import numpy as np, perfalign_jax as pa
@@ -312,14 +490,43 @@ def predict(
         >>> bool(np.allclose(pa.predict(alignment, x, source=0, target=1), 3 * x, atol=1e-4))
         True
     """
-    _check_alignment(alignment)
-    source = _check_view(source, "source", alignment)
+    check_alignment(alignment)
+    rows = check_given(x, source, alignment, "x", "source")
     target = _check_view(target, "target", alignment)
-    checked = _check_features(x, "x", alignment, source)
+    evidence = alignment.evidence
+    if evidence is not None:
+        coordinates, rho = _posterior(alignment, rows)
+        number = next(s for s, side in enumerate(sides_of(alignment)) if target in side)
+        found, left = _expect(
+            coordinates,
+            rho * evidence.reliability[number],
+            evidence.loadings[target],
+            evidence.centres[target],
+            evidence.variances[target],
+        )
+        return (found, left) if variance else found
+    if variance or len(rows) > 1 or alignment.lifts:
+        raise ValueError(
+            f"alignment must have evidence, as align gives it, to {_NEEDS[variance]}; "
+            f"{alignment.method} has none."
+        )
+    ((m, checked),) = rows.items()
     return _predict(
         checked,
-        alignment.means[source],
-        alignment.projections[source],
+        alignment.means[m],
+        alignment.projections[m],
         alignment.projections[target],
         alignment.means[target],
     )
+
+
+_NEEDS = {True: "say the variance", False: "predict from several views or lifted ones"}
+
+
+@jax.jit
+def _expect(
+    coordinates: Array, r: Array, loadings: Array, centre: Array, variances: Array
+) -> tuple[Array, Array]:
+    moved = r[:, None] * loadings
+    left = jnp.maximum(variances - jnp.sum(moved**2, axis=0), 0)
+    return matmul(coordinates, moved) + centre[None, :], left

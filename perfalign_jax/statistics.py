@@ -29,8 +29,8 @@ from perfalign_jax import _checks
 from perfalign_jax._numerics import compress, matmul, rounding
 from perfalign_jax.types import Views
 
-__all__ = ["Factor", "Gram", "Rows", "Samples", "as_statistic", "from_views", "init"]
-__all__ += ["merge", "rows", "update"]
+__all__ = ["Factor", "Gram", "Rows", "Samples", "as_parts", "as_statistic", "from_views"]
+__all__ += ["init", "merge", "rows", "update"]
 
 Blocks = tuple[Float[Array, "r _"], ...]
 
@@ -619,6 +619,45 @@ def as_statistic(
             f"{' to be centred' if center else ''}, got shape {state.views[0].shape}."
         )
     return state
+
+
+def as_parts(data: Any) -> list[Any] | None:
+    """Return the statistics that hold moments alone, or None where the data has its rows.
+
+    Args:
+        data: a statistic, a sequence of statistics of the same views, or views.
+
+    Raises:
+        TypeError: if statistics differ in kind of number, or other things are among them.
+        ValueError: if they differ in features, or have seen nothing.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import statistics
+        >>> x = np.eye(4, 2, dtype=np.float32)
+        >>> statistics.as_parts((x, x)) is None
+        True
+    """
+    parts = [data] if isinstance(data, Statistic) else list(data) if _is_sequence(data) else []
+    if not any(isinstance(part, Statistic) for part in parts) or isinstance(parts[0], Samples):
+        return None
+    for number, part in enumerate(parts):
+        name = f"data[{number}]" if len(parts) > 1 else "data"
+        if not isinstance(part, Factor | Gram):
+            raise TypeError(
+                f"{name} must be a Factor or a Gram like the others, got {type(part).__name__}."
+            )
+        if part.dims != parts[0].dims:
+            raise ValueError(f"{name} must have {parts[0].dims} features, got {part.dims}.")
+        if part.dtype != parts[0].dtype:
+            raise TypeError(f"{name} must have dtype {parts[0].dtype}, got {part.dtype}.")
+        if not _checks.is_traced(part) and part.samples < 2:
+            raise ValueError(f"{name} must have seen at least two rows, got {part.samples}.")
+    return parts
+
+
+def _is_sequence(data: Any) -> bool:
+    return isinstance(data, list | tuple)
 
 
 def rows(state: Statistic, *, center: bool) -> Rows:

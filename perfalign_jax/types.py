@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-__all__ = ["Alignment", "CollapseWarning", "Diagnosis", "OverfitWarning", "PrecisionWarning"]
-__all__ += ["Views"]
+__all__ = ["Alignment", "Choice", "CollapseWarning", "Diagnosis", "Evidence", "OverfitWarning"]
+__all__ += ["PrecisionWarning", "Trial", "Views"]
 
 Views = Sequence[jax.Array | np.ndarray]
 """Two or more arrays of paired rows, shapes ``(n, d_m)``: row ``i`` of all is the same thing."""
@@ -46,29 +46,157 @@ class OverfitWarning(UserWarning):
     """
 
 
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One setting that was tried on held-out rows.
+
+    Attributes:
+        lift: which lift, in words.
+        ridge: relative to the mean eigenvalue of each side.
+        k: number of axes that were used.
+        recall: share of held-out rows that find their partner first (R@1), mean of all ways.
+        error: standard error of ``recall`` over the rows.
+        log_likelihood: mean log-probability of the partner among the fold's candidates in nats, at
+            the slope that suits the setting; NaN where it was not needed.
+
+    Example:
+        >>> from perfalign_jax.types import Trial
+        >>> Trial("none", 0.1, 8, 0.5, 0.02).recall
+        0.5
+    """
+
+    lift: str
+    ridge: float
+    k: int
+    recall: float
+    error: float
+    log_likelihood: float = float("nan")
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What ``align`` tried, what it chose, and why.
+
+    Attributes:
+        trials: every setting that was tried; empty where everything was given.
+        chosen: the setting of the alignment.
+        rows: number of held-out rows that the trials were compared on.
+        candidates: how many candidates each of them had.
+        reason: why this one, in words.
+        remarks: what else there is to know.
+
+    Example:
+        >>> import numpy as np, perfalign_jax as pa
+        >>> x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+        >>> choice = pa.align((x, x + 1), lift=None).choice
+        >>> choice.chosen.lift, choice.rows
+        ('none', 60)
+    """
+
+    trials: tuple[Trial, ...]
+    chosen: Trial
+    rows: int
+    candidates: int
+    reason: str
+    remarks: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Say it in words, with the best trial of every lift."""
+        lines = [f"chosen   {_say(self.chosen)}", f"because  {self.reason}"]
+        if self.trials:
+            lines.append(
+                f"by R@1 of {self.rows:,} held-out rows among {self.candidates:,} candidates "
+                f"(chance {1 / max(self.candidates, 1):.2%}); best of each lift, of "
+                f"{len(self.trials)} settings:"
+            )
+            for name in dict.fromkeys(trial.lift for trial in self.trials):
+                of_lift = [trial for trial in self.trials if trial.lift == name]
+                lines.append(f"         {_say(max(of_lift, key=lambda trial: trial.recall))}")
+        lines += [f"note     {remark}" for remark in self.remarks]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        """Say on one line what it is."""
+        return f"Choice({_say(self.chosen)}; of {len(self.trials)})"
+
+
+def _say(trial: Trial) -> str:
+    text = f"lift {trial.lift}, ridge {trial.ridge:.3g}, k = {trial.k}"
+    return (
+        text
+        if trial.recall != trial.recall
+        else (f"{text}: R@1 {100 * trial.recall:.1f} ± {100 * trial.error:.1f} %")
+    )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """How far every axis of an alignment can be trusted, measured on rows it was not fitted to.
+
+    Attributes:
+        reliability: shape ``(S, k)``, correlation of each side's coordinate with what the sides
+            share; the product of two sides' is their correlation on new pairs.
+        slope: shape ``()``, what a sum over axes is multiplied by: they are not independent.
+        offset: shape ``()``, added to the log-odds, in nats.
+        search_slope: shape ``()``, the same among many candidates, where the tails decide.
+        loadings: shapes ``(k, d_m)``, covariances of the axes with each view's features.
+        centres: shapes ``(d_m,)``, means of each view's features.
+        variances: shapes ``(d_m,)``, variances of each view's features.
+        fills: for each side of several views their covariance, shape ``(p_s, p_s)``, by which a
+            missing one is filled in from the others; shape ``(0, 0)`` for a side of one view.
+        right_share: shape ``()``, estimated share of right pairs; None unless it was asked for.
+        right_probability: shape ``(n,)``, how probably each pair is right; None likewise.
+
+    Example:
+        >>> import numpy as np, perfalign_jax as pa
+        >>> x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+        >>> bool(pa.align((x, x + 1), lift=None).evidence.reliability[0, 0] > 0.9)
+        True
+    """
+
+    reliability: Float[Array, "s k"]
+    slope: Float[Array, ""]
+    offset: Float[Array, ""]
+    search_slope: Float[Array, ""]
+    loadings: tuple[Float[Array, "k _"], ...]
+    centres: tuple[Float[Array, " _"], ...]
+    variances: tuple[Float[Array, " _"], ...]
+    fills: tuple[Float[Array, "_ _"], ...]
+    right_share: Float[Array, ""] | None = None
+    right_probability: Float[Array, " n"] | None = None
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, repr=False)
 class Alignment:
     """One affine map per view into a shared latent space.
 
-    The latent of view ``m`` is ``(x_m - means[m]) @ projections[m].T + offset``.
+    The latent of view ``m`` is ``(x_m - means[m]) @ projections[m].T + offset``, with ``x_m`` first
+    lifted where there are ``lifts``.
 
     Attributes:
-        projections: ``(A1, A2, ...)``, shapes ``(k, d_m)``: the paper's A split by view (Eq. 5). A
-            perfect alignment has ``A1 A1' + A2 A2' + ... = I``.
+        projections: ``(A1, A2, ...)``, shapes ``(k, p_m)`` for ``p_m`` features after the lift,
+            ``d_m`` without: the paper's A split by view (Eq. 5). A perfect alignment has
+            ``A1 A1' + A2 A2' + ... = I``.
         singular_values: shape ``(k,)``, what the alignment leaves over on each latent axis: the
             square root of the summed squared differences of the views' latents, over all pairs of
             views. For a perfect alignment these are the singular values of the stacked matrix
             that belong to the rows, largest first (as in Eq. 7) or in the order of the latents'
             energy. In units of the latents.
-        means: shapes ``(d_m,)``, in units of the data; zeros when not centred.
+        means: shapes ``(p_m,)``, in units of the features; zeros when not centred.
         offset: shape ``(k,)``, in units of the latents; zeros unless calibrated.
         coupling: shape ``(k,)``, what a baseline made as large as it could: canonical correlations,
             or singular values of the cross-covariance; empty for all others.
+        lifts: one fitted map for each view; empty where the views are used as they are.
+        evidence: what held-out rows say of the axes; None where they were not asked. Coordinates
+            then have variance one on new rows, and latents the lengths of their evidence.
         method: the method that computed it.
         select: how the directions were chosen; empty for a baseline.
         space: the space in which it was solved; empty for a baseline.
         center: whether the means were removed.
+        sides: which views make each side; empty where every view is one.
+        choice: what was tried and chosen; None where nothing was.
 
     Example:
         >>> import numpy as np, perfalign_jax as pa
@@ -82,10 +210,16 @@ class Alignment:
     means: tuple[Float[Array, "... _"], ...]
     offset: Float[Array, "... k"]
     coupling: Float[Array, "... _"]
-    method: str = dataclasses.field(metadata={"static": True})
-    select: str = dataclasses.field(default="", metadata={"static": True})
-    space: str = dataclasses.field(default="", metadata={"static": True})
-    center: bool = dataclasses.field(default=False, metadata={"static": True})
+    lifts: tuple[Any, ...] = ()
+    evidence: Evidence | None = None
+    method: str = dataclasses.field(kw_only=True, metadata={"static": True})
+    select: str = dataclasses.field(default="", kw_only=True, metadata={"static": True})
+    space: str = dataclasses.field(default="", kw_only=True, metadata={"static": True})
+    center: bool = dataclasses.field(default=False, kw_only=True, metadata={"static": True})
+    sides: tuple[tuple[int, ...], ...] = dataclasses.field(
+        default=(), kw_only=True, metadata={"static": True}
+    )
+    choice: Choice | None = dataclasses.field(default=None, kw_only=True, metadata={"static": True})
 
     @property
     def k(self) -> int:
@@ -95,7 +229,26 @@ class Alignment:
     @property
     def dims(self) -> tuple[int, ...]:
         """Number of features of each view."""
+        if self.lifts:
+            return tuple(lift.dim for lift in self.lifts)
         return tuple(p.shape[-1] for p in self.projections)
+
+    @property
+    def reliability(self) -> Float[Array, "... s k"]:
+        """Correlation of each side's axes with what the sides share; no rows if not estimated."""
+        if self.evidence is None:
+            return self.offset[..., None, :][..., :0, :]
+        return self.evidence.reliability
+
+    @property
+    def right_share(self) -> Float[Array, ""] | None:
+        """Estimated share of right pairs, where wrong ones were looked for."""
+        return None if self.evidence is None else self.evidence.right_share
+
+    @property
+    def right_probability(self) -> Float[Array, " n"] | None:
+        """How probably each pair is right, where wrong ones were looked for."""
+        return None if self.evidence is None else self.evidence.right_probability
 
     def take(self, k: int) -> "Alignment":
         """Return the alignment to the first ``k`` latent dimensions.
@@ -114,6 +267,12 @@ class Alignment:
             singular_values=self.singular_values[..., :k],
             offset=self.offset[..., :k],
             coupling=self.coupling[..., :k],
+            evidence=self.evidence
+            and dataclasses.replace(
+                self.evidence,
+                reliability=self.evidence.reliability[..., :k],
+                loadings=tuple(rows[..., :k, :] for rows in self.evidence.loadings),
+            ),
         )
 
     def __repr__(self) -> str:
@@ -123,6 +282,7 @@ class Alignment:
         facts |= {"k": self.k, "dims": self.dims, "method": self.method}
         facts |= {"select": self.select} if self.select else {}
         facts |= {"center": True} if self.center else {}
+        facts |= {"sides": self.sides} if self.sides else {}
         words = ", ".join(f"{name}={value!r}" for name, value in facts.items())
         return f"Alignment({words}, dtype={self.offset.dtype})"
 

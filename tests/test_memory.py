@@ -34,6 +34,7 @@ CALLS = {
     "statistics.from_views": "pa.statistics.from_views(views)",
     "statistics.update": "pa.statistics.update(pa.statistics.init((4, 4)), views)",
     "statistics.as_statistic": "pa.statistics.as_statistic(views)",
+    "statistics.as_parts": "pa.statistics.as_parts(views)",
     "statistics.rows": "pa.statistics.rows(statistic, center=True)",
     "statistics.merge": "pa.statistics.merge(statistic, statistic)",
     "fit": "[pa.fit(views, k=2, method=m) for m in ('auto', 'qr', 'gram')]",
@@ -44,6 +45,9 @@ CALLS = {
     "predict": "pa.predict(alignment, x1, source=0, target=1)",
     "save": "pa.save(alignment, path)",
     "load": "pa.load(path)",
+    "align": "pa.align(views, lift=None)",
+    "log_odds": "pa.log_odds(weighed, x1, x2)",
+    "search": "pa.search(weighed, z1, z2, top=2)",
     "gauge.apply_gauge": "pa.gauge.apply_gauge(alignment, jnp.eye(2))",
     "gauge.calibrate": "pa.gauge.calibrate(alignment, (x1[:9], x2[:9]), x1[:9, :2])",
     "gauge.canonicalize": "pa.gauge.canonicalize(alignment, views)",
@@ -71,6 +75,7 @@ views = x1, x2 = both[:, :4], both[:, 4:]
 z1, z2 = x1[:pairs], x2[:pairs]
 alignment = pa.fit((z1, z2), k=2)
 statistic = pa.statistics.from_views((z1, z2))
+weighed = pa.align((z1[:999], z2[:999]), lift=None)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
 for name, call in calls.items():

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 
 import perfalign_jax as pa
-from perfalign_jax import plotting, sweeps
+from perfalign_jax import plotting, sweeps, types
 
 
 @pytest.fixture
@@ -45,6 +45,25 @@ def assert_readable(figure, tmp_path):
         assert box.x1 <= figure.bbox.x1 + 1
         assert box.y1 <= figure.bbox.y1 + 1
         assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+def test_a_choice_is_drawn_with_its_errors_and_what_was_chosen(tmp_path):
+    trials = tuple(
+        types.Trial(lift, ridge, k, 0.3 + 0.1 * (ridge == 0.1) + k / 100, 0.02)
+        for lift in ("none", "gaussian, bandwidth 0.7 of the median distance")
+        for ridge in (0.01, 0.1, 1.0)
+        for k in (4, 8)
+    )
+    choice = types.Choice(trials, trials[3], 800, 160, "it is best")
+    figure = plotting.plot_choice(choice, title="what was tried")
+    legend, ((xlabel, ylabel),) = texts(figure)
+    assert legend[0] == "lift: none"
+    assert legend[-2:] == ["chosen, k = 8", "chance"]
+    assert "ridge" in xlabel
+    assert "160" in ylabel
+    assert_readable(figure, tmp_path)
+    with pytest.raises(ValueError, match="choice must hold trials"):
+        plotting.plot_choice(types.Choice((), trials[0], 0, 0, "given"))
 
 
 def test_latents_show_every_point_of_both_modalities(drawn, rng, tmp_path):

@@ -65,8 +65,18 @@ def test_foreign_files_are_named(alignment, tmp_path):
         pa.load(path)
     pa.save(alignment, path)
     good = safetensors.numpy.load_file(path)
-    metadata = {"format": "perfalign_jax.Alignment", "version": "1", "made_by": "{}"}
-    made_by = json.dumps({"method": "svd", "select": "", "space": "", "center": False})
+    metadata = {"format": "perfalign_jax.Alignment", "version": "2", "made_by": "{}"}
+    made_by = json.dumps(
+        {
+            "method": "svd",
+            "select": "",
+            "space": "",
+            "center": False,
+            "sides": [],
+            "lifts": [],
+            "choice": None,
+        }
+    )
     for arrays, extra, match in [
         (good, {"version": "99"}, "version '99'"),
         (good, {}, "does not say how"),

@@ -1,0 +1,338 @@
+"""Evidence that two rows are the same thing, from the reliability of every axis.
+
+On axis ``j`` the coordinates of a right pair are a Gaussian pair of correlation ``r_j``, those of a
+wrong pair are independent. The log of how much more probable the first makes them is, in nats,
+
+    sum_j  -1/2 log(1 - r^2) + r / (1 - r^2) z1 z2 - r^2 / (2 (1 - r^2)) (z1^2 + z2^2)
+
+(in speaker verification this score is known as PLDA). An axis with ``r = 0`` adds nothing; as ``r``
+goes to 1 its weight grows without bound and what decides is whether ``z1 = z2``: perfect alignment.
+Sums over many axes that are neither independent nor Gaussian are over-confident, so two numbers
+measured on held-out right and shuffled pairs, a slope and an offset, calibrate them.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from perfalign_jax import _checks, solver
+from perfalign_jax._numerics import matmul
+from perfalign_jax.types import Alignment
+
+__all__ = ["Found", "fit_calibration", "fit_search_slope", "log_odds", "score_all", "search"]
+
+_CANDIDATES = 8192  # compared with a block of queries at once
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The most credible partners of every query.
+
+    Attributes:
+        indices: shape ``(n, top)``, rows of the candidates, most credible first.
+        log_odds: shape ``(n, top)``, evidence that query and candidate are the same thing, in nats.
+        probability: shape ``(n,)``, that the first candidate is the right one, given that one of
+            them all is.
+
+    Example:
+        >>> import numpy as np, perfalign_jax as pa
+        >>> x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+        >>> pa.search(pa.align((x, x + 1), lift=None), x[:5], x + 1, top=2).indices.shape
+        (5, 2)
+    """
+
+    indices: Int[Array, "n top"]
+    log_odds: Float[Array, "n top"]
+    probability: Float[Array, " n"]
+
+
+def _weights(r: Float[Array, " k"]) -> tuple[Array, Array, Array]:
+    """What a product, a square, and nothing at all count on each axis."""
+    noise = 1 - r**2
+    return r / noise, r**2 / (2 * noise), -jnp.log(noise) / 2
+
+
+@jax.jit
+def score_pairs(z1: Array, z2: Array, r: Array) -> Float[Array, " n"]:
+    product, square, constant = _weights(r)
+    return jnp.sum(
+        product[None, :] * z1 * z2 - square[None, :] * (z1**2 + z2**2) + constant[None, :], axis=1
+    )
+
+
+def score_all(
+    z1: Float[Array, "n k"], z2: Float[Array, "m k"], r: Float[Array, " k"]
+) -> Float[Array, "n m"]:
+    """Log-odds, before calibration, of all pairs of rows of coordinates of variance one.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from perfalign_jax.evidence import score_all
+        >>> score_all(jnp.eye(2), jnp.eye(2), jnp.full(2, 0.5)).shape
+        (2, 2)
+    """
+    product, square, constant = _weights(r)
+    first, second = (jnp.sum(square[None, :] * z**2, axis=1, keepdims=True) for z in (z1, z2))
+    one = [jnp.ones_like(part) for part in (first, second)]
+    # All in one product: jaxlib 0.10.2 on a CPU gets sums added to a batch of products wrong, when
+    # it fuses them (seen under jit and vmap from 400 rows on; a test compares).
+    left = jnp.concatenate([z1 * product[None, :], jnp.sum(constant) - first, one[0]], axis=1)
+    return matmul(left, jnp.concatenate([z2, one[1], -second], axis=1).T)
+
+
+def log_odds(
+    alignment: Alignment, x1: Any, x2: Any, *, source: int | None = 0, target: int | None = 1
+) -> Float[Array, " n"]:
+    """Evidence that row ``i`` of both is the same thing rather than two things, in nats.
+
+    With prior odds of one, ``1 / (1 + exp(-log_odds))`` is the probability that the pair is right.
+
+    Args:
+        alignment: an alignment with evidence, from ``align``.
+        x1: rows of one view, shape ``(n, d_source)``, or of several, ``{view: rows}``.
+        x2: as many rows of another, ``(n, d_target)`` or ``{view: rows}``.
+        source: which view x1 is, counted from 0; not looked at for ``{view: rows}``.
+        target: which view x2 is; likewise.
+
+    Returns:
+        Log-odds, shape ``(n,)``.
+
+    Raises:
+        TypeError: if a view does not hold real numbers.
+        ValueError: if shapes or views do not fit, or the alignment has no evidence.
+
+    Example:
+        >>> import numpy as np, perfalign_jax as pa
+        >>> x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+        >>> alignment = pa.align((x, x + 1), lift=None)
+        >>> right, wrong = (pa.log_odds(alignment, x, y) for y in (x + 1, x[::-1] + 1))
+        >>> bool(right.min() > 0), bool(np.median(wrong) < 0)
+        (True, True)
+    """
+    (z1, rho1), (z2, rho2) = _two_posteriors(alignment, x1, x2, source, target)
+    _checks.paired(z1, z2, "x1", "x2")
+    evidence = alignment.evidence
+    assert evidence is not None
+    return evidence.slope * score_pairs(z1, z2, rho1 * rho2) + evidence.offset
+
+
+def _two_posteriors(
+    alignment: Alignment, x1: Any, x2: Any, source: int | None, target: int | None
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    solver.check_alignment(alignment)
+    rows = [
+        solver.check_given(x, view, alignment, name, role)
+        for x, view, name, role in ((x1, source, "x1", "source"), (x2, target, "x2", "target"))
+    ]
+    sides = [
+        {s for s, side in enumerate(solver.sides_of(alignment)) if set(side) & set(given)}
+        for given in rows
+    ]
+    if sides[0] & sides[1]:
+        shared = ", ".join(map(str, sorted(sides[0] & sides[1])))
+        raise ValueError(
+            f"x1 and x2 must be of different sides of the alignment, but both have side {shared}."
+        )
+    return solver.posterior(alignment, rows[0]), solver.posterior(alignment, rows[1])
+
+
+def search(
+    alignment: Alignment,
+    x1: Any,
+    x2: Any,
+    *,
+    source: int | None = 0,
+    target: int | None = 1,
+    top: int = 10,
+    chunk: int = 1024,
+) -> Found:
+    """Find the most credible partners of every row of one view among the rows of another.
+
+    Args:
+        alignment: an alignment with evidence, from ``align``.
+        x1: queries, shape ``(n, d_source)``, or ``{view: rows}`` of several views.
+        x2: candidates, shape ``(m, d_target)``, or ``{view: rows}``.
+        source: which view x1 is, counted from 0; not looked at for ``{view: rows}``.
+        target: which view x2 is; likewise.
+        top: how many candidates to name, at most ``m``.
+        chunk: queries compared at once; memory grows with ``8192 * chunk``, never with ``n * m``.
+
+    Returns:
+        ``Found``: indices, log-odds and the probability that the first is right.
+
+    Raises:
+        TypeError: if a view does not hold real numbers, or ``top`` is no integer.
+        ValueError: if shapes, views or ``top`` do not fit, or the alignment has no evidence.
+
+    Example:
+        >>> import numpy as np, perfalign_jax as pa
+        >>> x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+        >>> found = pa.search(pa.align((x, x + 1), lift=None), x, x + 1, top=1)
+        >>> bool((found.indices[:, 0] == np.arange(60)).all())
+        True
+    """
+    (z1, rho1), (z2, rho2) = _two_posteriors(alignment, x1, x2, source, target)
+    if 0 in (len(z1), len(z2)):
+        empty = "x1" if len(z1) == 0 else "x2"
+        raise ValueError(f"{empty} must have at least one row, got none.")
+    top = _checks.integer(top, "top", low=1, high=len(z2), why=f" ({len(z2)} candidates)")
+    chunk = _checks.integer(chunk, "chunk", low=1)
+    evidence = alignment.evidence
+    assert evidence is not None
+    raw, indices, total = _search(
+        z1, z2, rho1 * rho2, evidence.search_slope, top=top, chunk=min(chunk, len(z1))
+    )
+    probability = jnp.exp(evidence.search_slope * raw[:, 0] - total)
+    return Found(indices, evidence.slope * raw + evidence.offset, probability)
+
+
+@functools.partial(jax.jit, static_argnames=("top", "chunk"))
+def _search(
+    z1: Array, z2: Array, r: Array, slope: Array, *, top: int, chunk: int
+) -> tuple[Float[Array, "n top"], Int[Array, "n top"], Float[Array, " n"]]:
+    """Best scores before calibration, their rows, and the log of the sum over all candidates."""
+    product, square, constant = _weights(r)
+    n, m = len(z1), len(z2)
+    wide = min(max(_CANDIDATES, top), m)
+    queries = jnp.pad(z1 * product[None, :], ((0, -n % chunk), (0, 0)))
+    blocks = jnp.pad(z2, ((0, -m % wide), (0, 0))).reshape(-1, wide, z2.shape[1])
+    # Rows that fill the last block up can never be found.
+    costs = jnp.sum(square[None, :] * z2**2, axis=1)
+    costs = jnp.pad(costs, (0, -m % wide), constant_values=jnp.inf).reshape(-1, wide)
+    starts = jnp.arange(len(blocks), dtype=jnp.int32) * wide
+
+    def one(query: Float[Array, "c k"]) -> tuple[Array, Array, Array]:
+        def step(carry: tuple, block: tuple) -> tuple[tuple, None]:
+            best, rows, total = carry
+            candidates, cost, start = block
+            scores = matmul(query, candidates.T) - cost[None, :]
+            total = jnp.logaddexp(total, jax.nn.logsumexp(slope * scores, axis=1))
+            values, places = jax.lax.top_k(scores, min(top, wide))
+            best = jnp.concatenate([best, values], axis=1)
+            rows = jnp.concatenate([rows, start + places], axis=1)
+            best, places = jax.lax.top_k(best, top)
+            return (best, jnp.take_along_axis(rows, places, axis=1), total), None
+
+        none = jnp.full((chunk, top), -jnp.inf, z1.dtype)
+        first = (none, jnp.zeros((chunk, top), jnp.int32), none[:, 0])
+        found, _ = jax.lax.scan(step, first, (blocks, costs, starts))
+        return found
+
+    best, rows, total = jax.lax.map(one, queries.reshape(-1, chunk, z1.shape[1]))
+    own = jnp.sum(constant) - jnp.sum(square[None, :] * z1**2, axis=1)
+    best, rows = (a.reshape(-1, top)[:n] for a in (best, rows))
+    return best + own[:, None], rows, total.reshape(-1)[:n] + slope * own
+
+
+@jax.jit
+def fit_calibration(
+    scores: Float[Array, "f b b"], valid: Bool[Array, "f b"], weights: Float[Array, "f b"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Slope and offset of the log-odds, by logistic regression on right and shuffled pairs.
+
+    Args:
+        scores: of held-out rows, fold by fold; right pairs stand on the diagonals.
+        valid: which rows are there.
+        weights: of the right pairs.
+
+    Returns:
+        Slope and offset, at which the probabilities of right pairs and of shuffled ones, taken as
+        equally many, are right on average.
+
+    Source: Platt (1999), with the weights of equal priors.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from perfalign_jax.evidence import fit_calibration
+        >>> scores = jnp.array([[[3.0, -1.0], [-2.0, 1.0]]])
+        >>> slope, _ = fit_calibration(scores, jnp.ones((1, 2), bool), jnp.ones((1, 2)))
+        >>> bool(slope > 0)
+        True
+    """
+    right = jnp.eye(scores.shape[1], dtype=bool)[None] & valid[:, :, None]
+    wrong = valid[:, :, None] & valid[:, None, :] & ~right
+    w = jnp.where(right, weights[:, :, None], 0)
+    target, impostors = right.astype(w.dtype), wrong.astype(w.dtype)
+    counts = [jnp.maximum(jnp.sum(part), 1e-30) for part in (w, impostors)]
+    share = w / counts[0] + impostors / counts[1]
+    # In units of the typical score, so that the small penalty that keeps separable scores finite
+    # (as a prior of one pair would) has a scale.
+    size = jnp.sqrt(jnp.sum(share * jnp.where(share > 0, scores, 0) ** 2) / 2)
+    size = jnp.where(size > 0, size, 1)
+    x = jnp.where(share > 0, scores, 0) / size
+    penalty = 1 / (counts[0] + 1)
+
+    def step(_: int | Array, ab: Array) -> Array:
+        p = jax.nn.sigmoid(ab[0] * x + ab[1])
+        error = share * (p - target)
+        curve = share * p * (1 - p)
+        gradient = jnp.stack([jnp.sum(error * x) + penalty * ab[0] / 100, jnp.sum(error)])
+        a, b, c = jnp.sum(curve * x * x) + penalty / 100, jnp.sum(curve * x), jnp.sum(curve)
+        c = c + 1e-6
+        step = jnp.stack([c * gradient[0] - b * gradient[1], a * gradient[1] - b * gradient[0]])
+        step = step / (a * c - b * b)
+        return ab - step / jnp.maximum(1, jnp.max(jnp.abs(step)))  # at most one unit at once
+
+    found = jax.lax.fori_loop(0, 60, step, jnp.zeros(2, x.dtype))
+    return jnp.maximum(found[0], 1e-6) / size, found[1]
+
+
+_HALVINGS = 20  # of the interval in which the slope is sought, on a log scale
+_FLATTEST, _STEEPEST = 1e-3, 4.0
+
+
+@jax.jit
+def fit_search_slope(
+    scores: Float[Array, "f b b"], valid: Bool[Array, "f b"], weights: Float[Array, "f b"]
+) -> tuple[Float[Array, ""], Float[Array, "f b"]]:
+    """The slope at which partners are most probable among all candidates, and how probable then.
+
+    Args:
+        scores: of held-out rows, fold by fold; partners stand on the diagonals.
+        valid: which rows are there.
+        weights: of the rows.
+
+    Returns:
+        The slope, and the log-probability of each row's partner at it, mean of both ways, in nats.
+
+    Source: temperature scaling, Guo et al. (2017).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from perfalign_jax.evidence import fit_search_slope
+        >>> scores = jnp.array([[[3.0, -1.0], [-2.0, 1.0]]])
+        >>> fit_search_slope(scores, jnp.ones((1, 2), bool), jnp.ones((1, 2)))[1].shape
+        (1, 2)
+    """
+    w = jnp.where(valid, weights, 0)
+    own = jnp.where(valid, jnp.diagonal(scores, axis1=1, axis2=2), 0)
+    hidden = ~(valid[:, :, None] & valid[:, None, :])
+
+    def rise(slope: Array) -> tuple[Array, Array]:
+        """Derivative of the mean log-probability by the slope, and the log-probabilities."""
+        total, rises = jnp.zeros_like(own), jnp.zeros((), own.dtype)
+        for axis in (1, 2):
+            scaled = jnp.where(hidden, -jnp.inf, slope * scores)
+            top = jnp.max(jnp.where(hidden, jnp.finfo(scores.dtype).min, scaled), axis=axis)
+            e = jnp.exp(scaled - jnp.expand_dims(top, axis))
+            mass = jnp.maximum(jnp.sum(e, axis=axis), jnp.finfo(scores.dtype).tiny)
+            mean = jnp.sum(jnp.where(hidden, 0, e * scores), axis=axis) / mass
+            total = total + (slope * own - top - jnp.log(mass)) / 2
+            rises = rises + jnp.sum(w * (own - mean))
+        return rises, jnp.where(valid, total, 0)
+
+    def halve(_: int | Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = (low + high) / 2
+        up = rise(jnp.exp(middle))[0] > 0
+        return jnp.where(up, middle, low), jnp.where(up, high, middle)
+
+    ends = [jnp.log(jnp.asarray(end, scores.dtype)) for end in (_FLATTEST, _STEEPEST)]
+    low, high = jax.lax.fori_loop(0, _HALVINGS, halve, tuple(ends))
+    slope = jnp.exp((low + high) / 2)
+    return slope, rise(slope)[1]

@@ -1,0 +1,443 @@
+"""Kernel lifts: the features of a kernel, exact at landmarks, or random.
+
+A kernel is an inner product of features that need not be written down. ``Nystroem`` writes down
+those that matter at some landmarks: with all rows as landmarks every inner product of these rows is
+exact, so the linear method on the features is the kernel method itself. ``Fourier`` draws random
+features whose inner products are the kernel's on average; it keeps no row of the data.
+
+Rows are standardised first (``lift.Standardise``), so one rule for the bandwidth serves all data: a
+factor times the median distance between rows.
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from perfalign_jax import _checks
+from perfalign_jax._numerics import matmul, rounding
+
+__all__ = ["Fourier", "Nystroem", "Standardise", "choose_landmarks", "fit_fourier"]
+__all__ += ["fit_nystroem", "fit_standardise"]
+
+Kernel = Literal["gaussian", "laplacian", "polynomial", "arc_cosine"]
+_KERNELS = ("gaussian", "laplacian", "polynomial", "arc_cosine")
+_DEGREE = 3  # of the polynomial kernel
+_SAMPLE = 2000  # rows that the median distance, leverages and k-means look at
+_BLOCK = 4096  # rows lifted at once
+FLOOR = 0.1  # smallest spread of a feature that is believed, of the root mean square spread
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Standardise:
+    """Centre every feature, scale it by its spread, and divide all by ``sqrt(d)``.
+
+    Attributes:
+        mean: what is taken off, shape ``(d,)``, in the features' units.
+        factor: what each feature is then multiplied by, shape ``(d,)``.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import lift
+        >>> lift.fit_standardise(np.float32([[0], [2]])).mean.tolist()
+        [1.0]
+    """
+
+    mean: Float[Array, " d"]
+    factor: Float[Array, " d"]
+
+    @property
+    def dim(self) -> int:
+        """Number of features of a row."""
+        return self.mean.shape[0]
+
+    def _apply(self, x: Float[Array | np.ndarray, "n d"]) -> Float[Array, "n d"]:
+        return _scale(matching(x, self.dim), self)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Nystroem:
+    """Features of a kernel whose inner products are exact at the landmarks.
+
+    Attributes:
+        scaling: what standardises a row first.
+        landmarks: standardised rows, shape ``(m, d)``.
+        bandwidth: distance at which two rows are about half alike, in standardised units.
+        weights: shape ``(m, p)``, maps a row's kernel values at the landmarks to features.
+        kernel: which kernel.
+
+    Source: Williams and Seeger (2001).
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import kernels
+        >>> kernels.fit_nystroem(np.eye(4, dtype=np.float32)).landmarks.shape
+        (4, 4)
+    """
+
+    scaling: Standardise
+    landmarks: Float[Array, "m d"]
+    bandwidth: Float[Array, ""]
+    weights: Float[Array, "m p"]
+    kernel: str = dataclasses.field(metadata={"static": True})
+
+    @property
+    def dim(self) -> int:
+        """Number of features of a row."""
+        return self.scaling.dim
+
+    def _apply(self, x: Float[Array | np.ndarray, "n d"]) -> Float[Array, "n p"]:
+        return _blockwise(self, matching(x, self.dim))
+
+    def _features(self, x: Float[Array, "n d"]) -> Float[Array, "n p"]:
+        values = _compare(_scale(x, self.scaling), self.landmarks, self.bandwidth, self.kernel)
+        return matmul(values, self.weights)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Fourier:
+    """Random features whose inner products are a shift-invariant kernel on average.
+
+    Attributes:
+        scaling: what standardises a row first.
+        frequencies: shape ``(d, p)``, in standardised units.
+        phases: shape ``(p,)``, in radians.
+
+    Source: Rahimi and Recht (2007).
+
+    Example:
+        >>> import jax, numpy as np
+        >>> from perfalign_jax import kernels
+        >>> x = np.eye(4, 3, dtype=np.float32)
+        >>> kernels.fit_fourier(x, key=jax.random.key(0), count=8).frequencies.shape
+        (3, 8)
+    """
+
+    scaling: Standardise
+    frequencies: Float[Array, "d p"]
+    phases: Float[Array, " p"]
+
+    @property
+    def dim(self) -> int:
+        """Number of features of a row."""
+        return self.scaling.dim
+
+    def _apply(self, x: Float[Array | np.ndarray, "n d"]) -> Float[Array, "n p"]:
+        return _blockwise(self, matching(x, self.dim))
+
+    def _features(self, x: Float[Array, "n d"]) -> Float[Array, "n p"]:
+        angles = matmul(_scale(x, self.scaling), self.frequencies) + self.phases[None, :]
+        return jnp.sqrt(2 / self.phases.shape[0]).astype(x.dtype) * jnp.cos(angles)
+
+
+def matching(x: Float[Array | np.ndarray, "n d"], d: int) -> Float[Array, "n d"]:
+    """Return finite rows of ``d`` features, or raise."""
+    checked = _checks.array(x, "x", ndim=2, shape=f"(n, {d})")
+    if checked.shape[1] != d:
+        raise ValueError(f"x must have shape (n, {d}), got shape {checked.shape}.")
+    return checked
+
+
+def _scale(x: Float[Array, "n d"], scaling: Standardise) -> Float[Array, "n d"]:
+    return (x - scaling.mean.astype(x.dtype)[None, :]) * scaling.factor.astype(x.dtype)[None, :]
+
+
+@jax.jit
+def _blockwise(lift: Nystroem | Fourier, x: Float[Array, "n d"]) -> Float[Array, "n p"]:
+    lift = jax.tree.map(lambda a: a.astype(x.dtype), lift)
+    n = x.shape[0]
+    if n <= _BLOCK:
+        return lift._features(x)
+    blocks = jnp.pad(x, ((0, -n % _BLOCK), (0, 0))).reshape(-1, _BLOCK, x.shape[1])
+    found = jax.lax.map(lift._features, blocks)
+    return found.reshape(-1, found.shape[-1])[:n]
+
+
+def _distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    squares = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1)[None, :]
+    return jnp.maximum(squares - 2 * matmul(x, y.T), 0)
+
+
+def _compare(
+    x: Float[Array, "n d"], y: Float[Array, "m d"], bandwidth: Array, kernel: str
+) -> Float[Array, "n m"]:
+    if kernel == "gaussian":
+        return jnp.exp(-_distances(x, y) / (2 * bandwidth**2))
+    if kernel == "laplacian":
+        return jnp.exp(-jnp.sqrt(_distances(x, y)) / bandwidth)
+    # Rows with a constant beside them, so that lines need not pass through the origin.
+    product = matmul(x, y.T) / bandwidth**2 + 1
+    if kernel == "polynomial":
+        return product**_DEGREE
+    lengths = [jnp.sqrt(jnp.sum(a**2, axis=1) / bandwidth**2 + 1) for a in (x, y)]
+    scale = lengths[0][:, None] * lengths[1][None, :]
+    cosine = jnp.clip(product / scale, -1, 1)
+    angle = jnp.arccos(cosine)
+    return scale * (jnp.sqrt(1 - cosine**2) + (jnp.pi - angle) * cosine) / jnp.pi
+
+
+def fit_standardise(x: Float[Array | np.ndarray, "n d"], *, floor: float = FLOOR) -> Standardise:
+    """Measure mean and spread of every feature over some rows: the alignment pairs.
+
+    A feature that hardly moves over these rows says nothing about its scale: divided by its own
+    spread it can reach thousands on another row and drown all others. No feature is therefore
+    scaled up by more than ``1 / floor`` against the typical one. Over these rows the features it
+    makes have mean zero, and their mean squared norm is at most 1.
+
+    Args:
+        x: shape ``(n, d)``, at least two rows.
+        floor: smallest spread that is believed, as a share of the root mean square spread.
+
+    Raises:
+        TypeError: if ``x`` does not hold real numbers.
+        ValueError: if a value is not finite, or there are fewer than two rows.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import lift
+        >>> x = np.float32([[0, 1], [2, 5], [4, 4]])
+        >>> np.asarray(lift.apply(lift.fit_standardise(x[:2]), x) * 2**0.5).round(3)
+        array([[-1. , -1. ],
+               [ 1. ,  1. ],
+               [ 3. ,  0.5]], dtype=float32)
+    """
+    checked = _rows(x)
+    _checks.positive(floor, "floor", zero=True)
+    return _fit_standardise(checked, jnp.asarray(floor, checked.dtype))
+
+
+@jax.jit
+def _fit_standardise(x: Float[Array, "n d"], floor: Float[Array, ""]) -> Standardise:
+    mean = jnp.mean(x, axis=0)
+    return standardise(mean, jnp.sqrt(jnp.mean((x - mean[None, :]) ** 2, axis=0)), floor)
+
+
+def standardise(
+    mean: Float[Array, " d"], spread: Float[Array, " d"], floor: Float[Array, ""]
+) -> Standardise:
+    """Standardise by a known mean and spread."""
+    scale = jnp.maximum(spread, floor * jnp.sqrt(jnp.mean(spread**2)))
+    whole = jnp.sqrt(jnp.asarray(len(mean), mean.dtype))
+    return Standardise(mean, 1 / (jnp.where(scale > 0, scale, 1) * whole))
+
+
+def fit_nystroem(
+    x: Float[Array | np.ndarray, "n d"],
+    *,
+    kernel: Kernel = "gaussian",
+    factor: float = 1.0,
+    landmarks: int | Float[Array | np.ndarray, "m d"] | None = None,
+) -> Nystroem:
+    """Find the features of a kernel that are exact at landmarks among some rows.
+
+    Args:
+        x: rows, shape ``(n, d)``, at least two.
+        kernel: with ``b`` the bandwidth and ``s`` a standardised row: "gaussian",
+            ``exp(-|s - t|^2 / (2 b^2))``; "laplacian", ``exp(-|s - t| / b)``; "polynomial",
+            ``(1 + s.t / b^2)^3``; "arc_cosine", what a wide layer of rectifiers computes (Cho and
+            Saul, 2009).
+        factor: bandwidth over the median distance between at most 2,000 of the rows.
+        landmarks: a number takes that many rows at even distances, all if there are no more;
+            or rows themselves, shape ``(m, d)``, such as ``choose_landmarks`` gives. All rows if
+            not given.
+
+    Raises:
+        TypeError: if ``x`` does not hold real numbers.
+        ValueError: if a value is not finite or out of range; the message names it.
+
+    Source: Williams and Seeger (2001).
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import kernels, lift
+        >>> x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+        >>> features = lift.apply(kernels.fit_nystroem(x), x)
+        >>> bool(np.allclose((features**2).sum(axis=1), 1, atol=1e-2))  # each row like itself
+        True
+    """
+    checked = _rows(x)
+    _checks.one_of(kernel, "kernel", _KERNELS)
+    _checks.positive(factor, "factor")
+    scaling = fit_standardise(checked)
+    rows = _scale(checked, scaling)
+    bandwidth = _median_distance(_spread(rows, _SAMPLE), jnp.asarray(factor, rows.dtype))
+    if getattr(landmarks, "ndim", 0):
+        given = _checks.array(landmarks, "landmarks", ndim=2, shape="(m, d)")
+        if given.shape[1] != scaling.dim or len(given) < 1:
+            raise ValueError(
+                f"landmarks must have shape (m, {scaling.dim}) like the rows, got {given.shape}."
+            )
+        rows = _scale(given.astype(rows.dtype), scaling)
+    elif landmarks is not None:
+        rows = _spread(rows, _checks.integer(landmarks, "landmarks", low=1))
+    weights, rank = _square_root(rows, bandwidth, kernel=kernel)
+    return Nystroem(scaling, rows, bandwidth, weights[:, : int(rank)], kernel=kernel)
+
+
+def _rows(x: Float[Array | np.ndarray, "n d"]) -> Float[Array, "n d"]:
+    checked = _checks.array(x, "x", ndim=2, shape="(n, d)")
+    if checked.shape[0] < 2:
+        raise ValueError(f"x must have at least two rows, got shape {checked.shape}.")
+    return checked
+
+
+def _spread(rows: Float[Array, "n d"], count: int) -> Float[Array, "m d"]:
+    """At most ``count`` rows at even distances."""
+    n = rows.shape[0]
+    return rows if n <= count else rows[np.arange(count) * n // count]
+
+
+@jax.jit
+def _median_distance(rows: Float[Array, "m d"], factor: Array) -> Float[Array, ""]:
+    apart = np.triu_indices(rows.shape[0], 1)
+    middle = jnp.sqrt(jnp.median(_distances(rows, rows)[apart]))
+    return factor * jnp.where(middle > 0, middle, 1)
+
+
+@functools.partial(jax.jit, static_argnames=("kernel",))
+def _square_root(
+    landmarks: Float[Array, "m d"], bandwidth: Array, *, kernel: str
+) -> tuple[Float[Array, "m m"], Array]:
+    """Inverse root of the landmarks' kernel matrix, largest eigenvalues first, and its rank."""
+    values, vectors = jnp.linalg.eigh(_compare(landmarks, landmarks, bandwidth, kernel))
+    values, vectors = values[::-1], vectors[:, ::-1]
+    m = landmarks.shape[0]
+    # Eigenvalues are squares: below the rounding of the matrix they are noise.
+    keep = values > rounding(values.dtype, m, m) * values[0]
+    return vectors * jnp.where(keep, jax.lax.rsqrt(jnp.where(keep, values, 1)), 0)[None, :], (
+        jnp.sum(keep)
+    )
+
+
+def choose_landmarks(
+    x: Float[Array | np.ndarray, "n d"],
+    *,
+    key: Key[Array, ""],
+    count: int,
+    by: Literal["kmeans", "leverage"] = "leverage",
+    factor: float = 1.0,
+) -> Float[Array, "m d"]:
+    """Choose landmarks for ``fit_nystroem`` that stand for the rows better than even ones.
+
+    Args:
+        x: rows, shape ``(n, d)``, at least two.
+        key: random key.
+        count: how many, below ``n``.
+        by: "kmeans" takes the centres of k-means (scikit-learn); "leverage" draws rows by their
+            influence on a regression with a Gaussian kernel, so that rare rows are among them.
+        factor: of that kernel's bandwidth, as in ``fit_nystroem``.
+
+    Returns:
+        Rows in the units of ``x``, shape ``(count, d)``.
+
+    Raises:
+        TypeError: if ``x`` does not hold real numbers or ``key`` is none.
+        ValueError: if a value is not finite or out of range; the message names it.
+        ImportError: if "kmeans" does not find scikit-learn.
+
+    Source: Alaoui and Mahoney (2015) for leverage.
+
+    Example:
+        >>> import jax, numpy as np
+        >>> from perfalign_jax import kernels
+        >>> x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+        >>> kernels.choose_landmarks(x, key=jax.random.key(0), count=9).shape
+        (9, 3)
+    """
+    checked = _rows(x)
+    _checks.key(key)
+    count = _checks.integer(count, "count", low=1, high=len(checked) - 1)
+    _checks.one_of(by, "by", ("kmeans", "leverage"))
+    _checks.positive(factor, "factor")
+    scaling = fit_standardise(checked)
+    rows = _scale(checked, scaling)
+    if by == "kmeans":
+        centres = _cluster(rows, count, key)
+        return centres / scaling.factor[None, :] + scaling.mean[None, :]
+    bandwidth = _median_distance(_spread(rows, _SAMPLE), jnp.asarray(factor, rows.dtype))
+    scores = _leverages(rows, _spread(rows, min(count, _SAMPLE)), bandwidth, kernel="gaussian")
+    chosen = jax.random.choice(key, len(rows), (count,), replace=False, p=scores)
+    return checked[jnp.sort(chosen)]
+
+
+def _cluster(rows: Array, count: int, key: Key[Array, ""]) -> Float[Array, "m d"]:
+    try:
+        from sklearn.cluster import MiniBatchKMeans
+    except ImportError:
+        raise ImportError(
+            "by='kmeans' needs scikit-learn: install the extra 'experiments', or use by='leverage'."
+        ) from None
+    seed = int(jax.random.randint(key, (), 0, 2**31 - 1))
+    model = MiniBatchKMeans(count, random_state=seed, n_init=1, batch_size=max(2048, 4 * count))
+    return jnp.asarray(model.fit(np.asarray(rows)).cluster_centers_, rows.dtype)
+
+
+@functools.partial(jax.jit, static_argnames=("kernel",))
+def _leverages(
+    rows: Array, sample: Float[Array, "m d"], bandwidth: Array, *, kernel: str
+) -> Float[Array, " n"]:
+    """Shares of influence on a ridge regression in the span of a sample of the rows."""
+    weights, _ = _square_root(sample, bandwidth, kernel=kernel)
+    features = matmul(_compare(rows, sample, bandwidth, kernel), weights)
+    scatter = matmul(features.T, features)
+    ridge = 0.01 * jnp.trace(scatter) / scatter.shape[0]
+    factor = jnp.linalg.cholesky(scatter + ridge * jnp.eye(len(scatter), dtype=scatter.dtype))
+    solved = jax.scipy.linalg.solve_triangular(factor, features.T, lower=True)
+    scores = jnp.sum(solved**2, axis=0)
+    return scores / jnp.sum(scores)
+
+
+def fit_fourier(
+    x: Float[Array | np.ndarray, "n d"],
+    *,
+    key: Key[Array, ""],
+    count: int = 1000,
+    kernel: Literal["gaussian", "laplacian"] = "gaussian",
+    factor: float = 1.0,
+) -> Fourier:
+    """Draw random features of a Gaussian or Laplacian kernel.
+
+    Args:
+        x: rows, shape ``(n, d)``, at least two: they set mean, spread and median distance.
+        key: random key.
+        count: number of features; inner products are off by about ``1 / sqrt(count)``.
+        kernel: as in ``fit_nystroem``.
+        factor: bandwidth over the median distance between at most 2,000 of the rows.
+
+    Raises:
+        TypeError: if ``x`` does not hold real numbers or ``key`` is none.
+        ValueError: if a value is not finite or out of range; the message names it.
+
+    Source: Rahimi and Recht (2007).
+
+    Example:
+        >>> import jax, numpy as np
+        >>> from perfalign_jax import kernels, lift
+        >>> x = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+        >>> fitted = kernels.fit_fourier(x, key=jax.random.key(0), count=4000)
+        >>> features = lift.apply(fitted, x)
+        >>> bool(abs((features**2).sum(axis=1) - 1).max() < 0.1)  # each row like itself
+        True
+    """
+    checked = _rows(x)
+    _checks.key(key)
+    count = _checks.integer(count, "count", low=1)
+    _checks.one_of(kernel, "kernel", _KERNELS[:2])
+    _checks.positive(factor, "factor")
+    scaling = fit_standardise(checked)
+    rows = _spread(_scale(checked, scaling), _SAMPLE)
+    bandwidth = _median_distance(rows, jnp.asarray(factor, rows.dtype))
+    for_directions, for_lengths, for_phases = jax.random.split(key, 3)
+    frequencies = jax.random.normal(for_directions, (rows.shape[1], count), rows.dtype)
+    if kernel == "laplacian":  # a normal over the root of a chi-square is a Cauchy vector
+        lengths = jax.random.normal(for_lengths, (count,), rows.dtype)
+        frequencies = frequencies / jnp.abs(lengths)[None, :]
+    phases = jax.random.uniform(for_phases, (count,), rows.dtype, maxval=2 * jnp.pi)
+    return Fourier(scaling, frequencies / bandwidth, phases)

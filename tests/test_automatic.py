@@ -1,0 +1,338 @@
+"""The automatic alignment: known answers, what is chosen, sides, wrong pairs, and bad input."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import perfalign_jax as pa
+from perfalign_jax import _folds, automatic, kernels
+
+RNG = np.random.default_rng(11)
+MAPS = [RNG.normal(size=(3, d)) for d in (5, 6, 4)]
+
+
+def draw(seed, n=300, *, noise=0.1, views=2):
+    """Views of three shared dimensions, each with noise of its own."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(n, 3))
+    return tuple(
+        (z @ m + noise * rng.normal(size=(n, m.shape[1]))).astype(np.float32) for m in MAPS[:views]
+    )
+
+
+def recall(alignment, x1, x2, **views):
+    indices = np.asarray(pa.search(alignment, x1, x2, top=1, **views).indices)[:, 0]
+    return (indices == np.arange(len(indices))).mean()
+
+
+@pytest.fixture(scope="module")
+def linear():
+    return pa.align(draw(0), lift=None)
+
+
+def leave_out(views, fold, folds, ridge):
+    """The same by float64 NumPy: ridge CCA of the other folds on the fold's own moments."""
+    inside = np.arange(len(views[0])) % folds == fold
+    train, test = ([np.asarray(x, np.float64)[rows] for x in views] for rows in (~inside, inside))
+    means = [x.mean(axis=0) for x in train]
+    a, b = (x - m for x, m in zip(train, means, strict=True))
+    whiten = []
+    for x in (a, b):
+        values, vectors = np.linalg.eigh(x.T @ x / len(x))
+        whiten.append(vectors / np.sqrt(values + ridge * values.mean()) @ vectors.T)
+    u, s, vt = np.linalg.svd(whiten[0] @ (a.T @ b / len(a)) @ whiten[1])
+    k = len(s)
+    z = [(x - m) @ w @ d[:, :k] for x, m, w, d in zip(test, means, whiten, (u, vt.T), strict=True)]
+    return [(z[i] * z[j]).sum(axis=0) for i, j in ((0, 1), (0, 0), (1, 1))]
+
+
+def test_held_out_correlations_are_those_of_numpy(x64):
+    views = [x.astype(np.float64) for x in draw(1)]
+    views = [x / x.std(axis=0) / np.sqrt(x.shape[1]) for x in views]
+    order = np.stack([np.arange(f, 300, 5) for f in range(5)])
+    folds = _folds.of_rows(tuple(map(jnp.asarray, views)), order, jnp.ones(300))
+    rows = jnp.zeros((5, 0, 11))
+    found = _folds.try_ridges(folds, rows, jnp.array([0.1]), k=5)
+    parts = [leave_out(views, fold, 5, 0.1) for fold in range(5)]
+    cross, own1, own2 = (sum(part[i] for part in parts) for i in range(3))
+    expected = cross / np.sqrt(own1 * own2)
+    assert np.allclose(_folds.correlations(found.covariances[0])[0, 1], expected, atol=1e-10)
+
+
+def test_held_out_moments_need_no_second_look_at_the_rows(rng):
+    views = draw(2)
+    order = np.stack([np.arange(f, 300, 5) for f in range(5)])
+    folds = _folds.of_rows(tuple(map(jnp.asarray, views)), order, jnp.ones(300))
+    whole = _folds.of_rows(tuple(map(jnp.asarray, views)), np.arange(300)[None], jnp.ones(300))
+    for found, expected in zip(_folds.others(folds, -1), _folds.others(whole, -1), strict=True):
+        assert np.allclose(found, expected, atol=1e-4)
+    left = np.concatenate(views, axis=1)[np.arange(300) % 5 != 2]
+    mean, covariance = _folds.others(folds, 2)
+    assert np.allclose(folds.mean + mean, left.mean(axis=0), atol=1e-5)
+    assert np.allclose(covariance, np.cov(left.T, bias=True), atol=1e-4)
+
+
+def test_falling_is_isotonic_regression(rng):
+    from sklearn.isotonic import isotonic_regression
+
+    values = rng.normal(size=30).astype(np.float32)
+    assert np.allclose(
+        _folds.falling(values), isotonic_regression(values, increasing=False), atol=1e-5
+    )
+
+
+def test_the_factor_model_explains_pairs_of_sides():
+    rho = np.array([[0.9, 0.5], [0.8, 0.4], [0.6, 0.3]])
+    r = rho[:, None] * rho[None]
+    r[np.arange(3), np.arange(3)] = 1
+    assert np.allclose(_folds.reliabilities(r.astype(np.float32)), rho, atol=1e-3)
+
+
+def test_leading_axes_of_many_features_are_those_of_all(monkeypatch, rng):
+    matrix = rng.normal(size=(90, 90))
+    matrix = (matrix * 0.9 ** np.arange(90)) @ matrix.T
+    whole = _folds._leading_eigenpairs(jnp.float32(matrix), 6)
+    monkeypatch.setattr(_folds, "_WHOLE", 10)
+    few = _folds._leading_eigenpairs(jnp.float32(matrix), 6)
+    assert np.allclose(few[0], whole[0], rtol=1e-4)
+    assert np.allclose(np.abs((few[1] * whole[1]).sum(axis=0)), 1, atol=1e-2)
+
+
+def test_partners_are_found_and_the_choice_is_told(linear):
+    x1, x2 = draw(5)
+    assert recall(linear, x1, x2) > 0.9
+    choice = linear.choice
+    assert choice.chosen.recall >= max(t.recall for t in choice.trials) - 0.05
+    assert "partners are most probable" in str(choice)
+    assert linear.k == choice.chosen.k
+    assert linear.take(2).evidence.reliability.shape == (2, 2)
+
+
+def test_a_new_row_has_variance_one(linear):
+    z, _ = pa.solver.posterior(linear, {0: draw(6, 3000)[0]})
+    # 300 rows set the scale: the standard error of a variance is sqrt(2 / 300).
+    assert np.allclose(np.var(z, axis=0)[:3], 1, atol=4 * np.sqrt(2 / 300))
+
+
+def test_unrelated_views_are_said_to_be_so():
+    rng = np.random.default_rng(0)
+    x1, x2 = (rng.normal(size=(300, d)).astype(np.float32) for d in (5, 6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", pa.CollapseWarning)
+        alignment = pa.align((x1, x2), lift=None)
+    assert float(np.max(alignment.reliability)) ** 2 < 4 / np.sqrt(300)
+    reversed_ = np.concatenate([x1[:, :1], -x1[:, 1:]], axis=1)
+    assert recall(alignment, x1, reversed_ @ np.eye(5, 6, dtype="f4")) < 0.1
+
+
+def test_a_kernel_is_chosen_where_no_line_helps():
+    rng = np.random.default_rng(1)
+    angle = rng.uniform(0, 2 * np.pi, 300)
+    x1 = np.float32(np.column_stack([np.cos(angle), np.sin(angle)]))
+    x2 = np.float32(np.column_stack([np.cos(3 * angle), np.sin(2 * angle)]))
+    alignment = pa.align((x1, x2))
+    assert alignment.choice.chosen.lift.startswith("gaussian")
+    assert recall(alignment, x1, x2) > 3 * recall(pa.align((x1, x2), lift=None), x1, x2)
+
+
+def test_fitted_lifts_are_used_as_they_are(linear):
+    views = draw(0)
+    lifts = [kernels.fit_standardise(x) for x in views]
+    alignment = pa.align(views, lift=lifts, ridge=linear.choice.chosen.ridge)
+    assert alignment.choice.chosen.lift == "given"
+    assert np.allclose(alignment.coupling, linear.coupling[: alignment.k], atol=1e-4)
+
+
+def test_a_joint_space_serves_any_subset():
+    views = draw(3, views=3)
+    alignment = pa.align(views, lift=None)
+    test = draw(8, views=3)
+    one = recall(alignment, test[0], test[2], target=2)
+    both = recall(alignment, {0: test[0], 1: test[1]}, {2: test[2]})
+    assert both >= one > 0.8
+    latents = pa.encode(alignment, {0: test[0], 1: test[1]})
+    assert latents.shape == (300, alignment.k)
+    assert len(pa.transform(alignment, test)) == 3
+    predicted = pa.predict(alignment, {0: test[0], 1: test[1]}, target=2)
+    left = np.mean((np.asarray(predicted) - test[2]) ** 2)
+    assert left < 0.2 * test[2].var()
+
+
+def test_views_put_together_make_a_side():
+    views, test = draw(3, views=3), draw(8, views=3)
+    alignment = pa.align(views, sides=((2, 0), (1,)), lift=None)
+    assert alignment.sides == ((0, 2), (1,))
+    both = recall(alignment, {0: test[0], 2: test[2]}, {1: test[1]})
+    assert both > 0.9
+    # The same as one wide view, but for its scale.
+    wide = pa.align(
+        (np.hstack([views[0], views[2]]), views[1]), lift=None, ridge=alignment.choice.chosen.ridge
+    )
+    assert abs(recall(wide, np.hstack([test[0], test[2]]), test[1]) - both) < 0.05
+    # A view of the side alone: the other is filled in, and less reliable.
+    _, whole = pa.solver.posterior(alignment, {0: test[0], 2: test[2]})
+    _, part = pa.solver.posterior(alignment, {0: test[0]})
+    assert (np.asarray(part) <= np.asarray(whole) + 1e-6).all()
+    assert recall(alignment, {0: test[0]}, {1: test[1]}) > 0.7
+
+
+def test_groups_are_never_split(rng):
+    groups = rng.integers(0, 12, 300)
+    plan = automatic._plan(300, 4, groups)
+    rows = [set(row[row >= 0].tolist()) for row in plan.order]
+    assert sum(map(len, rows)) == 300
+    for group in range(12):
+        members = set(np.flatnonzero(groups == group).tolist())
+        assert sum(bool(members & fold) for fold in rows) == 1
+    assert pa.align(draw(0), lift=None, groups=groups, folds=4).k >= 3
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_wrong_pairs_are_found(share):
+    x1, x2 = draw(4, 600)
+    rng = np.random.default_rng(5)
+    wrong = np.zeros(600, bool)
+    wrong[rng.permutation(600)[: int(share * 600)]] = True
+    x2[wrong] = np.roll(x2[wrong], 1, axis=0)
+    alignment = pa.align((x1, x2), lift=None, wrong_pairs=True)
+    assert abs(1 - float(alignment.right_share) - share) < 0.03
+    probability = np.asarray(alignment.right_probability)
+    assert probability.shape == (600,)
+    test = draw(7)
+    clean = recall(pa.align(draw(4, 600), lift=None), *test)
+    assert recall(alignment, *test) > clean - 0.015
+    if share:
+        order = probability[wrong][:, None] < probability[~wrong][None]
+        assert order.mean() > 0.97  # area under the curve
+        assert "wrong" in str(alignment.choice)
+
+
+def test_weights_are_repeated_rows():
+    x1, x2 = draw(9, 100)
+    twice = [np.repeat(x, 2, axis=0) for x in (x1, x2)]
+    given = {"lift": None, "ridge": 0.1, "k": 4}
+    weighted = pa.align((x1, x2), weights=np.full(100, 2, np.float32), **given)
+    plain = pa.align((x1, x2), **given)
+    assert np.allclose(weighted.coupling, plain.coupling, atol=1e-5)
+    repeated = pa.align(twice, groups=np.repeat(np.arange(100), 2), **given)
+    assert np.allclose(weighted.coupling, repeated.coupling, atol=1e-4)
+
+
+def test_statistics_of_parts_are_folds():
+    views = draw(0)
+    parts = [pa.statistics.from_views([x[i::3] for x in views]) for i in range(3)]
+    alignment = pa.align(parts, ridge=0.1)
+    rows = pa.align(views, lift=None, ridge=0.1, folds=3)
+    assert np.allclose(alignment.coupling[:3], rows.coupling[:3], atol=1e-3)
+    test = draw(5)
+    assert abs(recall(alignment, *test) - recall(rows, *test)) < 0.03
+    assert np.allclose(
+        pa.predict(alignment, test[0], source=0, target=1),
+        pa.predict(rows, test[0], source=0, target=1),
+        atol=0.1,
+    )
+    assert "moments alone" in str(pa.align(parts).choice)
+
+
+def test_one_statistic_is_weighed_by_theory():
+    views = draw(0, 1000)
+    alignment = pa.align(pa.statistics.from_views(views))
+    rows = pa.align(views, lift=None)
+    assert alignment.k == 3
+    assert np.allclose(alignment.reliability[0], rows.reliability[0, :3], atol=0.05)
+    assert "theory" in str(alignment.choice)
+
+
+GIVEN = {"lift": None, "ridge": 0.1, "k": 3}
+
+
+def test_jit_and_vmap_equal_eager():
+    views = draw(0)
+    eager = pa.align(views, **GIVEN)
+    jitted = jax.jit(lambda *views: pa.align(views, **GIVEN))(*views)
+    for name in ("coupling", "singular_values", "reliability"):
+        assert np.allclose(getattr(jitted, name), getattr(eager, name), rtol=1e-3, atol=1e-3)
+    both = jax.vmap(lambda ridge: pa.align(views, lift=None, ridge=ridge, k=3).coupling)(
+        jnp.array([0.1, 1.0])
+    )
+    assert np.allclose(both[0], eager.coupling, atol=1e-4)
+    with pytest.raises(ValueError, match="under jit, vmap and grad"):
+        jax.jit(lambda *views: pa.align(views, ridge=0.1, k=3))(*views)
+
+
+def test_the_gradient_of_held_out_information_is_that_of_finite_differences(x64):
+    views = tuple(jnp.asarray(x, jnp.float64) for x in draw(1, noise=1.0))
+    order = np.stack([np.arange(f, 300, 5) for f in range(5)])
+    folds = _folds.of_rows(views, order, jnp.ones(300))
+    slope = jax.grad(lambda ridge: _folds.information(folds, ridge, k=5))(0.3)
+    step = 1e-5
+    ends = [float(_folds.information(folds, 0.3 + s, k=5)) for s in (step, -step)]
+    assert float(slope) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-4)
+    assert np.isfinite(jax.grad(lambda ridge: _folds.information(folds, ridge, k=5))(1e-3))
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path):
+    views = draw(3, 60, views=3)
+    alignment = pa.align(views, sides=((0, 2), (1,)), lift="gaussian", ridge=0.1, wrong_pairs=True)
+    pa.save(alignment, tmp_path / "a.safetensors")
+    loaded = pa.load(tmp_path / "a.safetensors")
+    assert str(loaded.choice) == str(alignment.choice)
+    assert loaded.sides == alignment.sides
+    saved, kept = (jax.tree.flatten_with_path(a)[0] for a in (loaded, alignment))
+    for (path, value), (_, expected) in zip(saved, kept, strict=True):
+        assert np.array_equal(value, expected), path
+    rows = {0: views[0], 2: views[2]}
+    assert np.array_equal(pa.encode(alignment, rows), pa.encode(loaded, rows))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"sides": ((0,), (0, 1))}, ValueError, "sides must be two or more groups"),
+        ({"sides": ((0, 1),)}, ValueError, "sides must be two or more groups"),
+        ({"sides": 3}, TypeError, "sides must be a tuple of tuples"),
+        ({"lift": "cosine"}, ValueError, "lift must be one of 'auto'"),
+        ({"lift": (1, 2)}, TypeError, "lift must be a word, None, or 2 fitted lifts"),
+        ({"ridge": -1.0}, ValueError, "ridge must be above zero"),
+        ({"ridge": "best"}, ValueError, "ridge must be one of 'auto'"),
+        ({"k": 0}, ValueError, "k must be at least 1"),
+        ({"k": 2.5}, TypeError, "k must be an integer"),
+        ({"folds": 1}, ValueError, "folds must be at least 2"),
+        ({"folds": 40}, ValueError, "at least 2 rows for each of the 40 folds, got 60"),
+        ({"groups": np.zeros(60)}, ValueError, "groups must have at least folds = 5 different"),
+        ({"groups": np.zeros(5)}, ValueError, r"groups must have shape \(60,\)"),
+        ({"weights": -np.ones(60, "f4")}, ValueError, "weights must not be negative"),
+    ],
+)
+def test_bad_options_are_named(options, error, words):
+    with pytest.raises(error, match=words):
+        pa.align(draw(0, 60), **options)
+
+
+def test_bad_data_is_named():
+    x1, x2 = draw(0, 60)
+    with pytest.raises(ValueError, match="x2 must vary, but all its 60 rows are the same"):
+        pa.align((x1, np.ones_like(x2)))
+    with pytest.raises(ValueError, match="same number of rows"):
+        pa.align((x1, x2[:50]))
+    broken = x1.copy()
+    broken[7, 1] = np.nan
+    with pytest.raises(ValueError, match="x1 must be finite, but row 7 has NaN"):
+        pa.align((broken, x2))
+    parts = [pa.statistics.from_views((x1[:30], x2[:30])), pa.statistics.from_views((x1, x1))]
+    with pytest.raises(ValueError, match=r"data\[1\] must have \(5, 6\) features"):
+        pa.align(parts)
+    with pytest.raises(ValueError, match="lift must be None with statistics"):
+        pa.align(parts[0], lift="gaussian")
+    with pytest.raises(ValueError, match="wrong_pairs must be False with statistics"):
+        pa.align(parts[0], wrong_pairs=True)
+    with pytest.raises(ValueError, match="one statistic: n must be above"):
+        pa.align(pa.statistics.from_views((x1[:9], x2[:9])))
+    shuffled = np.random.default_rng(0).permutation(60)
+    with warnings.catch_warnings():  # all pairs wrong: an answer, with whatever warning
+        warnings.simplefilter("ignore", pa.CollapseWarning)
+        alignment = pa.align((x1, x2[shuffled]), lift=None, wrong_pairs=True)
+    assert np.isfinite(np.asarray(alignment.right_probability)).all()
