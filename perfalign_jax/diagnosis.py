@@ -58,27 +58,37 @@ class Signs(NamedTuple):
     any_pairing: Array
 
 
-def look_for_collapse(
-    rows: Rows, second: Float[Array, "d d"] | None, stacked: Float[Array, "k d"]
-) -> Signs:
-    """Say what speaks against orthonormal rows ``stacked`` fitted to ``rows``.
+class Evidence(NamedTuple):
+    """What signs of collapse are read from, in sizes of the latent space alone.
 
-    Args:
-        rows: what they were fitted to.
-        second: ``_subspace.moments`` of its blocks, if there are more rows than features; without
-            them the latents of the rows are formed.
-        stacked: the alignment ``[A1, A2, ...]``.
+    With more latent axes than rows, k is the number of rows: the other axes are empty.
 
-    Example:
-        >>> import numpy as np
-        >>> import jax.numpy as jnp
-        >>> from perfalign_jax import diagnosis, statistics
-        >>> x = np.eye(4, 2, dtype="f4")
-        >>> rows = statistics.rows(statistics.as_statistic((x, x)), center=False)
-        >>> signs = diagnosis.look_for_collapse(rows, None, jnp.eye(1, 4, dtype="f4"))
-        >>> int(signs.trivial), float(signs.shares[0]), float(signs.shares[1])
-        (0, 1.0, 0.0)
+    Attributes:
+        spread: shape ``(k, k)``, second moments of the latents of all views.
+        centred: shape ``(M, k, k)``, those of each view's latents without their means.
+        every: shape ``(k, k)``, those of the sum of the views' latents without its mean.
+        energies: shape ``(M,)``, of the views.
+        common: shape ``(M,)``, what their means have of it; 0 where the means were removed.
+        features: shape ``(M,)``.
+        rounding: as in ``Rows``.
+        any_pairing: whether any pairing of the rows would align as perfectly.
     """
+
+    spread: Float[Array, "k k"]
+    centred: Float[Array, "M k k"]
+    every: Float[Array, "k k"]
+    energies: Float[Array, " M"]
+    common: Float[Array, " M"]
+    features: Float[np.ndarray, " M"]
+    rounding: Float[Array, ""]
+    any_pairing: Array
+
+
+@jax.jit
+def collect_evidence(
+    rows: Rows, second: Float[Array, "d d"] | None, stacked: Float[Array, "k d"]
+) -> Evidence:
+    """Return what ``judge_evidence`` needs; the arguments are those of ``look_for_collapse``."""
     dims, (k, d) = tuple(b.shape[1] for b in rows.blocks), stacked.shape
     views, r = len(dims), rows.blocks[0].shape[0]
     energies = jnp.stack([jnp.sum(block**2) for block in rows.blocks])
@@ -102,11 +112,9 @@ def look_for_collapse(
         spread = jnp.stack(own).sum(axis=0)
         own_centred = [w - jnp.outer(u, u) for w, u in zip(own, shift, strict=True)]
         every_centred = every - jnp.outer(total_shift, total_shift)
-        empty = 0
     else:
         z = jnp.concatenate(_subspace.latents(rows.blocks, stacked.T))
-        empty = max(k - z.shape[0], 0)
-        if empty:  # more axes than rows: in coordinates of the rows' span, without the rest
+        if k > len(z):  # more axes than rows: in coordinates of the rows' span, without the rest
             values, vectors = jnp.linalg.eigh(matmul(z, z.T))
             z = vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :]
         z = z.reshape(views, r, -1)
@@ -123,19 +131,44 @@ def look_for_collapse(
         total = jnp.sum(centred, axis=0)
         every_centred = matmul(total.T, total)
 
+    equations = (views - 1) * r
+    any_pairing = jnp.asarray(False)
+    if equations <= d:
+        small = _subspace.row_spectrum(rows.blocks)
+        pairs = (views - 1) * (rows.samples - removed.astype(rows.samples.dtype))
+        any_pairing = jnp.sum(small > rows.rounding * small[0], dtype=pairs.dtype) >= pairs
+    return Evidence(
+        spread=spread,
+        centred=jnp.stack(own_centred),
+        every=every_centred,
+        energies=energies,
+        common=common,
+        features=np.asarray(dims, energies.dtype),
+        rounding=rows.rounding,
+        any_pairing=any_pairing,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("k",))
+def judge_evidence(found: Evidence, *, k: int) -> Signs:
+    """Read the signs on ``k`` latent axes from the evidence.
+
+    A program of its own: no size of the data is in it, so that it is compiled once for each k.
+    """
+    energies, common, views = found.energies, found.common, found.centred.shape[0]
     # Counted in the latents' principal axes: a basis of trivial and informative directions mixed
     # has no single row without energy.
-    eps = jnp.finfo(stacked.dtype).eps
-    floor = rows.rounding**2 * jnp.sum(energies)
-    sizes = jnp.linalg.eigvalsh(spread)
-    trivial = empty + jnp.sum(sizes <= jnp.maximum(4 * k * eps * sizes[-1], floor))
+    eps = jnp.finfo(energies.dtype).eps
+    floor = found.rounding**2 * jnp.sum(energies)
+    sizes = jnp.linalg.eigvalsh(found.spread)
+    trivial = k - sizes.size + jnp.sum(sizes <= jnp.maximum(4 * k * eps * sizes[-1], floor))
     # A mean that all samples share is no information: it would pass for energy and agreement.
-    chance = jnp.maximum(energies - common, 0) * k / jnp.asarray(dims, energies.dtype)
-    kept = jnp.stack([jnp.trace(w) for w in own_centred])
+    chance = jnp.maximum(energies - common, 0) * k / found.features
+    kept = jnp.stack([jnp.trace(w) for w in found.centred])
     # Agreement axis by axis, one axis of much energy must not hide the others: correlations of
     # pairs of views, averaged, in axes in which the views' mean spread is the identity.
-    mean_spread = jnp.stack(own_centred).mean(axis=0)
-    shared = (every_centred - views * mean_spread) / (views * (views - 1))
+    mean_spread = found.centred.mean(axis=0)
+    shared = (found.every - views * mean_spread) / (views * (views - 1))
     sizes, axes = jnp.linalg.eigh((mean_spread + mean_spread.T) / 2)
     # Where the means were subtracted from moments, their rounding is in what is left.
     lost = jnp.maximum(floor / views, 4 * k * eps * (sizes[-1] + jnp.max(common)))
@@ -143,16 +176,34 @@ def look_for_collapse(
     axes = axes * jnp.where(inside, 1 / jnp.sqrt(jnp.where(inside, sizes, 1)), 0)[None, :]
     agreement = jnp.linalg.eigvalsh(matmul(axes.T, matmul((shared + shared.T) / 2, axes)))
     apart = jnp.sum(agreement < _LITTLE_AGREEMENT) - jnp.sum(~inside)
-    equations = (views - 1) * r
-    any_pairing = jnp.asarray(False)
-    if equations <= d:
-        small = _subspace.row_spectrum(rows.blocks)
-        pairs = (views - 1) * (rows.samples - removed.astype(rows.samples.dtype))
-        any_pairing = jnp.sum(small > rows.rounding * small[0], dtype=pairs.dtype) >= pairs
     mean_share = jnp.max(common / jnp.where(energies > common, energies - common, 1))
     shares = kept / jnp.where(chance > 0, chance, 1)
     scale = jnp.sqrt(jnp.min(energies) / jnp.max(energies))
-    return Signs(trivial, shares, apart, mean_share, scale, any_pairing)
+    return Signs(trivial, shares, apart, mean_share, scale, found.any_pairing)
+
+
+def look_for_collapse(
+    rows: Rows, second: Float[Array, "d d"] | None, stacked: Float[Array, "k d"]
+) -> Signs:
+    """Say what speaks against orthonormal rows ``stacked`` fitted to ``rows``.
+
+    Args:
+        rows: what they were fitted to.
+        second: ``_subspace.moments`` of its blocks, if there are more rows than features; without
+            them the latents of the rows are formed.
+        stacked: the alignment ``[A1, A2, ...]``.
+
+    Example:
+        >>> import numpy as np
+        >>> import jax.numpy as jnp
+        >>> from perfalign_jax import diagnosis, statistics
+        >>> x = np.eye(4, 2, dtype="f4")
+        >>> rows = statistics.rows(statistics.as_statistic((x, x)), center=False)
+        >>> signs = diagnosis.look_for_collapse(rows, None, jnp.eye(1, 4, dtype="f4"))
+        >>> int(signs.trivial), float(signs.shares[0]), float(signs.shares[1])
+        (0, 1.0, 0.0)
+    """
+    return judge_evidence(collect_evidence(rows, second, stacked), k=stacked.shape[0])
 
 
 def warn_of_collapse(signs: Signs, alignment: Alignment) -> None:

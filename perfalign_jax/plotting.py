@@ -99,7 +99,7 @@ def plot_choice(choice: Choice, *, title: str = "") -> Figure:
     names = list(dict.fromkeys(trial.lift for trial in choice.trials))
     handles: list[Any] = []
     for name, color in zip(names, itertools.cycle(COLORS), strict=False):
-        best = {}
+        best: dict[float, Any] = {}
         for trial in choice.trials:
             if trial.lift == name and (
                 trial.ridge not in best or trial.recall > best[trial.ridge].recall

@@ -43,7 +43,7 @@ def _check_sizes(n: Any, d1: Any, d2: Any) -> None:
         )
 
 
-def correlation_edge(n: float, d1: float, d2: float) -> float:
+def correlation_edge(n: int | float, d1: int | float, d2: int | float) -> float:
     """Largest sample canonical correlation that unrelated views come to.
 
     Args:
@@ -67,7 +67,11 @@ def correlation_edge(n: float, d1: float, d2: float) -> float:
 
 
 def debias_correlations(
-    correlations: Float[Array | np.ndarray, " k"], *, n: float, d1: float, d2: float
+    correlations: Float[Array | np.ndarray, " k"],
+    *,
+    n: int | float,
+    d1: int | float,
+    d2: int | float,
 ) -> Float[Array, " k"]:
     """What canonical correlations were before a sample of ``n`` rows inflated them.
 

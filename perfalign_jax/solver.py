@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from perfalign_jax import _checks, _subspace, diagnosis, lift, statistics
 from perfalign_jax._numerics import matmul, rank_cutoff
-from perfalign_jax.diagnosis import Signs
+from perfalign_jax.diagnosis import Evidence
 from perfalign_jax.statistics import Statistic
 from perfalign_jax.types import Alignment, Views
 
@@ -33,7 +33,7 @@ def _fit(
     method: str,
     center: bool,
     check: bool,
-) -> tuple[Alignment, Array | None, Array, Signs | None]:
+) -> tuple[Alignment, Array | None, Array, Evidence | None]:
     """Fit; without k all that can carry energy, and how many of the directions do."""
     rows = statistics.rows(state, center=center)
     if rtol is not None:
@@ -60,18 +60,13 @@ def _fit(
         space="raw",
         center=center,
     )
-    signs = None
+    evidence = None
     if check:
         kept = stacked
         if informative is not None:  # rows beyond the informative ones will be dropped
             kept = jnp.where(jnp.arange(k)[:, None] < informative, stacked, 0)
-        signs = diagnosis.look_for_collapse(rows, second, kept)
-        if informative is not None:
-            signs = signs._replace(
-                trivial=signs.trivial - (k - informative),
-                shares=signs.shares * k / jnp.maximum(informative, 1).astype(signs.shares.dtype),
-            )
-    return alignment, informative, enough, signs
+        evidence = diagnosis.collect_evidence(rows, second, kept)
+    return alignment, informative, enough, evidence
 
 
 def fit(
@@ -164,7 +159,7 @@ def fit(
         )
     shapes = jax.eval_shape(functools.partial(statistics.rows, center=bool(center)), state)
     chosen = _subspace.choose_method(method, select, shapes.blocks[0].shape[0], dims, k=k)
-    alignment, informative, enough, signs = _fit(
+    alignment, informative, enough, evidence = _fit(
         state,
         rtol,
         k=k,
@@ -176,6 +171,7 @@ def fit(
     if chosen == "gram":  # whether it was enough is known once it has run
         ran = "gram or qr" if _checks.is_traced(enough) else "gram" if enough else "qr"
         alignment = dataclasses.replace(alignment, method=ran)
+    tried = alignment.k
     if informative is not None:
         if int(informative) == 0:
             raise ValueError(
@@ -183,7 +179,12 @@ def fit(
                 "this data has none (see diagnose): give a k for the best approximation."
             )
         alignment = alignment.take(int(informative))
-    if signs is not None:
+    if evidence is not None and not _checks.is_traced(evidence):
+        signs = jax.device_get(diagnosis.judge_evidence(evidence, k=tried))
+        signs = signs._replace(  # the rows dropped are zero in the evidence
+            trivial=signs.trivial - (tried - alignment.k),
+            shares=signs.shares * tried / alignment.k,
+        )
         diagnosis.warn_of_collapse(signs, alignment)
     return alignment
 

@@ -112,16 +112,21 @@ def test_a_batch_over_a_device_mesh_has_the_loss_of_the_whole(tmp_path):
             jax.grad(sharded)(z1, z2), jax.grad(whole)(z1, z2), atol=1e-6
         )
 
+        import dataclasses
         from perfalign_jax.har.nn import encoders, training
         x = np.random.default_rng(0).normal(size=(9, 16, 6)).astype("float32")
-        branch = encoders.make_branch("inertial", latent=4)
+        def small(key):
+            return encoders.SeriesEncoder(key, channels=6, latent=4, widths=(8,), hidden=8)
+        branch = dataclasses.replace(encoders.make_branch("inertial"), make=small)
         settings = training.Settings(epochs=2, batch_size=4)
         keys = jax.random.split(jax.random.key(0), 2)
-        for mesh in (mesh, jax.make_mesh((2,), ("explicit",))):
-            one, two = (
-                training.train((branch, branch), (x, x), keys=keys, settings=settings, mesh=m)
-                for m in (None, mesh)
+        def train(mesh):
+            return training.train(
+                (branch, branch), (x, x), keys=keys, settings=settings, mesh=mesh
             )
+        one = train(None)
+        for mesh in (mesh, jax.make_mesh((2,), ("explicit",))):
+            two = train(mesh)
             leaf = jax.tree.leaves(two.variables[0])[0]
             assert len(leaf.sharding.device_set) == 2, leaf.sharding
             np.testing.assert_allclose(two.losses, one.losses, rtol=1e-4)  # float32, other order
@@ -169,7 +174,7 @@ def test_training_depends_on_keys_and_pairs_alone(pairs):
 
 
 def test_every_batch_size_is_made_to_divide_the_pairs(pairs):
-    for batch_size in (2, 20, 500):
+    for batch_size in (20, 500):  # batches of two: see test_no_batch_has_a_single_pair
         found = train(
             BRANCHES, pairs, keys=KEYS, settings=Settings(epochs=1, batch_size=batch_size)
         )
@@ -261,13 +266,14 @@ def test_a_resumed_training_ends_where_an_unbroken_one_does(pairs, tmp_path):
 
 
 def test_a_folder_of_another_training_is_refused_and_says_what_differs(pairs, tmp_path):
-    train(BRANCHES, pairs, keys=KEYS, settings=Settings(epochs=1), folder=tmp_path)
-    with pytest.raises(ValueError, match=r"another training \(other epochs: 1 there, 2 now\)"):
-        train(BRANCHES, pairs, keys=KEYS, settings=Settings(epochs=2), folder=tmp_path)
+    train(BRANCHES, pairs, keys=KEYS, settings=QUICK, folder=tmp_path)
+    other = dataclasses.replace(QUICK, epochs=2)
+    with pytest.raises(ValueError, match=r"another training \(other epochs: 3 there, 2 now\)"):
+        train(BRANCHES, pairs, keys=KEYS, settings=other, folder=tmp_path)
     with pytest.raises(ValueError, match=r"\(other pairs\)"):
-        train(BRANCHES, pairs[::-1], keys=KEYS, settings=Settings(epochs=1), folder=tmp_path)
+        train(BRANCHES, pairs[::-1], keys=KEYS, settings=QUICK, folder=tmp_path)
     with pytest.raises(ValueError, match=r"\(other keys\)"):
-        train(BRANCHES, pairs, keys=KEYS[::-1], settings=Settings(epochs=1), folder=tmp_path)
+        train(BRANCHES, pairs, keys=KEYS[::-1], settings=QUICK, folder=tmp_path)
 
 
 def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(pairs, tmp_path):

@@ -44,9 +44,11 @@ def test_svd_is_the_formula_of_the_paper(x64, rng):
 @pytest.mark.parametrize("k", [1, 2, 5])
 def test_residual_is_the_sum_of_the_smallest_squared_singular_values(k, x64, rng):
     x1, x2 = rng.normal(size=(30, 4)), rng.normal(size=(30, 3))
-    z1, z2 = pa.transform(pa.fit((x1, x2), k=k), (x1, x2))
+    a = stacked(pa.fit((x1, x2), k=k))
     s = np.linalg.svd(np.hstack([x1, -x2]), compute_uv=False)
-    assert float(jnp.sum((z1 - z2) ** 2)) == pytest.approx((s[7 - k :] ** 2).sum(), rel=1e-12)
+    assert np.sum((np.hstack([x1, -x2]) @ a.T) ** 2) == pytest.approx(
+        (s[7 - k :] ** 2).sum(), rel=1e-12
+    )
 
 
 def test_no_orthonormal_rows_do_better(x64, rng):
@@ -203,10 +205,10 @@ class TestManyViews:
         k = 2 if n == 40 else sum(dims) - n  # unique: nothing is null, or all that is and more
         if n < 40:
             k = int((values < 1e-10).sum()) + 1
-        alignment = pa.fit(views, k=k, method=method)
+        alignment = pa.fit(views, k=k, method=method, check=False)
         a = stacked(alignment)
         np.testing.assert_allclose(a.T @ a, vectors[:, :k] @ vectors[:, :k].T, atol=1e-10)
-        latents = pa.transform(alignment, views)
+        latents = [x @ np.asarray(p).T for x, p in zip(views, alignment.projections, strict=True)]
         pairs = sum(
             np.sum((latents[i] - latents[j]) ** 2)
             for i in range(len(dims))
@@ -249,16 +251,19 @@ class TestManyViews:
             pa.fit(views, k=2)
 
     def test_gradient(self, x64, rng):
-        views = [jnp.asarray(rng.normal(size=(20, d))) for d in (3, 2, 4)]
+        views = [rng.normal(size=(20, d)) for d in (3, 2, 4)]
         probe = rng.normal(size=(9, 9))
 
+        @jax.jit
+        @jax.value_and_grad
         def value(x):
             rows = jnp.concatenate(pa.fit((x, *views[1:]), k=2).projections, axis=1)
             return jnp.sum(probe * (rows.T @ rows))
 
         step = rng.normal(size=(20, 3))
-        numeric = (value(views[0] + 1e-6 * step) - value(views[0] - 1e-6 * step)) / 2e-6
-        along = jnp.vdot(jax.grad(value)(views[0]), step)
+        above, below = (float(value(views[0] + t * step)[0]) for t in (1e-6, -1e-6))
+        numeric = (above - below) / 2e-6
+        along = np.vdot(value(views[0])[1], step)
         np.testing.assert_allclose(along, numeric, rtol=1e-5)  # what central differences reach
 
 

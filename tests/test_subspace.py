@@ -43,7 +43,9 @@ def methods_for(n, k, d1=D1, d2=D2):
     return methods
 
 
-GRID = list(itertools.product([6, D, 60], [1, 4, D], [np.float64, np.float32]))
+# As many rows as features take the road of more rows, without its QR: once is enough.
+GRID = list(itertools.product([6, D, 60], [1, 4, D], [np.float64]))
+GRID += list(itertools.product([6, 60], [1, 4, D], [np.float32]))
 
 
 @pytest.mark.parametrize(("n", "k", "dtype"), GRID)
@@ -64,7 +66,7 @@ def test_all_methods_agree_with_the_planted_subspace(n, k, dtype, rng):
             found = {}
             for source, method in [("views", m) for m in methods_for(n, k)] + [("factor", "auto")]:
                 data = (x1, x2) if source == "views" else statistics.from_views((x1, x2))
-                alignment = pa.fit(data, k=k, method=method)
+                alignment = pa.fit(data, k=k, method=method, check=False)
                 a = stacked(alignment)
                 assert alignment.projections[0].dtype == dtype
                 # Orthonormal rows, and no residual beyond the smallest possible: roundings of a
@@ -98,7 +100,7 @@ def test_auto_is_accurate_where_gram_alone_is_not(dtype, rng):
             x = np.hstack([x1, -x2])
             true = v[:, D - 3 :] @ v[:, D - 3 :].T
             for method in ("auto", "svd"):
-                a = stacked(pa.fit((x1, x2), k=3, method=method))
+                a = stacked(pa.fit((x1, x2), k=3, method=method, check=False))
                 errors[method].append(np.linalg.norm(a.T @ a - true, 2))
             naive = np.linalg.eigh(x.T @ x)[1][:, :3]
             errors["eigh of the Gram matrix"].append(np.linalg.norm(naive @ naive.T - true, 2))
@@ -132,11 +134,11 @@ def test_energy_takes_the_informative_null_directions(n, d1, d2, method, x64, rn
     null = scipy.linalg.null_space(np.hstack([x1, -x2]))
     _, energies, turn = np.linalg.svd(x1 @ null[:d1])
     wanted = null @ turn[:shared].T
-    alignment = pa.fit((x1, x2), k=None, select="energy", method=method)
+    alignment = pa.fit((x1, x2), k=None, select="energy", method=method, check=False)
     assert alignment.k == shared
     a = stacked(alignment)
     np.testing.assert_allclose(a.T @ a, wanted @ wanted.T, atol=1e-12)
-    z1, z2 = pa.transform(alignment, (x1, x2))
+    z1, z2 = x1 @ a[:, :d1].T, x2 @ a[:, d1:].T
     np.testing.assert_allclose(z1, z2, atol=1e-12)
     np.testing.assert_allclose(np.linalg.norm(z1, axis=0), energies[:shared], rtol=1e-10)
     np.testing.assert_allclose(np.abs(np.vdot(a[0], wanted[:, 0])), 1, atol=1e-12)  # its own row
@@ -155,8 +157,8 @@ def test_energy_with_more_directions_than_carry_energy(method, x64, rng):
     assert (energy[2:] < 1e-12).all()
     # Beyond the null space (7 dimensions) the smallest other directions fill up, as in trailing.
     for k in (8, 9):
-        b = stacked(pa.fit((x1, x2), k=k, select="energy", method=method))
-        c = stacked(pa.fit((x1, x2), k=k, method="svd"))
+        b = stacked(pa.fit((x1, x2), k=k, select="energy", method=method, check=False))
+        c = stacked(pa.fit((x1, x2), k=k, method="svd", check=False))
         np.testing.assert_allclose(b.T @ b, c.T @ c, atol=1e-11)
 
 
@@ -172,15 +174,14 @@ def test_dual_is_exact_for_rank_deficient_views(x64, rng):
     np.testing.assert_allclose(a @ a.T, np.eye(4), atol=1e-13)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("n", [20, 100, 150])
+@pytest.mark.parametrize(("n", "dtype"), [(20, np.float32), (90, np.float32), (50, np.float64)])
 def test_dual_falls_back_where_its_cholesky_breaks_down(n, dtype, rng):
     """Rank 5 among n samples: the Gram matrix has no Cholesky factor, and NaN must not pass."""
     with jax.enable_x64(dtype == np.float64):
         z = rng.normal(size=(n, 5))
-        x1, x2 = ((z @ rng.normal(size=(5, 500))).astype(dtype) for _ in range(2))
-        alignment = pa.fit((x1, x2), k=5, select="energy")
-        z1, z2 = pa.transform(alignment, (x1, x2))
+        x1, x2 = ((z @ rng.normal(size=(5, 200))).astype(dtype) for _ in range(2))
+        alignment = pa.fit((x1, x2), k=5, select="energy", check=False)
+        z1, z2 = (x @ np.asarray(p).T for x, p in zip((x1, x2), alignment.projections, strict=True))
         assert alignment.method == "dual"
         assert pa.relative_cmae(z1, z2) < 500 * np.finfo(dtype).eps
         diagnosis = pa.diagnose((x1, x2))
@@ -214,44 +215,42 @@ def test_gradient_of_residual_and_projector(shape, k, select, x64, rng):
     n, d1, d2 = shape
     if select == "trailing" and n < d1 + d2:
         k = d1 + d2 - n + 1  # the whole null space and one more
-    x1, x2 = jnp.asarray(rng.normal(size=(n, d1))), jnp.asarray(rng.normal(size=(n, d2)))
+    x1, x2 = rng.normal(size=(n, d1)), rng.normal(size=(n, d2))
     probe, new1, new2 = (rng.normal(size=s) for s in ((d1 + d2, d1 + d2), (8, d1), (8, d2)))
 
-    def projector(a, b):
-        rows = jnp.concatenate(pa.fit((a, b), k=k, select=select).projections, axis=1)
-        return jnp.sum(probe * (rows.T @ rows))
+    def values(a, b):
+        alignment = pa.fit((a, b), k=k, select=select)
+        rows = jnp.concatenate(alignment.projections, axis=1)
+        projector = jnp.sum(probe * (rows.T @ rows))
+        residual = jnp.sum((jnp.concatenate([new1, -new2], axis=1) @ rows.T) ** 2)
+        fitted = jnp.sum(alignment.singular_values**2)
+        return jnp.stack([projector, residual, fitted])
 
-    def residual(a, b):
-        rows = jnp.concatenate(pa.fit((a, b), k=k, select=select).projections, axis=1)
-        return jnp.sum((jnp.concatenate([new1, -new2], axis=1) @ rows.T) ** 2)
-
-    def fitted(a, b):
-        return jnp.sum(pa.fit((a, b), k=k, select=select).singular_values ** 2)
-
-    for value in (projector, residual, fitted):
-        gradient = jax.grad(value, argnums=(0, 1))(x1, x2)
-        step = 1e-6
-        for _ in range(3):
-            t1, t2 = rng.normal(size=(n, d1)), rng.normal(size=(n, d2))
-            numeric = (
-                value(x1 + step * t1, x2 + step * t2) - value(x1 - step * t1, x2 - step * t2)
-            ) / (2 * step)
-            along = float(jnp.vdot(gradient[0], t1) + jnp.vdot(gradient[1], t2))
-            forward = jax.jvp(value, (x1, x2), (jnp.asarray(t1), jnp.asarray(t2)))[1]
-            # Central differences with step 1e-6 are good to about 1e-6 relative here.
-            np.testing.assert_allclose(along, numeric, rtol=1e-5, atol=1e-6)
-            np.testing.assert_allclose(along, forward, rtol=1e-9, atol=1e-9)
+    # Two programs: the values come with their forward derivatives.
+    gradients = jax.jit(jax.jacrev(values, argnums=(0, 1)))(x1, x2)
+    forward = jax.jit(lambda at, along: jax.jvp(values, at, along))
+    step = 1e-6
+    for _ in range(3):
+        t1, t2 = rng.normal(size=(n, d1)), rng.normal(size=(n, d2))
+        above, _ = forward((x1 + step * t1, x2 + step * t2), (t1, t2))
+        below, _ = forward((x1 - step * t1, x2 - step * t2), (t1, t2))
+        _, slopes = forward((x1, x2), (t1, t2))
+        numeric = (np.asarray(above) - np.asarray(below)) / (2 * step)
+        along = sum(np.tensordot(g, t, 2) for g, t in zip(gradients, (t1, t2), strict=True))
+        # Central differences with step 1e-6 are good to about 1e-6 relative here.
+        np.testing.assert_allclose(along, numeric, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(along, slopes, rtol=1e-9, atol=1e-9)
 
 
 def test_gradients_stay_finite_where_the_subspace_is_arbitrary(x64, rng):
     z = rng.normal(size=(30, 2))
-    x1, x2 = jnp.asarray(z @ rng.normal(size=(2, 4))), jnp.asarray(z @ rng.normal(size=(2, 4)))
+    x1, x2 = z @ rng.normal(size=(2, 4)), z @ rng.normal(size=(2, 4))
 
     def residual(a):
         rows = jnp.concatenate(pa.fit((a, x2), k=3).projections, axis=1)
         return jnp.sum((jnp.concatenate([a, -x2], axis=1) @ rows.T) ** 2)
 
-    gradient = jax.grad(residual)(x1)  # zero: the residual is at its minimum, zero
+    gradient = jax.jit(jax.grad(residual))(x1)  # zero: the residual is at its minimum, zero
     np.testing.assert_allclose(gradient, 0, atol=1e-12)
 
 
