@@ -164,6 +164,27 @@ class RowReader:
         coarsest = max((float(np.finfo(kind).eps) for kind in kinds), default=0.0)
         return dataclasses.replace(state, coarsest=jnp.asarray(coarsest, self.dtype))
 
+    @property
+    def size(self) -> int:
+        """Bytes of all rows in memory."""
+        return self.n * sum(file.shape[1] for file in self.files) * self.dtype.itemsize
+
+    def whole(self) -> tuple[np.ndarray, ...]:
+        """Read all rows."""
+        blocks = list(self.blocks("reading"))
+        return tuple(np.concatenate(parts) for parts in zip(*blocks, strict=True))
+
+    def survey_parts(self, count: int) -> list[Any]:
+        """Read all rows once into moments of that many parts, block after block in turn."""
+        from perfalign_jax import statistics
+
+        parts: list[Any] = [None] * count
+        for number, block in enumerate(self.blocks("reading")):
+            new = statistics.from_views(block, kind="gram")
+            old = parts[number % count]
+            parts[number % count] = new if old is None else statistics.merge(old, new)
+        return [part for part in parts if part is not None]
+
     def _read(self, file: ArrayFile, start: int) -> np.ndarray:
         with np.errstate(all="ignore"):
             block = file.rows(start, start + self.step).astype(self.dtype, copy=False)

@@ -12,15 +12,15 @@ held-out rows that choose, at most 2,000, are looked at again.
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from perfalign_jax import _checks, _folds, evidence, kernels, significance, statistics
+from perfalign_jax import _checks, _folds, _missing, evidence, kernels, significance, statistics
 from perfalign_jax import lift as lifting
 from perfalign_jax._folds import Axes, Folds, Tried
 from perfalign_jax._numerics import matmul
@@ -36,6 +36,7 @@ _LANDMARKS = 2000
 _AXES = 512  # looked for at most
 _ROWS = 2000  # held-out rows that choose
 _LIKELY = 200  # of them in each fold, for the likelihood
+_MASKED = 512  # principal features in all where views are missing: EM takes their cube
 _KERNELS = ("gaussian", "laplacian", "polynomial", "arc_cosine")
 _ROUNDS = 7  # of weighing pairs
 Sides = tuple[tuple[int, ...], ...]
@@ -58,6 +59,7 @@ class _Plan(NamedTuple):
     order: Int[np.ndarray, "f b"]  # rows of each fold, filled up with -1
     thin: Int[np.ndarray, "f c"]  # places in it of those that choose
     chosen: Int[np.ndarray, "f c"]  # their rows, filled up with -1
+    seen: Bool[np.ndarray, "s f c"]  # which sides these rows have
     n: int
 
 
@@ -70,6 +72,7 @@ def align(
     | None = "auto",
     ridge: float | Array | Literal["auto"] = "auto",
     k: int | Literal["auto"] = "auto",
+    mask: Any = None,
     weights: Any = None,
     groups: Any = None,
     wrong_pairs: bool = False,
@@ -91,6 +94,8 @@ def align(
             one for each view, are used as they are.
         ridge: relative to the mean eigenvalue of each side.
         k: number of axes; axes without held-out correlation are left out in any case.
+        mask: shape ``(n, M)``, True where a row has a view; what is not there is never read. Rows
+            of a single view are welcome: they sharpen what is known of it. Linear alignments only.
         weights: shape ``(n,)``, as in ``fit``.
         groups: shape ``(n,)``, such as subjects or sessions: rows of one group are never in
             different folds.
@@ -122,23 +127,32 @@ def align(
     """
     parts = statistics.as_parts(data)
     if parts is not None:
-        for name, value in (("weights", weights), ("groups", groups)):
+        for name, value in (("mask", mask), ("weights", weights), ("groups", groups)):
             if value is not None:
                 raise ValueError(f"{name} must be None with statistics, got {name}.")
         return _align_parts(parts, sides=sides, lift=lift, ridge=ridge, k=k, wrong=wrong_pairs)
+    present = None if mask is None else _check_mask(mask, data, lift, wrong_pairs)
+    if present is not None and present.all():
+        lift, present = None, None
+    if present is not None:
+        data = _hide(cast(Views, data), present)
     state: Any = statistics.as_statistic(data, weights=weights, center=True)
     views = state.views
     places = _check_sides(sides, len(views))
     _check_options(lift, ridge, k, views)
     n = state.samples
     folds = _checks.integer(folds, "folds", low=2)
-    plan = _plan(n, folds, groups)
+    plan = _plan(n, folds, groups, len(places))
     traced = _checks.is_traced((state, ridge, lift))
     if traced and ("auto" in (ridge, k) or isinstance(lift, str) or wrong_pairs):
         raise ValueError(
             "under jit, vmap and grad lift (None or fitted lifts), ridge and k must be given, and "
             "wrong_pairs must be False."
         )
+    if present is not None:
+        if traced:
+            raise ValueError("mask must be None under jit, vmap and grad.")
+        return _align_masked(views, present, state, ridge, k, places, folds, groups)
     if not traced:
         _check_moving(views)
     w = jnp.ones((n,), state.dtype) if state.weights is None else state.weights
@@ -204,16 +218,53 @@ def _check_options(lift: Any, ridge: Any, k: Any, views: tuple[Array, ...]) -> N
         _checks.integer(k, "k", low=1)
 
 
+def _check_mask(mask: Any, data: Any, lift: Any, wrong: bool) -> Bool[np.ndarray, "n m"]:
+    if lift not in (None, "auto"):
+        raise ValueError(
+            f"lift must be None with a mask, got {lift!r:.80}: lift the rows that are there first, "
+            "and give the features as views."
+        )
+    if wrong:
+        raise ValueError("wrong_pairs must be False with a mask: both at once are not supported.")
+    present = np.asarray(mask)
+    shape = (len(data[0]), len(data)) if isinstance(data, Sequence) and len(data) else None
+    if present.dtype != bool:
+        raise TypeError(f"mask must hold booleans, True where present, got dtype {present.dtype}.")
+    if present.shape != shape:
+        raise ValueError(f"mask must have shape (n, M) = {shape}, got {present.shape}.")
+    for m, seen in enumerate(present.T):
+        if seen.sum() < 2:
+            raise ValueError(f"mask must leave view {m} at least two rows, got {seen.sum()}.")
+    for m, seen in enumerate(present.T):
+        if not (present[seen].sum(axis=1) > 1).any():
+            raise ValueError(
+                f"mask must show every view together with another somewhere, but view {m} is "
+                "always alone."
+            )
+    return present
+
+
+def _hide(data: Views, present: Bool[np.ndarray, "n m"]) -> tuple[Any, ...]:
+    """The views with zeros where they are not there."""
+    return tuple(
+        np.where(seen[:, None], x, np.zeros((), x.dtype))
+        for x, seen in zip(map(np.asarray, data), present.T, strict=True)
+    )
+
+
 def _check_moving(views: tuple[Array, ...]) -> None:
     for m, x in enumerate(views):
-        if bool(jnp.all(x == x[:1])):
+        if bool((np.asarray(x) == np.asarray(x[0])).all()):
             raise ValueError(
                 f"x{m + 1} must vary, but all its {x.shape[0]} rows are the same: nothing can be "
                 "aligned with it."
             )
 
 
-def _plan(n: int, folds: int, groups: Any) -> _Plan:
+def _plan(
+    n: int, folds: int, groups: Any, sides: int, have: Bool[np.ndarray, "n s"] | None = None
+) -> _Plan:
+    """Rows of every fold; to choose, at most 2,000 of those that have two sides."""
     if groups is None:
         if n < 2 * folds:
             raise ValueError(
@@ -241,9 +292,22 @@ def _plan(n: int, folds: int, groups: Any) -> _Plan:
     order = np.full((folds, max(map(len, parts))), -1)
     for row, part in zip(order, parts, strict=True):
         row[: len(part)] = part
-    few = min(order.shape[1], _ROWS // folds)
-    thin = np.stack([np.arange(few) * max(few, len(part)) // few for part in parts])
-    return _Plan(order, thin, np.take_along_axis(order, thin, axis=1), n)
+    useful = order >= 0
+    if have is not None:
+        useful &= (have.sum(axis=1) > 1)[order]
+    few = min(int(useful.sum(axis=1).max()), _ROWS // folds)
+    thin = np.zeros((folds, few), int)
+    chosen = np.full((folds, few), -1)
+    for row, mask, places, rows in zip(order, useful, thin, chosen, strict=True):
+        found = np.flatnonzero(mask)
+        if len(found) > few:
+            found = found[np.arange(few) * len(found) // few]
+        places[: len(found)] = found
+        rows[: len(found)] = row[found]
+    seen = np.repeat((chosen >= 0)[None], sides, axis=0)
+    if have is not None:
+        seen &= np.moveaxis(have[chosen], -1, 0)
+    return _Plan(order, thin, chosen, seen, n)
 
 
 def _list_lifts(views: tuple[Array, ...], lift: Any) -> list[tuple[str, tuple[Lift, ...]]]:
@@ -273,6 +337,8 @@ def _lift_sides(
     views: tuple[Array, ...], lifts: tuple[Lift, ...], places: Sides
 ) -> tuple[Float[Array, "n _"], ...]:
     lifted = [lifting.apply(f, x).astype(x.dtype) for f, x in zip(lifts, views, strict=True)]
+    if all(len(side) == 1 for side in places):
+        return tuple(lifted[m] for (m,) in places)
     return tuple(jnp.concatenate([lifted[m] for m in side], axis=1) for side in places)
 
 
@@ -317,7 +383,7 @@ def _try_features(
     tried = _folds.try_ridges(folds, rows, jnp.asarray(ridges, rows.dtype), k=k)
     if _checks.is_traced(tried):
         return _Candidate(name, lifts, features, folds, tried, np.zeros(()))
-    hits = _count_hits(tried, plan.chosen >= 0, ks=_ladder(k, auto))
+    hits = _count_hits(tried, jnp.asarray(plan.seen), ks=_ladder(k, auto))
     return _Candidate(name, lifts, features, folds, tried, np.asarray(hits, np.float64))
 
 
@@ -343,13 +409,16 @@ def _pairs(sides: int) -> list[tuple[int, int]]:
 
 
 @functools.partial(jax.jit, static_argnames=("ks",))
-def _count_hits(tried: Tried, valid: Array, *, ks: tuple[int, ...]) -> Float[Array, "l k f b"]:
+def _count_hits(tried: Tried, seen: Array, *, ks: tuple[int, ...]) -> Float[Array, "l k f b"]:
     """Share of ways and pairs of sides in which each held-out row finds its partner first."""
 
     def one(covariances: Array, *latents: Array) -> Array:
         def with_k(size: Array) -> Array:
             scores = _score_sides(covariances, latents, size)
-            return jnp.mean(jnp.stack([_first(pair, valid) for pair in scores]), axis=0)
+            valid = _both_seen(seen)
+            found = [_first(pair, both) for pair, both in zip(scores, valid, strict=True)]
+            ways = jnp.sum(valid, axis=0).astype(scores[0].dtype)
+            return jnp.sum(jnp.stack(found), axis=0) / jnp.maximum(ways, 1)
 
         return jax.lax.map(with_k, jnp.asarray(ks))
 
@@ -358,7 +427,7 @@ def _count_hits(tried: Tried, valid: Array, *, ks: tuple[int, ...]) -> Float[Arr
 
 
 def _score_sides(
-    covariances: Array, latents: tuple[Array, ...], size: Array
+    covariances: Array, latents: tuple[Array, ...], size: Array | int
 ) -> list[Float[Array, "f b b"]]:
     """Scores of held-out rows against each other by the first axes, for every pair of sides."""
     rho = _folds.reliabilities(covariances)
@@ -366,6 +435,11 @@ def _score_sides(
     z = _scaled(covariances, latents)
     score = jax.vmap(evidence.score_all, (0, 0, None))
     return [score(z[a], z[b], rho[a] * rho[b]) for a, b in _pairs(len(z))]
+
+
+def _both_seen(seen: Bool[Array, "s f b"]) -> Bool[Array, "q f b"]:
+    """Which rows have both sides of every pair."""
+    return jnp.stack([seen[a] & seen[b] for a, b in _pairs(len(seen))])
 
 
 def _first(scores: Float[Array, "f b b"], valid: Array) -> Float[Array, "f b"]:
@@ -386,7 +460,7 @@ def _choose(
     candidates: list[_Candidate], ridges: tuple[Any, ...], w: Array, plan: _Plan, auto: bool
 ) -> tuple[int, int, int, Choice]:
     """Which lift, ridge and k; the numbers of the first two, and k itself."""
-    valid = plan.chosen >= 0
+    valid = plan.seen.sum(axis=0) > 1
     share = np.where(valid, np.asarray(w, np.float64)[plan.chosen], 0)
     share = share / max(share.sum(), 1e-300)
     rows = int(valid.sum())
@@ -427,24 +501,35 @@ def _mean_and_error(values: np.ndarray, share: np.ndarray) -> tuple[float, float
 
 
 def _log_likelihood(tried: Tried, i: int, size: int, plan: _Plan, w: Array) -> float:
-    few = slice(None, None, max(1, plan.chosen.shape[1] // _LIKELY))
-    rows = plan.chosen[:, few]
-    latents = tuple(z[:, i, few] for z in tried.latents)
-    found = _likely(tried.covariances[i], latents, jnp.asarray(size), rows, w)
-    return float(found)
+    stride = max(1, plan.chosen.shape[1] // _LIKELY)
+    return float(_likely(tried, i, size, plan.seen, w, plan.chosen, stride=stride))
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames=("stride",))
 def _likely(
-    covariances: Array, latents: tuple[Array, ...], size: Array, rows: Array, w: Array
+    tried: Tried, number: Array, size: Array, seen: Array, w: Array, chosen: Array, *, stride: int
 ) -> Float[Array, ""]:
     """Mean log-probability of held-out rows' partners among the candidates of their fold."""
-    scores = jnp.concatenate(_score_sides(covariances, latents, size))
-    times = len(_pairs(len(latents)))
-    valid = jnp.tile(rows >= 0, (times, 1))
-    weights = jnp.where(valid, jnp.tile(w[rows], (times, 1)), 0)
+    few = slice(None, None, stride)
+    latents = tuple(z[:, number, few] for z in tried.latents)
+    scores, valid, weights = _all_pairs(
+        tried.covariances[number], latents, size, seen[:, :, few], w[chosen[:, few]]
+    )
     _, found = evidence.fit_search_slope(scores, valid, weights)
     return jnp.sum(weights * found) / jnp.maximum(jnp.sum(weights), 1e-30)
+
+
+def _all_pairs(
+    covariances: Array,
+    latents: tuple[Array, ...],
+    size: Array | int,
+    seen: Bool[Array, "s f b"],
+    w: Float[Array, "f b"],
+) -> tuple[Float[Array, "g b b"], Bool[Array, "g b"], Float[Array, "g b"]]:
+    """Scores of every pair of sides, fold after fold, which rows they hold, and their weights."""
+    scores = jnp.concatenate(_score_sides(covariances, latents, size))
+    valid = jnp.concatenate(list(_both_seen(seen)))
+    return scores, valid, jnp.where(valid, jnp.tile(w, (len(valid) // len(w), 1)), 0)
 
 
 class _Fitted(NamedTuple):
@@ -524,13 +609,15 @@ def _load(
 
 @jax.jit
 def _calibrate(
-    covariances: Array, latents: tuple[Array, ...], size: Array, rows: Array, w: Array
+    covariances: Array,
+    latents: tuple[Array, ...],
+    size: Array | int,
+    seen: Array,
+    w: Array,
+    chosen: Array,
 ) -> tuple[Array, Array, Array]:
     """Slope and offset of the log-odds, and the slope among many candidates."""
-    scores = jnp.concatenate(_score_sides(covariances, latents, size))
-    times = len(_pairs(len(latents)))
-    valid = jnp.tile(rows >= 0, (times, 1))
-    weights = jnp.where(valid, jnp.tile(w[rows], (times, 1)), 0)
+    scores, valid, weights = _all_pairs(covariances, latents, size, seen, w[chosen])
     slope, offset = evidence.fit_calibration(scores, valid, weights)
     return slope, offset, evidence.fit_search_slope(scores, valid, weights)[0]
 
@@ -546,12 +633,17 @@ def _finish(
     plan: _Plan,
     choice: Choice | None,
     right: tuple[Array, Array] | None = None,
+    whole: tuple[Array, Array, Callable[[_Fitted], _Fitted]] | None = None,
 ) -> Alignment:
-    """The alignment of one setting, with its evidence."""
-    covariances, trained = best.tried.covariances[number], best.tried.trained[number]
+    """The alignment of one setting, with its evidence.
+
+    ``whole`` are mean and covariance where they are not the folds' own, and what brings the result
+    back to all features.
+    """
+    covariances, trained, latents, reliable = _pick(best.tried, number)
     k = min(size, covariances.shape[-1])
     if choice is not None:  # axes without held-out correlation say nothing
-        rho = np.asarray(_folds.reliabilities(covariances)[:, :k])
+        rho = np.asarray(reliable)[:, :k]
         k = max(1, int(((rho > 0).sum(axis=0) > 1).sum()))
         choice = dataclasses.replace(choice, chosen=dataclasses.replace(choice.chosen, k=k))
         if not (rho > 0).any():
@@ -561,11 +653,23 @@ def _finish(
                 CollapseWarning,
             )
     ridge = jnp.asarray(ridge, covariances.dtype)
-    fitted = _solve(best.folds, covariances, trained, ridge, k=k)
-    latents = tuple(z[:, number] for z in best.tried.latents)
-    slopes = _calibrate(covariances, latents, jnp.asarray(k), jnp.asarray(plan.chosen), w)
-    loaded = _load(views, best.features, w, fitted, places=places)
+    fitted = _solve(best.folds, covariances, trained, ridge, whole and whole[:2], k=k)
+    slopes = _calibrate(covariances, latents, k, plan.seen, w, plan.chosen)
+    if whole is None:
+        loaded = _load(views, best.features, w, fitted, places=places)
+    else:
+        fitted = whole[2](fitted)
+        scalings = cast(Any, best.lifts)
+        loaded = _load_moments(fitted, scalings, places, tuple(x.shape[1] for x in views))
     return _build(best.lifts, fitted, places, ridge, slopes, loaded, choice, right)
+
+
+@jax.jit
+def _pick(tried: Tried, number: Array | int) -> tuple[Array, Array, tuple[Array, ...], Array]:
+    """Moments, latents and reliabilities of one ridge."""
+    covariances = tried.covariances[number]
+    latents = tuple(z[:, number] for z in tried.latents)
+    return covariances, tried.trained[number], latents, _folds.reliabilities(covariances)
 
 
 def _build(
@@ -578,32 +682,13 @@ def _build(
     choice: Choice | None,
     right: tuple[Array, Array] | None = None,
 ) -> Alignment:
-    dims = tuple(a.shape[0] for a in fitted.directions)
-    means = _folds.split(fitted.mean, dims)
-    widths = [_width(f) for f in lifts]
-    projections: dict[int, Array] = {}
-    centres: dict[int, Array] = {}
-    fills, start = [], 0
-    for s, side in enumerate(places):
-        cut = tuple(widths[m] for m in side)
-        for m, a, mean in zip(
-            side,
-            _folds.split(fitted.directions[s], cut, 0),
-            _folds.split(means[s], cut),
-            strict=True,
-        ):
-            projections[m], centres[m] = a.T, mean
-        block = fitted.covariance[start : start + dims[s], start : start + dims[s]]
-        # With the ridge on its diagonal, so that views can be regressed on each other.
-        few = len(side) > 1
-        penalty = ridge * jnp.trace(block) / dims[s] * jnp.eye(dims[s], dtype=block.dtype)
-        fills.append(block + penalty if few else block[:0, :0])
-        start += dims[s]
+    widths = tuple(_width(f) for f in lifts)
+    projections, centres, fills = _part(fitted, ridge, places=places, widths=widths)
     loadings, middles, variances = loaded
     return Alignment(
-        projections=tuple(projections[m] for m in range(len(lifts))),
+        projections=projections,
         singular_values=fitted.left,
-        means=tuple(centres[m] for m in range(len(lifts))),
+        means=centres,
         offset=jnp.zeros_like(fitted.left),
         coupling=fitted.couplings,
         lifts=lifts,
@@ -613,7 +698,7 @@ def _build(
             loadings=loadings,
             centres=middles,
             variances=variances,
-            fills=tuple(fills),
+            fills=fills,
             right_share=None if right is None else right[0],
             right_probability=None if right is None else right[1],
         ),
@@ -621,6 +706,34 @@ def _build(
         center=True,
         sides=() if all(len(side) == 1 for side in places) else places,
         choice=choice,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("places", "widths"))
+def _part(
+    fitted: _Fitted, ridge: Array, *, places: Sides, widths: tuple[int, ...]
+) -> tuple[tuple[Array, ...], tuple[Array, ...], tuple[Array, ...]]:
+    """Projection and mean of every view, and the covariance of every side of several views."""
+    dims = tuple(a.shape[0] for a in fitted.directions)
+    projections: dict[int, Array] = {}
+    centres: dict[int, Array] = {}
+    fills, start = [], 0
+    for s, side in enumerate(places):
+        cut = tuple(widths[m] for m in side)
+        means = _folds.split(_folds.split(fitted.mean, dims)[s], cut)
+        parts = _folds.split(fitted.directions[s], cut, 0)
+        for m, a, mean in zip(side, parts, means, strict=True):
+            projections[m], centres[m] = a.T, mean
+        block = fitted.covariance[start : start + dims[s], start : start + dims[s]]
+        # With the ridge on its diagonal, so that views can be regressed on each other.
+        penalty = ridge * jnp.trace(block) / dims[s] * jnp.eye(dims[s], dtype=block.dtype)
+        fills.append(block + penalty if len(side) > 1 else block[:0, :0])
+        start += dims[s]
+    views = range(len(widths))
+    return (
+        tuple(projections[m] for m in views),
+        tuple(centres[m] for m in views),
+        tuple(fills),
     )
 
 
@@ -692,8 +805,9 @@ def _weigh(
     """Share of right pairs and how probably each is right, from held-out log-odds."""
     latents = tuple(z[:, 0] for z in tried.latents)
     few = tuple(jnp.take_along_axis(z, thin[:, :, None], axis=1) for z in latents)
-    rows = jnp.take_along_axis(order, thin, axis=1)
-    slope, offset, _ = _calibrate(tried.covariances[0], few, size, rows, w * probability)
+    chosen = jnp.take_along_axis(order, thin, axis=1)
+    seen = jnp.repeat((chosen >= 0)[None], len(few), axis=0)
+    slope, offset, _ = _calibrate(tried.covariances[0], few, size, seen, w * probability, chosen)
     rho = _folds.reliabilities(tried.covariances[0])
     rho = jnp.where(jnp.arange(rho.shape[1]) < size, rho, 0)
     z = _scaled(tried.covariances[0], latents)
@@ -852,3 +966,115 @@ def _load_moments(
     views = range(len(dims))
     centres = tuple(scaling.mean for scaling in scalings)
     return tuple(loadings[m] for m in views), centres, tuple(variances[m] for m in views)
+
+
+def _align_masked(
+    views: tuple[Array, ...],
+    present: Bool[np.ndarray, "n m"],
+    state: Any,
+    ridge: Any,
+    k: Any,
+    places: Sides,
+    folds: int,
+    groups: Any,
+) -> Alignment:
+    """Align views of which some rows are missing, through the moments that EM completes."""
+    n, dtype = state.samples, state.dtype
+    have = np.stack([present[:, list(side)].any(axis=1) for side in places], axis=1)
+    if not (have.sum(axis=1) > 1).any():
+        raise ValueError("mask must leave some rows with two sides, to align them by; got none.")
+    plan = _plan(n, folds, groups, len(places), have)
+    w = jnp.ones((n,), dtype) if state.weights is None else state.weights
+    order = [m for side in places for m in side]
+    scalings = tuple(
+        kernels.fit_standardise(np.asarray(x)[seen])
+        for x, seen in zip(views, present.T, strict=True)
+    )
+    bases, rests, parts = [], [], []
+    for m in order:
+        x = jnp.where(present[:, m, None], lifting.apply(scalings[m], views[m]), 0)
+        basis, rest = _principal(
+            x, jnp.where(present[:, m], w, 0), most=max(64, _MASKED // len(views))
+        )
+        bases.append(basis)
+        rests.append(rest)
+        parts.append(matmul(x, basis))
+    widths = [basis.shape[1] for basis in bases]
+    blocks = np.repeat(order, widths)
+    home = {m: s for s, side in enumerate(places) for m in side}
+    sides = np.array([home[m] for m in blocks.tolist()])
+    shown = present[:, blocks]
+    x = jnp.concatenate(parts, axis=1)
+    _, pattern = np.unique(present, axis=0, return_inverse=True)
+    penalty = _missing.RIDGE if isinstance(ridge, str) else float(ridge)
+    patterns = _missing.of_rows(x, shown, pattern.reshape(-1), plan.order, w)
+    means, covariances, mean, covariance, steps = _missing.complete(patterns, blocks, penalty)
+    x = x - jnp.where(shown, patterns.mean, 0)
+    scatters, chosen = [], []
+    table = np.zeros((len(places), len(places)))
+    for f, row in enumerate(plan.order):
+        rows = row[row >= 0]
+        filled = _missing.fill_rows(
+            x[rows], shown[rows], means[f], covariances[f], sides, blocks, penalty
+        )
+        scatters.append(_scatter(filled, means[f], w[rows]))
+        weight = np.asarray(w)[rows, None] * have[rows]
+        table += weight.T @ have[rows]
+        place = np.searchsorted(rows, plan.chosen[f])
+        chosen.append(filled[np.minimum(place, len(rows) - 1)])
+    sizes = tuple(int((sides == number).sum()) for number in range(len(places)))
+    weights = jnp.stack([jnp.sum(jnp.where(row >= 0, w[row], 0)) for row in plan.order])
+    held = Folds(weights, jnp.zeros_like(mean), means, jnp.stack(scatters), sizes)
+    size = _most_axes(sizes, n, _AXES if k == "auto" else int(k))
+    ridges = RIDGES if isinstance(ridge, str) else (ridge,)
+    tried = _folds.try_ridges(
+        held, jnp.stack(chosen), jnp.asarray(ridges, dtype), k=size, trained=(means, covariances)
+    )
+    # Moments of two sides are those of the rows that have both.
+    factor = jnp.asarray(table.max() / np.maximum(table, 1e-30) * (table > 0), dtype)
+    factor = factor * (jnp.sum(weights) / table.max()).astype(dtype)
+    tried = tried._replace(covariances=tried.covariances * factor[None, :, :, None])
+    hits = _count_hits(tried, jnp.asarray(plan.seen), ks=_ladder(size, k == "auto"))
+    best = _Candidate("none", scalings, (), held, tried, np.asarray(hits, np.float64))
+    _, number, size, choice = _choose([best], ridges, w, plan, k == "auto")
+    share = 1 - present.mean()
+    note = f"{share:.0%} of the views' rows are missing: EM took {steps} steps"
+    choice = dataclasses.replace(choice, remarks=(*choice.remarks, note))
+    back = jax.scipy.linalg.block_diag(*bases)
+    rest = jax.scipy.linalg.block_diag(*rests)
+    features = [sum(views[m].shape[1] for m in side) for side in places]
+
+    def expand(fitted: _Fitted) -> _Fitted:
+        """The same in all features instead of the principal ones."""
+        starts, cut = np.cumsum([0, *features]), np.cumsum([0, *sizes])
+        directions = tuple(
+            matmul(back[starts[s] : starts[s + 1], cut[s] : cut[s + 1]], a)
+            for s, a in enumerate(fitted.directions)
+        )
+        whole = matmul(matmul(back, covariance), back.T) + rest
+        middle = matmul(back, patterns.mean + mean)
+        return fitted._replace(mean=middle, directions=directions, covariance=whole)
+
+    whole = (mean, covariance, expand)
+    return _finish(views, best, number, ridges[number], size, w, places, plan, choice, whole=whole)
+
+
+def _principal(
+    x: Float[Array, "n d"], w: Float[Array, " n"], *, most: int
+) -> tuple[Float[Array, "d p"], Float[Array, "d d"]]:
+    """Leading principal directions of a view, all if they are few, and the covariance left out."""
+    covariance = _scatter(x, matmul(w, x) / jnp.sum(w), w) / jnp.sum(w)
+    d = x.shape[1]
+    if d <= most:
+        return jnp.eye(d, dtype=x.dtype), jnp.zeros((d, d), x.dtype)
+    values, vectors = jnp.linalg.eigh(covariance)
+    basis = vectors[:, ::-1][:, :most]
+    return basis, covariance - matmul(basis * values[::-1][None, :most], basis.T)
+
+
+@jax.jit
+def _scatter(
+    x: Float[Array, "b p"], mean: Float[Array, " p"], w: Float[Array, " b"]
+) -> Float[Array, "p p"]:
+    apart = jnp.sqrt(w)[:, None] * (x - mean[None, :])
+    return matmul(apart.T, apart)

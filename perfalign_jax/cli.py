@@ -5,21 +5,30 @@ takes seconds to import: it is imported where it is used, so that usage errors d
 """
 
 import argparse
-import contextlib
+import dataclasses
 import importlib
-import json
 import math
 import os
-import re
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import numpy as np
 
-from perfalign_jax.arrays import Moments, RowReader, measure_moments
+from perfalign_jax._console import (
+    Hint,
+    InputError,
+    UnfinishedError,
+    after_writing,
+    check_out,
+    computing,
+    in_own_words,
+    say,
+    say_notes,
+    show,
+)
+from perfalign_jax.arrays import Moments, RowReader, measure_moments, open_array
 
 if TYPE_CHECKING:
     from perfalign_jax.statistics import Rows
@@ -30,21 +39,9 @@ __all__ = ["main"]
 _THREADS = 16  # of XLA's CPU client: with as few as cores, its batched factorisations can hang
 
 
-class _InputError(Exception):
-    """Bad input, in one line."""
-
-
-class _UnfinishedError(Exception):
-    """The result is written, but what was to be said about it is not."""
-
-
-class _Hint(UserWarning):
-    """What the command line itself advises."""
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise _InputError(f"{message}; see {self.prog} --help.")
+        raise InputError(f"{message}; see {self.prog} --help.")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -92,6 +89,54 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_fitting(fit)
 
+    align = command(_align, "align")
+    align.add_argument("views", nargs="+", metavar="x.npy", help="two or more views, paired rows")
+    align.add_argument(
+        "--lift",
+        choices=("auto", "none", "gaussian", "laplacian", "polynomial", "arc_cosine"),
+        default="auto",
+        help="features before the alignment (default: %(default)s tries none and gaussian)",
+    )
+    text = "ridge, relative to the mean eigenvalue of each side (default: chosen)"
+    _add_number(align, "--ridge", kind=float, text=text)
+    text = "latent dimensions at most (default: chosen)"
+    _add_number(align, "-k", "--k", kind=int, text=text)
+    text = (
+        "views put together, such as 0,1/2 for views 0 and 1 against view 2 (default: each alone)"
+    )
+    align.add_argument("--sides", help=text)
+    text = "array of n labels, such as subjects: their rows are held out together"
+    align.add_argument("--groups", metavar="FILE", help=text)
+    text = "some pairs may be wrong: weigh each by how probably it is right"
+    align.add_argument("--wrong-pairs", action="store_true", help=text)
+    _add_number(align, "--folds", kind=int, text="parts that rows are held out in (default: 5)")
+    _add_out(align, "alignment.safetensors", "the alignment file to write")
+
+    predict = command(_predict, "predict")
+    search = command(_search, "search")
+    pairs = command(_pairs, "pairs")
+    predict.add_argument("alignment", help="alignment file")
+    predict.add_argument("x", help="rows of the source view, shape (n, d)")
+    for added, first, second in (
+        (search, "queries", "candidates"),
+        (pairs, "x1", "x2"),
+    ):
+        added.add_argument("alignment", help="alignment file, of perfalign align")
+        added.add_argument(first, help="rows of the source view, shape (n, d)")
+        added.add_argument(second, help="rows of the target view, shape (m, d)")
+    for added in (predict, search, pairs):
+        for name, default in (("source", 0), ("target", 1)):
+            text = f"which view the {name} is, counted from 0 (default: {default})"
+            _add_number(added, f"--{name}", kind=int, text=text)
+            added.set_defaults(**{name: default})
+    _add_number(search, "--top", kind=int, text="candidates to name (default: 10)")
+    _add_number(pairs, "--show", kind=int, text="least credible pairs to print (default: 10)")
+    search.set_defaults(top=10)
+    pairs.set_defaults(show=10)
+    _add_out(predict, "predicted.npy", "the predicted rows to write, shape (n, d)")
+    _add_out(search, "hits.npz", "indices, log_odds and probability to write")
+    _add_out(pairs, "pairs.npy", "log-odds of the pairs to write, shape (n,)")
+
     transform = command(_transform, "transform")
     transform.add_argument("alignment", help="alignment file")
     transform.add_argument("x", help="rows of the view, shape (n, d)")
@@ -106,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     diagnose = command(_diagnose, "diagnose")
     add_views(diagnose)
     add_fitting(diagnose)
-    for added in (fit, transform, score, diagnose):
+    for added in (fit, align, predict, search, pairs, transform, score, diagnose):
         added.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
     again = command(_reproduce, "reproduce")
@@ -143,7 +188,7 @@ def _add_number(
             return kind(given)
         except ValueError:
             what = "an integer" if kind is int else "a number"
-            raise _InputError(f"{names[0]} must be {what}, got {given!r}.") from None
+            raise InputError(f"{names[0]} must be {what}, got {given!r}.") from None
 
     metavar = "INT" if kind is int else "FLOAT"
     command.add_argument(*names, type=read, metavar=metavar, required=required, help=text)
@@ -152,9 +197,9 @@ def _add_number(
 def _fit(options: argparse.Namespace) -> None:
     """Align two views and write the alignment."""
     if options.k is None and options.select != "energy":
-        raise _InputError("-k is required unless --select energy, got none.")
-    _check_out(options.out, ".safetensors", (options.x1, options.x2))
-    with _computing() as notes:
+        raise InputError("-k is required unless --select energy, got none.")
+    check_out(options.out, ".safetensors", (options.x1, options.x2))
+    with computing() as notes:
         import perfalign_jax as pa
         from perfalign_jax import metrics
 
@@ -171,7 +216,7 @@ def _fit(options: argparse.Namespace) -> None:
         moments = measure_moments(data)
         del data
         pa.save(alignment, options.out)
-        with _after_writing(f"the alignment is written to {options.out}"):
+        with after_writing(f"the alignment is written to {options.out}"):
             measured, latents = _measure(alignment, rows, moments)
             gap = (latents.means[0] - latents.means[1]) * math.sqrt(rows.n / 2)
             both = np.vstack([*latents.blocks, gap])
@@ -190,15 +235,189 @@ def _fit(options: argparse.Namespace) -> None:
                 "effective_rank": float(metrics.effective_rank(_mirrored(both))),
             }
             del facts["ncmae"]
-            _show(f"alignment written to {options.out}", facts, notes, as_json=options.json)
+            show(f"alignment written to {options.out}", facts, notes, as_json=options.json)
+
+
+def _align(options: argparse.Namespace) -> None:
+    """Align two or more views of your own, everything chosen on held-out rows."""
+    if len(options.views) < 2:
+        raise InputError(f"align needs two or more views, got {len(options.views)}.")
+    files = (*options.views, *([options.groups] if options.groups else []))
+    check_out(options.out, ".safetensors", files)
+    sides = None if options.sides is None else _read_sides(options.sides)
+    with computing() as notes:
+        import perfalign_jax as pa
+
+        rows = RowReader(*options.views)
+        groups = None
+        if options.groups:
+            groups = open_array(options.groups).rows()
+            if groups.shape != (rows.n,):
+                raise InputError(
+                    f"--groups must have shape ({rows.n},), a label for each row, got "
+                    f"{groups.shape}."
+                )
+        given: dict[str, Any] = {"sides": sides, "lift": options.lift}
+        given["lift"] = None if options.lift == "none" else options.lift
+        given |= {"ridge": "auto" if options.ridge is None else options.ridge}
+        given |= {"k": "auto" if options.k is None else options.k}
+        folds = 5 if options.folds is None else options.folds
+        data: Any
+        if rows.size > _MOST_ROWS and groups is None and not options.wrong_pairs:
+            data = rows.survey_parts(folds)
+            warnings.warn(
+                f"the views hold {rows.size / 2**30:.1f} GiB: aligned from their moments alone, "
+                "without a lift.",
+                Hint,
+                stacklevel=2,
+            )
+        else:
+            data = rows.whole()
+            given |= {"groups": groups, "wrong_pairs": options.wrong_pairs, "folds": folds}
+        alignment = pa.align(data, **given)
+        pa.save(alignment, options.out)
+        with after_writing(f"the alignment is written to {options.out}"):
+            choice = cast(Any, alignment.choice)
+            facts: dict[str, Any] = {"out": str(options.out), "n": rows.n, "k": alignment.k}
+            facts |= {"lift": choice.chosen.lift, "ridge": choice.chosen.ridge}
+            facts |= {"held_out_recall_at_1": choice.chosen.recall}
+            facts |= {"standard_error": choice.chosen.error, "candidates": choice.candidates}
+            if alignment.right_share is not None:
+                facts["right_share"] = float(alignment.right_share)
+            if not options.json:
+                say_notes(notes)
+                print(f"alignment written to {options.out}\n{choice}")
+                return
+            facts["trials"] = [dataclasses.asdict(trial) for trial in choice.trials]
+            show("", facts, notes, as_json=True)
+
+
+_MOST_ROWS = 4 * 2**30  # bytes of views that align holds in memory
+
+
+def _read_sides(text: str) -> tuple[tuple[int, ...], ...]:
+    try:
+        return tuple(tuple(int(m) for m in side.split(",")) for side in text.split("/"))
+    except ValueError:
+        raise InputError(
+            f"--sides must name views such as 0,1/2 (0 and 1 against 2), got {text!r}."
+        ) from None
+
+
+def _predict(options: argparse.Namespace) -> None:
+    """Predict one view from another, such as a new embedding from the old."""
+    from perfalign_jax.serialization import open_whole
+
+    check_out(options.out, ".npy", (options.alignment, options.x))
+    with computing() as notes:
+        import perfalign_jax as pa
+
+        alignment = pa.load(options.alignment)
+        source, target = _views_of(options, alignment)
+        rows = RowReader(options.x)
+        _suit(rows, alignment, (source,))
+        width = alignment.dims[target]
+        with open_whole(options.out) as file:
+            _write_header(file, rows, width)
+            for (x,) in rows.blocks("predicting"):
+                found = pa.predict(alignment, x, source=source, target=target)
+                file.write(np.asarray(found).tobytes())
+        with after_writing(f"the predictions are written to {options.out}"):
+            facts = {"out": str(options.out), "n": rows.n, "features": width}
+            show(f"predictions written to {options.out}", facts, notes, as_json=options.json)
+
+
+def _views_of(options: argparse.Namespace, alignment: "Alignment") -> tuple[int, int]:
+    from perfalign_jax import _checks
+
+    last, why = len(alignment.dims) - 1, " (views are counted from 0)"
+    source, target = (
+        _checks.integer(getattr(options, name), f"--{name}", low=0, high=last, why=why)
+        for name in ("source", "target")
+    )
+    return source, target
+
+
+def _write_header(file: Any, rows: RowReader, width: int) -> None:
+    header = {
+        "descr": np.lib.format.dtype_to_descr(rows.dtype),
+        "fortran_order": False,
+        "shape": (rows.n, width),
+    }
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _search(options: argparse.Namespace) -> None:
+    """Find the most credible partners of every query among the candidates."""
+    from perfalign_jax.serialization import open_whole
+
+    check_out(options.out, ".npz", (options.alignment, options.queries, options.candidates))
+    with computing() as notes:
+        import perfalign_jax as pa
+
+        alignment = pa.load(options.alignment)
+        source, target = _views_of(options, alignment)
+        readers = [RowReader(spec) for spec in (options.queries, options.candidates)]
+        for rows, view in zip(readers, (source, target), strict=True):
+            _suit(rows, alignment, (view,))
+        (x1,), (x2,) = (rows.whole() for rows in readers)
+        top = min(options.top, len(x2)) if options.top > 0 else options.top
+        found = pa.search(alignment, x1, x2, source=source, target=target, top=top)
+        with open_whole(options.out) as file:
+            arrays: dict[str, Any] = {n: np.asarray(getattr(found, n)) for n in _FOUND}
+            np.savez(file, **arrays)
+        with after_writing(f"the hits are written to {options.out}"):
+            facts = {"out": str(options.out), "queries": len(x1), "candidates": len(x2)}
+            facts |= {"mean_probability": float(np.mean(arrays["probability"]))}
+            show(f"hits written to {options.out}", facts, notes, as_json=options.json)
+
+
+_FOUND = ("indices", "log_odds", "probability")
+
+
+def _pairs(options: argparse.Namespace) -> None:
+    """Say how credible each pair of rows is, least credible first."""
+    from perfalign_jax.serialization import open_whole
+
+    check_out(options.out, ".npy", (options.alignment, options.x1, options.x2))
+    with computing() as notes:
+        import perfalign_jax as pa
+
+        alignment = pa.load(options.alignment)
+        source, target = _views_of(options, alignment)
+        rows = RowReader(options.x1, options.x2)
+        _suit(rows, alignment, (source, target))
+        odds = [
+            np.asarray(pa.log_odds(alignment, *block, source=source, target=target))
+            for block in rows.blocks("weighing")
+        ]
+        found = np.concatenate(odds)
+        with open_whole(options.out) as file:
+            np.save(file, found)
+        with after_writing(f"the log-odds are written to {options.out}"):
+            order = np.argsort(found)[: max(options.show, 0)].tolist()
+            facts: dict[str, Any] = {"out": str(options.out), "n": rows.n}
+            facts |= {"median_log_odds": float(np.median(found))}
+            facts |= {"below_zero": int((found < 0).sum())}
+            if options.json:
+                facts["least_credible"] = order
+                facts["log_odds"] = found[order].tolist()
+                show("", facts, notes, as_json=True)
+                return
+            show(f"log-odds written to {options.out}", facts, notes, as_json=False)
+            if order:
+                print("least credible\n       row  log-odds (nats)  probability")
+            for row in order:
+                probability = 1 / (1 + math.exp(min(-float(found[row]), 700.0)))
+                print(f"{row:10,}  {found[row]:15.2f}  {probability:11.3f}")
 
 
 def _transform(options: argparse.Namespace) -> None:
     """Map one view into the shared latent space."""
     from perfalign_jax.serialization import open_whole
 
-    _check_out(options.out, ".npy", (options.alignment, options.x))
-    with _computing() as notes:
+    check_out(options.out, ".npy", (options.alignment, options.x))
+    with computing() as notes:
         import perfalign_jax as pa
         from perfalign_jax import _checks
 
@@ -207,23 +426,18 @@ def _transform(options: argparse.Namespace) -> None:
         view = _checks.integer(options.view, "--view", low=0, high=last, why=why)
         rows = RowReader(options.x)
         _suit(rows, alignment, (view,))
-        header = {
-            "descr": np.lib.format.dtype_to_descr(rows.dtype),
-            "fortran_order": False,
-            "shape": (rows.n, alignment.k),
-        }
         with open_whole(options.out) as file:
-            np.lib.format.write_array_header_1_0(file, header)
+            _write_header(file, rows, alignment.k)
             for (x,) in rows.blocks("transforming"):
                 file.write(np.asarray(pa.encode(alignment, x, view=view)).tobytes())
-        with _after_writing(f"the latents are written to {options.out}"):
+        with after_writing(f"the latents are written to {options.out}"):
             facts = {"out": str(options.out), "n": rows.n, "k": alignment.k}
-            _show(f"latents written to {options.out}", facts, notes, as_json=options.json)
+            show(f"latents written to {options.out}", facts, notes, as_json=options.json)
 
 
 def _score(options: argparse.Namespace) -> None:
     """Measure an alignment on paired views: error, energy and retrieval."""
-    with _computing() as notes:
+    with computing() as notes:
         import perfalign_jax as pa
         from perfalign_jax import metrics, neighbours
 
@@ -231,7 +445,7 @@ def _score(options: argparse.Namespace) -> None:
         rows = RowReader(options.x1, options.x2)
         _suit(rows, alignment, (0, 1))
         if rows.n < 1:
-            raise _InputError(f"{options.x1} must have at least one row, got none.")
+            raise InputError(f"{options.x1} must have at least one row, got none.")
         moments = measure_moments(rows.survey(varied=False))
         kept: list[tuple[Any, ...]] = []
         measured, latents = _measure(alignment, rows, moments, kept)
@@ -250,35 +464,35 @@ def _score(options: argparse.Namespace) -> None:
                 f"R@{at}, view {way}": float(r) for at, r in zip(found.at, recalls, strict=True)
             }
             facts[f"median rank, view {way}"] = float(rank)
-        _show(f"{options.alignment} on {rows.n:,} pairs", facts, notes, as_json=options.json)
+        show(f"{options.alignment} on {rows.n:,} pairs", facts, notes, as_json=options.json)
 
 
 def _diagnose(options: argparse.Namespace) -> None:
     """Say what two views allow: ranks, null space, and how much of it carries information."""
-    with _computing() as notes:
+    with computing() as notes:
         import perfalign_jax as pa
 
         data = _training_rows(options).survey(varied=True)
         found = pa.diagnose(data, center=options.center, rtol=options.rtol)
         _hint_at_means(options, measure_moments(data))
         if not options.json:
-            _say_notes(notes)
-            print(_in_own_words(str(found)))
+            say_notes(notes)
+            print(in_own_words(str(found)))
             return
         counts = ("rank", "null_dimension", "informative_dimension", "trivial_dimension", "samples")
         arrays = ("ranks", "dims", "center", "cutoff", "singular_values", "energies")
         facts: dict[str, Any] = {name: int(getattr(found, name)) for name in counts}
         for name in (*arrays, "view_energies"):
             facts[name] = np.asarray(getattr(found, name)).tolist()
-        _show("", facts, notes, as_json=True)
+        show("", facts, notes, as_json=True)
 
 
 def _reproduce(options: argparse.Namespace) -> None:
     """Run the experiments of the paper and write the report."""
     if options.quick and options.full:
-        raise _InputError("--quick and --full exclude each other.")
+        raise InputError("--quick and --full exclude each other.")
     if options.out.exists() and not options.out.is_dir():
-        raise _InputError(f"--out {options.out} is a file, not a folder.")
+        raise InputError(f"--out {options.out} is a file, not a folder.")
     try:
         failed = _checkout().reproduce(
             options.out,
@@ -289,7 +503,7 @@ def _reproduce(options: argparse.Namespace) -> None:
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what is finished is kept") from None
     if failed:
-        raise _UnfinishedError(f"failed: {', '.join(failed)}.")
+        raise UnfinishedError(f"failed: {', '.join(failed)}.")
 
 
 def _checkout() -> Any:
@@ -298,7 +512,7 @@ def _checkout() -> Any:
         if (root / "experiments" / "_kit").is_dir():
             sys.path.insert(0, str(root / "experiments"))
             return importlib.import_module("_kit.reproduce")
-    raise _InputError(
+    raise InputError(
         "reproduce runs the experiments of a checkout, and none was found beside the installed "
         "package or in the current folder."
     )
@@ -310,7 +524,7 @@ def _training_rows(options: argparse.Namespace) -> RowReader:
     rows = RowReader(options.x1, options.x2)
     if rows.n < 2:
         file = rows.files[0]
-        raise _InputError(f"{file.spec} must have at least 2 rows, got shape {file.shape}.")
+        raise InputError(f"{file.spec} must have at least 2 rows, got shape {file.shape}.")
     if rows.dtypes[0] != rows.dtypes[1]:
         each = " and ".join(
             f"{f.spec} in {t}" for f, t in zip(rows.files, rows.dtypes, strict=True)
@@ -323,7 +537,7 @@ def _suit(rows: RowReader, alignment: "Alignment", views: tuple[int, ...]) -> No
     """Read the rows in the alignment's dtype, if their features are those of its views."""
     for file, view in zip(rows.files, views, strict=True):
         if file.shape[1] != alignment.dims[view]:
-            raise _InputError(
+            raise InputError(
                 f"{file.spec} must have {alignment.dims[view]} columns like view {view} of the "
                 f"alignment, got shape {file.shape}."
             )
@@ -337,7 +551,7 @@ def _hint_at_means(options: argparse.Namespace, moments: list[Moments]) -> None:
             warnings.warn(
                 f"the mean holds {share:.0%} of view {m}'s energy and passes for something that "
                 "the views share; --center removes it.",
-                _Hint,
+                Hint,
                 stacklevel=2,
             )
 
@@ -374,6 +588,8 @@ def _measure(
         "relative_cmae": error / length if length > 0 else math.inf,
     }
     found = statistics.rows(state, center=True)
+    if alignment.evidence is not None:  # its latents are in units of evidence
+        return facts, found
     for m, (_, unit, _, spread) in enumerate(moments):
         energy = float(np.sum((np.asarray(found.blocks[m], np.float64) / unit) ** 2))
         facts[f"energy_kept_{m}"] = energy / spread if spread else 0.0
@@ -383,127 +599,6 @@ def _measure(
 def _mirrored(rows: Any) -> np.ndarray:
     """Zeros, each row and its negative: of mean zero, and measured like the rows."""
     return np.vstack([np.zeros_like(rows, shape=(1, rows.shape[1])), rows, -rows])
-
-
-def _check_out(out: Path, suffix: str, inputs: tuple[str, ...]) -> None:
-    from perfalign_jax.serialization import check_target
-
-    if out.suffix.lower() != suffix:
-        raise _InputError(f"--out must end in {suffix}, got {out}.")
-    for spec in inputs:
-        # Also file.npz:name: what is before the colon is the file.
-        for path in (Path(spec), Path(spec.rpartition(":")[0])):
-            if path.is_file() and out.exists() and out.samefile(path):
-                raise _InputError(f"--out {out} would overwrite an input.")
-    check_target(out)
-
-
-@contextlib.contextmanager
-def _computing() -> Iterator[list[warnings.WarningMessage]]:
-    """Compute each array in the dtype it is stored in, and collect what is warned of."""
-    import jax
-
-    from perfalign_jax.types import CollapseWarning, OverfitWarning, PrecisionWarning
-
-    with jax.enable_x64(True), warnings.catch_warnings(record=True) as log:
-        warnings.simplefilter("ignore")
-        for category in (PrecisionWarning, CollapseWarning, OverfitWarning, _Hint):
-            warnings.simplefilter("always", category)
-        yield log
-
-
-@contextlib.contextmanager
-def _after_writing(done: str) -> Iterator[None]:
-    """Say, where the rest fails or is interrupted, what is there all the same."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(done) from None
-    except Exception as error:
-        raise _UnfinishedError(f"{done}, but not described: {error}") from None
-
-
-# The library's words, and what the same is called here.
-_WORDS = (
-    (r"select='energy' \(k=None takes", "--select energy (without -k it takes"),
-    (r"k=None with select='energy'", "--select energy without -k"),
-    (r"\(see diagnose\)", "(see perfalign diagnose)"),
-    (r"\bdiagnose\(\)", "perfalign diagnose"),
-    (r"\bbaselines\.ridge_cca\b", "ridge CCA (which this command does not have)"),
-    (r"\b(select|method)='(\w+)'", r"--\1 \2"),
-    (r"\b(with|or|any) k\b", r"\1 -k"),
-    (r"\bcenter=True\b", "--center"),
-    (r"^rtol must", "--rtol must"),
-    (r"^k must", "-k must"),
-)
-
-
-def _in_own_words(text: str) -> str:
-    for pattern, replacement in _WORDS:
-        text = re.sub(pattern, replacement, text)
-    return text
-
-
-def _printable(text: str) -> str:
-    """One line; what would steer a terminal is shown as its escape."""
-    line = " ".join(text.split(None))
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-
-
-def _say(text: str) -> None:
-    print(f"perfalign: {_printable(text)}", file=sys.stderr)
-
-
-def _say_notes(notes: list[warnings.WarningMessage]) -> None:
-    for note in notes:
-        word = "note" if note.category.__name__ == "PrecisionWarning" else "warning"
-        _say(f"{word}: {_in_own_words(str(note.message))}")
-
-
-_LABELS = {
-    "out": "file",
-    "n": "pairs n",
-    "d1": "features d1",
-    "d2": "features d2",
-    "k": "latent dimensions k",
-    "cmae": "CMAE (Eq. 8), data units",
-    "ncmae": "NCMAE, of latents of length one",
-    "relative_cmae": "relative CMAE, of the mean latent length",
-    "energy_kept_0": "share of view 0's energy in its latents",
-    "energy_kept_1": "share of view 1's energy in its latents",
-    "effective_rank": "effective rank of the latents",
-    "effective_rank_0": "effective rank of view 0's latents",
-    "effective_rank_1": "effective rank of view 1's latents",
-    "linear_cka": "linear CKA",
-    "center": "centred",
-}
-
-
-def _show(
-    title: str, facts: dict[str, Any], notes: list[warnings.WarningMessage], *, as_json: bool
-) -> None:
-    if as_json:
-        said = {"notes": [_in_own_words(str(note.message)) for note in notes]}
-        clean = {_json_name(name): _json_value(value) for name, value in (facts | said).items()}
-        print(json.dumps(clean, indent=1))
-        return
-    _say_notes(notes)
-    labels = [_LABELS.get(name, name.replace("_", " ")) for name in facts]
-    print(_printable(title))
-    for label, value in zip(labels, facts.values(), strict=True):
-        text = f"{value:,}" if type(value) is int else str(value)
-        text = f"{value:.4g}" if isinstance(value, float) else text
-        print(f"{label:{max(map(len, labels))}}  {_printable(text)}")
-
-
-def _json_name(name: str) -> str:
-    return name.replace("R@", "recall_at_").replace(",", "").replace(" ", "_")
-
-
-def _json_value(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_json_value(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -526,17 +621,17 @@ def main(arguments: list[str] | None = None) -> int:
         options.run(options)
         return 0
     except KeyboardInterrupt as stop:
-        _say(f"interrupted; {stop.args[0] if stop.args else 'nothing was written'}.")
+        say(f"interrupted; {stop.args[0] if stop.args else 'nothing was written'}.")
         return 130
-    except _UnfinishedError as error:
-        _say(str(error))
+    except UnfinishedError as error:
+        say(str(error))
         return 1
-    except (_InputError, OSError, ValueError, TypeError, KeyError) as error:
+    except (InputError, OSError, ValueError, TypeError, KeyError) as error:
         text = str(error.args[0] if isinstance(error, KeyError) else error)
-        _say(f"error: {_in_own_words(text)}")
+        say(f"error: {in_own_words(text)}")
         return 2
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
             raise
-        _say(f"error: the memory did not suffice: {error}")
+        say(f"error: the memory did not suffice: {error}")
         return 1

@@ -3,7 +3,9 @@
 The closed form of a simpler contrastive loss is ``baselines.linear_contrastive``.
 """
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
-from perfalign_jax import _checks
+from perfalign_jax import _checks, lift
 from perfalign_jax._numerics import matmul
+from perfalign_jax.lift import Lift
 from perfalign_jax.types import Alignment, Views
 
 __all__ = ["info_nce", "train_linear_contrastive"]
@@ -68,6 +71,7 @@ def train_linear_contrastive(
     learning_rate: float | Array = 0.02,
     temperature: float | Array = 0.07,
     batch_size: int | None = None,
+    lifts: Sequence[Lift] | None = None,
 ) -> tuple[Alignment, Float[Array, " steps"]]:
     """Train one linear encoder per view with InfoNCE, Adam and a learned temperature.
 
@@ -85,6 +89,7 @@ def train_linear_contrastive(
         learning_rate: Adam's, the same throughout.
         temperature: where the learned temperature starts; it stays above 1/100.
         batch_size: rows of each step, drawn without replacement; all of them if ``None``.
+        lifts: one fitted map for each view: the encoders are then linear in its features.
 
     Returns:
         The alignment, whose ``coupling`` is the correlations of the two latents, coordinate by
@@ -113,9 +118,14 @@ def train_linear_contrastive(
     _checks.positive(temperature, "temperature")
     if batch_size is not None:
         _checks.integer(batch_size, "batch_size", low=2, high=n, why=f" (n = {n} rows)")
-    return _train(
+    if lifts is not None:
+        if len(lifts) != 2:
+            raise ValueError(f"lifts must be two fitted maps, one for each view, got {len(lifts)}.")
+        x1, x2 = (lift.apply(f, x) for f, x in zip(lifts, (x1, x2), strict=True))
+    alignment, losses = _train(
         (x1, x2), key, learning_rate, temperature, k=k, steps=steps, batch_size=batch_size
     )
+    return dataclasses.replace(alignment, lifts=tuple(lifts or ())), losses
 
 
 def info_nce_of_scale(

@@ -29,6 +29,7 @@ _KERNELS = ("gaussian", "laplacian", "polynomial", "arc_cosine")
 _DEGREE = 3  # of the polynomial kernel
 _SAMPLE = 2000  # rows that the median distance, leverages and k-means look at
 _BLOCK = 4096  # rows lifted at once
+_WIDTHS = 4  # widths that features may have: each is compiled anew
 FLOOR = 0.1  # smallest spread of a feature that is believed, of the root mean square spread
 
 
@@ -145,6 +146,7 @@ def matching(x: Float[Array | np.ndarray, "n d"], d: int) -> Float[Array, "n d"]
     return checked
 
 
+@jax.jit
 def _scale(x: Float[Array, "n d"], scaling: Standardise) -> Float[Array, "n d"]:
     return (x - scaling.mean.astype(x.dtype)[None, :]) * scaling.factor.astype(x.dtype)[None, :]
 
@@ -278,7 +280,9 @@ def fit_nystroem(
     elif landmarks is not None:
         rows = _spread(rows, _checks.integer(landmarks, "landmarks", low=1))
     weights, rank = _square_root(rows, bandwidth, kernel=kernel)
-    return Nystroem(scaling, rows, bandwidth, weights[:, : int(rank)], kernel=kernel)
+    step = -(-len(rows) // _WIDTHS)  # features beyond the rank are zero
+    width = min(len(rows), step * -(-int(rank) // step))
+    return Nystroem(scaling, rows, bandwidth, weights[:, :width], kernel=kernel)
 
 
 def _rows(x: Float[Array | np.ndarray, "n d"]) -> Float[Array, "n d"]:

@@ -27,7 +27,7 @@ _LEVEL = 0.05
 _TOGETHER = 16  # permutations in one program
 
 
-def _coefficients(n: Any, d1: Any, d2: Any) -> tuple[Array, Array, Array]:
+def _coefficients(n: Any, d1: Any, d2: Any) -> tuple[Any, Any, Any]:
     """Of ``lambda = a x + b + c / x``, the squared sample correlation of a true square ``x``."""
     c1, c2 = d1 / n, d2 / n
     return (1 - c1) * (1 - c2), c1 * (1 - c2) + c2 * (1 - c1), c1 * c2

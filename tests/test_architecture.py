@@ -28,6 +28,7 @@ FLOORS = {
     "lift": 3,
     "_subspace": 3,
     "_folds": 3,
+    "_missing": 3,
     "diagnosis": 4,
     "metrics": 4,
     "gauge": 4,
@@ -45,6 +46,7 @@ FLOORS = {
     "har": 6,
     "automatic": 7,
     "plotting": 8,
+    "_console": 8,
     "cli": 9,
     "__main__": 10,
 }

@@ -181,7 +181,7 @@ def test_views_put_together_make_a_side():
 
 def test_groups_are_never_split(rng):
     groups = rng.integers(0, 12, 300)
-    plan = automatic._plan(300, 4, groups)
+    plan = automatic._plan(300, 4, groups, 2)
     rows = [set(row[row >= 0].tolist()) for row in plan.order]
     assert sum(map(len, rows)) == 300
     for group in range(12):
@@ -210,14 +210,87 @@ def test_wrong_pairs_are_found(share):
         assert "wrong" in str(alignment.choice)
 
 
+def test_a_full_mask_changes_nothing():
+    views = draw(3, views=3)
+    given = {"sides": ((0, 2), (1,)), "lift": None, "ridge": 0.1}
+    plain = pa.align(views, **given)
+    masked = pa.align(views, mask=np.ones((300, 3), bool), **given)
+    assert masked.k == plain.k
+    for name in ("coupling", "reliability", "singular_values"):
+        assert np.allclose(getattr(masked, name), getattr(plain, name), rtol=1e-3, atol=1e-3), name
+    test = draw(8, views=3)
+    for a, b in zip(pa.transform(masked, test), pa.transform(plain, test), strict=True):
+        assert np.allclose(a, b, rtol=1e-2, atol=2e-2)
+    assert np.allclose(
+        pa.predict(masked, test[1], source=1, target=0),
+        pa.predict(plain, test[1], source=1, target=0),
+        atol=1e-2,
+    )
+
+
+def test_missing_views_are_never_read_and_cost_little(rng):
+    views, test = draw(3, views=3), draw(8, views=3)
+    mask = rng.random((300, 3)) > 0.3
+    mask[mask.sum(axis=1) == 0] = True
+    broken = [np.where(seen[:, None], x, np.nan) for x, seen in zip(views, mask.T, strict=True)]
+    sides = ((0, 2), (1,))
+    few = pa.align(broken, mask=mask, sides=sides)
+    ask = ({0: test[0], 2: test[2]}, {1: test[1]})
+    whole = mask.all(axis=1)
+    alone = pa.align([x[whole] for x in views], sides=sides, lift=None)
+    full = pa.align(views, sides=sides, lift=None)
+    assert recall(few, *ask) > recall(full, *ask) - 0.1
+    assert recall(few, *ask) > recall(alone, *ask) - 0.03
+    assert "missing" in str(few.choice)
+    joint = pa.align(broken, mask=mask)
+    assert recall(joint, test[0], test[1]) > 0.5
+
+
+def test_em_is_the_likelihoods_own_fixed_point(rng, x64):
+    """Means and covariance of half-observed Gaussian rows, against the known truth."""
+    from perfalign_jax import _missing
+
+    root = rng.normal(size=(4, 4))
+    x = rng.normal(size=(4000, 4)) @ root
+    present = np.repeat(rng.random((4000, 2)) > 0.3, 2, axis=1)
+    pattern = present[:, 0] * 2 + present[:, 2]
+    order = np.arange(4000).reshape(2, 2000)
+    found = _missing.of_rows(jnp.where(present, x, 0), present, pattern, order, jnp.ones(4000))
+    *_, covariance, steps = _missing.complete(found, np.array([0, 0, 1, 1]), 1e-9)
+    truth = root.T @ root
+    # Standard error of a covariance of 2,000 rows or so, five times.
+    assert np.abs(covariance - truth).max() < 5 * np.diag(truth).max() * np.sqrt(2 / 2000)
+    assert steps > 1
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "words"),
+    [
+        (np.ones((60, 3), bool), ValueError, r"mask must have shape \(n, M\) = \(60, 2\)"),
+        (np.ones((60, 2)), TypeError, "mask must hold booleans"),
+        (np.arange(120).reshape(60, 2) % 2 == 0, ValueError, "mask must leave view 1 at least"),
+        (
+            np.column_stack([np.arange(60) < 30, np.arange(60) >= 30]),
+            ValueError,
+            "view 0 is always alone",
+        ),
+    ],
+)
+def test_bad_masks_are_named(mask, error, words):
+    with pytest.raises(error, match=words):
+        pa.align(draw(0, 60), mask=mask)
+    with pytest.raises(ValueError, match="lift must be None with a mask"):
+        pa.align(draw(0, 60), mask=np.ones((60, 2), bool), lift="gaussian")
+
+
 def test_weights_are_repeated_rows():
-    x1, x2 = draw(9, 100)
+    x1, x2 = draw(9, 150)
     twice = [np.repeat(x, 2, axis=0) for x in (x1, x2)]
-    given = {"lift": None, "ridge": 0.1, "k": 4}
-    weighted = pa.align((x1, x2), weights=np.full(100, 2, np.float32), **given)
+    given = {"lift": None, "ridge": 0.1, "k": 3}
+    weighted = pa.align((x1, x2), weights=np.full(150, 2, np.float32), **given)
     plain = pa.align((x1, x2), **given)
     assert np.allclose(weighted.coupling, plain.coupling, atol=1e-5)
-    repeated = pa.align(twice, groups=np.repeat(np.arange(100), 2), **given)
+    repeated = pa.align(twice, groups=np.repeat(np.arange(150), 2), **given)
     assert np.allclose(weighted.coupling, repeated.coupling, atol=1e-4)
 
 
@@ -275,8 +348,9 @@ def test_the_gradient_of_held_out_information_is_that_of_finite_differences(x64)
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path):
-    views = draw(3, 60, views=3)
-    alignment = pa.align(views, sides=((0, 2), (1,)), lift="gaussian", ridge=0.1, wrong_pairs=True)
+    views = draw(3, views=3)
+    lifts = [kernels.fit_nystroem(x, landmarks=20) for x in views]
+    alignment = pa.align(views, sides=((0, 2), (1,)), lift=lifts, ridge=0.1, wrong_pairs=True)
     pa.save(alignment, tmp_path / "a.safetensors")
     loaded = pa.load(tmp_path / "a.safetensors")
     assert str(loaded.choice) == str(alignment.choice)

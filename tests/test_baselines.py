@@ -185,6 +185,46 @@ def test_cca_refuses_more_directions_than_the_ranks_allow(x64, rng, kind):
 # Linear contrastive alignment in closed form.
 
 
+def test_cross_validation_takes_the_ridge_that_holds_out_best(x64, rng):
+    views = draw_views(rng, n=60)
+    ridges = (10.0, 0.1, 1e-4)
+    scores = []
+    for ridge in ridges:
+        total = 0.0
+        for fold in range(4):
+            out = np.arange(60) % 4 == fold
+            fitted = ridge_cca([x[~out] for x in views], k=2, ridge=ridge)
+            z1, z2 = latents(fitted, [x[out] for x in views])
+            total += sum(np.corrcoef(z1[:, j], z2[:, j])[0, 1] for j in range(2))
+        scores.append(total)
+    found = baselines.ridge_cca_cv(views, k=2, ridges=ridges, folds=4)
+    expected = ridge_cca(views, k=2, ridge=ridges[int(np.argmax(scores))])
+    assert_same(found.coupling, expected.coupling, 1e-12)
+    with pytest.raises(ValueError, match="ridges must hold at least one"):
+        baselines.ridge_cca_cv(views, k=2, ridges=())
+    with pytest.raises(ValueError, match="folds must be between 2 and 30"):
+        baselines.ridge_cca_cv(views, k=2, folds=40)
+
+
+def test_kernel_cca_solves_the_eigenproblem_of_its_kernels(x64, rng):
+    """On the centred kernels of all rows, after Hardoon et al. (2004), by SciPy."""
+    views = draw_views(rng, n=40)
+    found = baselines.kernel_cca(views, k=2, ridge=0.1)
+    kernels = []
+    for x, fitted in zip(views, found.lifts, strict=True):
+        s = np.asarray(fitted._apply(x)) @ np.asarray(fitted._apply(x)).T
+        middle = np.eye(40) - 1 / 40
+        kernels.append(middle @ s @ middle)
+    inverses = []
+    for matrix, fitted in zip(kernels, found.lifts, strict=True):
+        penalty = 0.1 * np.trace(matrix) / fitted.weights.shape[1]
+        inverses.append(np.linalg.solve(matrix + penalty * np.eye(40), matrix))
+    squares = np.sort(np.linalg.eigvals(inverses[0] @ inverses[1]).real)[::-1]
+    assert_same(np.asarray(found.coupling) ** 2, squares[:2], 1e-6)
+    z1, z2 = solver.transform(found, views)
+    assert np.corrcoef(z1[:, 0], z2[:, 0])[0, 1] > 0.5
+
+
 def test_linear_contrastive_is_pls_svd(x64, rng):
     views = draw_views(rng)
     alignment = linear_contrastive(views, k=2, rho=0.5)

@@ -68,6 +68,106 @@ def test_fit_transform_score_diagnose(files, capsys, x64):
     assert json.loads(out)["informative_dimension"] == 8
 
 
+@pytest.fixture
+def aligned(files, capsys, rng):
+    """Noisy views, their alignment on disk, and what was said on the way."""
+    for name in ("x1.npy", "x2.npy"):
+        x = np.load(name)
+        np.save(name, np.float32(x + rng.normal(size=x.shape) / 5))
+    status, out, err = run(
+        capsys, "align", "x1.npy", "x2.npy", "--lift", "none", "--out", "a.safetensors"
+    )
+    assert (status, err) == (0, "")
+    return out
+
+
+def test_align_search_pairs_predict(aligned, capsys):
+    assert "alignment written to a.safetensors" in aligned
+    assert "chosen   lift none" in aligned
+    alignment = pa.load("a.safetensors")
+    x1, x2 = np.load("x1.npy"), np.load("x2.npy")
+    status, out, _ = run(capsys, "search", "a.safetensors", "x1.npy", "x2.npy", "--top", 3)
+    assert status == 0
+    assert "hits written to hits.npz" in out
+    hits = np.load("hits.npz")
+    assert hits["indices"].shape == hits["log_odds"].shape == (60, 3)
+    assert (hits["indices"][:, 0] == np.arange(60)).mean() > 0.9
+
+    np.save("shuffled.npy", np.roll(x2, 1, axis=0)[:30])
+    np.save("both.npy", np.concatenate([x2[:30], np.roll(x2, 1, axis=0)[30:]]))
+    status, out, _ = run(capsys, "pairs", "a.safetensors", "x1.npy", "both.npy", "--json")
+    facts = json.loads(out)
+    assert status == 0
+    assert min(facts["least_credible"]) >= 30  # the shuffled half
+    assert np.load("pairs.npy").shape == (60,)
+    _, out, _ = run(capsys, "pairs", "a.safetensors", "x1.npy", "both.npy", "--show", 2)
+    assert "least credible" in out
+    assert len(out.split("probability")[-1].splitlines()) == 3
+
+    status, _, _ = run(capsys, "predict", "a.safetensors", "x1.npy", "--out", "new.npy")
+    assert status == 0
+    np.testing.assert_allclose(
+        np.load("new.npy"), pa.predict(alignment, x1, source=0, target=1), atol=1e-5
+    )
+    status, out, _ = run(capsys, "score", "a.safetensors", "x1.npy", "x2.npy", "--json")
+    assert json.loads(out)["recall_at_1_view_0_to_1"] > 0.8
+
+
+def test_align_more_views_in_sides_with_groups(files, capsys, rng, x64):
+    np.save("x3.npy", files[0][:, :5] + rng.normal(size=(60, 5)) / 5)
+    np.save("who.npy", np.arange(60) // 6)
+    three = ("align", "x1.npy", "x2.npy", "x3.npy", "--lift", "none", "--ridge", 0.1)
+    status, out, err = run(capsys, *three, "--sides", "0,2/1", "--groups", "who.npy", "--json")
+    assert (status, err) == (0, "")
+    facts = json.loads(out)
+    assert facts["ridge"] == 0.1
+    assert pa.load("alignment.safetensors").sides == ((0, 2), (1,))
+    status, _, err = run(capsys, *three, "--sides", "0;1")
+    assert status == 2
+    assert "--sides must name views such as 0,1/2" in err
+    status, _, err = run(capsys, *three, "--groups", "x3.npy")
+    assert status == 2
+    assert "--groups must have shape (60,)" in err
+    status, _, err = run(capsys, "align", "x1.npy")
+    assert status == 2
+    assert "two or more views, got 1" in err
+
+
+def test_align_from_moments_where_the_rows_do_not_fit(files, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_MOST_ROWS", 10)
+    monkeypatch.setattr(arrays, "_BLOCK", 1)
+    monkeypatch.setattr(arrays.RowReader, "in_blocks", True, raising=False)
+    reader = arrays.RowReader.__init__
+
+    def short(self, *specs):
+        reader(self, *specs)
+        self.step = 12
+
+    monkeypatch.setattr(arrays.RowReader, "__init__", short)
+    status, out, err = run(capsys, "align", "x1.npy", "x2.npy")
+    assert status == 0
+    assert "from their moments alone" in err
+    assert "moments alone" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("search", "a.safetensors", "x1.npy", "x2.npy", "--top", 0), "top must be between 1"),
+        (("search", "a.safetensors", "x2.npy", "x1.npy"), "must have 12 columns like view 0"),
+        (("predict", "a.safetensors", "x1.npy", "--target", 2), "--target must be between 0 and 1"),
+        (("pairs", "a.safetensors", "x1.npy", "x1.npy", "--target", 0), "of different sides"),
+        (("pairs", "f.safetensors", "x1.npy", "x2.npy"), "alignment must have evidence"),
+    ],
+)
+def test_bad_use_of_an_alignment_is_one_line(aligned, capsys, arguments, words):
+    run(capsys, "fit", "x1.npy", "x2.npy", "-k", 2, "--out", "f.safetensors")
+    status, _, err = run(capsys, *arguments)
+    assert status == 2
+    assert words in err
+    assert err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("one", "two"), [("views.npz:x1", "views.npz:x2"), ("views.safetensors:x1", "x2.npy")]
 )

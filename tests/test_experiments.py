@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import alignment_study as study
 import fig4_robustness as fig4
 import labels_as_modality as labels
 import numpy as np
@@ -41,6 +42,9 @@ pytestmark = pytest.mark.slow
         (fig4.judge_mlre([1.0, 2.0], 1e-13), "the growth confirmed, its reading not"),
         (fig4.judge_mlre([1.0, 2.0], 1.0), "the growth confirmed, its reading too"),
         (fig4.judge_mlre([2.0, 1.0], 1.0), "not confirmed"),
+        (study.judge(1.0, 3.0), "above every baseline"),
+        (study.judge(-1.0, 1.0), "as good as the best baseline"),
+        (study.judge(-3.0, -1.0), "below the best baseline"),
         (labels.judge_collapse(1e-15), "reproduced, explained by the trivial dimension"),
         (labels.judge_collapse(0.1), "not reproduced"),
         (labels.judge_norm(0.9), "reproduced"),
@@ -75,6 +79,12 @@ def run(name, out, *, dtype="float64"):
 
 def rows_of(result):
     return {row["quantity"]: row for row in result["rows"]}
+
+
+def test_alignment_study(tmp_path):
+    rows = rows_of(run("alignment_study", tmp_path, dtype="float32"))
+    assert float(rows["all pairs of views, mean R@1 of align, %"]["ours"]) > 50
+    assert "baseline" in rows["tumours, mean and worst: R@1 of align, %"]["verdict"]
 
 
 def test_fig3(tmp_path):

@@ -56,6 +56,8 @@ CALLS = {
         for name in ("cca", "linear_contrastive")
     },
     "baselines.ridge_cca": "pa.baselines.ridge_cca(views, k=2, ridge=0.1)",
+    "baselines.ridge_cca_cv": "pa.baselines.ridge_cca_cv(views, k=2, ridges=(0.1, 1.0), folds=2)",
+    "baselines.kernel_cca": "pa.baselines.kernel_cca((z1[:999], z2[:999]), k=2, ridge=0.1)",
     "baselines.ridge_regression": "pa.baselines.ridge_regression(views, ridge=0.1)",
     **{
         f"baselines.{name}": f"pa.baselines.{name}(views)"

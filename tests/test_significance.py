@@ -1,12 +1,15 @@
 """Random-matrix theory against simulation, and a permutation test that keeps its level."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
 
 import perfalign_jax as pa
-from perfalign_jax import significance
+from perfalign_jax import significance, types
 
 N, D1, D2 = 600, 60, 90
 
@@ -99,7 +102,10 @@ def test_moments_cannot_be_permuted(rng):
 
 def test_an_alignment_that_disagrees_is_named(rng):
     x = rng.normal(size=(50, 3)).astype(np.float32)
-    alignment = pa.align((x, x + 1), lift=None).take(1)  # of three axes that are real
+    alignment = dataclasses.replace(
+        pa.fit((x, x + 1), k=1, center=True),
+        evidence=types.Evidence(jnp.ones((2, 1)), *jnp.ones(3), (), (), (), ()),
+    )
     with pytest.warns(UserWarning, match="the alignment trusts 1 axes"):
         significance.permutation_test(
             (x, x + 1), key=jax.random.key(0), permutations=79, alignment=alignment

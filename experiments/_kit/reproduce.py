@@ -32,6 +32,7 @@ EXPERIMENTS = {
     "utd_mhad_linear": "Section 3.2 on real files: closed-form transfer to IMU",
     "table1_har": "Section 3.2, Table 1: transfer to IMU with trained encoders",
     "fig6_tsne": "Section 3.2, Fig. 6: latent space before and after perfect alignment",
+    "alignment_study": "Which alignment to use: align and its rivals on pairs of real views",
 }
 """Every experiment of the report, in its order: name of the script to one line about it."""
 

@@ -1,0 +1,147 @@
+"""What the commands say: errors and notes in one line, tables, JSON, and words of their own."""
+
+import contextlib
+import json
+import math
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Hint", "InputError", "UnfinishedError", "after_writing", "check_out", "computing"]
+__all__ += ["in_own_words", "say", "say_notes", "show"]
+
+
+class InputError(Exception):
+    """Bad input, in one line."""
+
+
+class UnfinishedError(Exception):
+    """The result is written, but what was to be said about it is not."""
+
+
+class Hint(UserWarning):
+    """What the command line itself advises."""
+
+
+def check_out(out: Path, suffix: str, inputs: tuple[str, ...]) -> None:
+    from perfalign_jax.serialization import check_target
+
+    if out.suffix.lower() != suffix:
+        raise InputError(f"--out must end in {suffix}, got {out}.")
+    for spec in inputs:
+        # Also file.npz:name: what is before the colon is the file.
+        for path in (Path(spec), Path(spec.rpartition(":")[0])):
+            if path.is_file() and out.exists() and out.samefile(path):
+                raise InputError(f"--out {out} would overwrite an input.")
+    check_target(out)
+
+
+@contextlib.contextmanager
+def computing() -> Iterator[list[warnings.WarningMessage]]:
+    """Compute each array in the dtype it is stored in, and collect what is warned of."""
+    import jax
+
+    from perfalign_jax.types import CollapseWarning, OverfitWarning, PrecisionWarning
+
+    with jax.enable_x64(True), warnings.catch_warnings(record=True) as log:
+        warnings.simplefilter("ignore")
+        for category in (PrecisionWarning, CollapseWarning, OverfitWarning, Hint):
+            warnings.simplefilter("always", category)
+        yield log
+
+
+@contextlib.contextmanager
+def after_writing(done: str) -> Iterator[None]:
+    """Say, where the rest fails or is interrupted, what is there all the same."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(done) from None
+    except Exception as error:
+        raise UnfinishedError(f"{done}, but not described: {error}") from None
+
+
+# The library's words, and what the same is called here.
+_WORDS = (
+    (r"select='energy' \(k=None takes", "--select energy (without -k it takes"),
+    (r"k=None with select='energy'", "--select energy without -k"),
+    (r"\(see diagnose\)", "(see perfalign diagnose)"),
+    (r"\bdiagnose\(\)", "perfalign diagnose"),
+    (r"\bbaselines\.ridge_cca\b", "ridge CCA (which this command does not have)"),
+    (r"\b(select|method)='(\w+)'", r"--\1 \2"),
+    (r"\b(with|or|any) k\b", r"\1 -k"),
+    (r"\bcenter=True\b", "--center"),
+    (r"^rtol must", "--rtol must"),
+    (r"^k must", "-k must"),
+)
+
+
+def in_own_words(text: str) -> str:
+    for pattern, replacement in _WORDS:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def _printable(text: str) -> str:
+    """One line; what would steer a terminal is shown as its escape."""
+    line = " ".join(text.split(None))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def say(text: str) -> None:
+    print(f"perfalign: {_printable(text)}", file=sys.stderr)
+
+
+def say_notes(notes: list[warnings.WarningMessage]) -> None:
+    for note in notes:
+        word = "note" if note.category.__name__ == "PrecisionWarning" else "warning"
+        say(f"{word}: {in_own_words(str(note.message))}")
+
+
+_LABELS = {
+    "out": "file",
+    "n": "pairs n",
+    "d1": "features d1",
+    "d2": "features d2",
+    "k": "latent dimensions k",
+    "cmae": "CMAE (Eq. 8), data units",
+    "ncmae": "NCMAE, of latents of length one",
+    "relative_cmae": "relative CMAE, of the mean latent length",
+    "energy_kept_0": "share of view 0's energy in its latents",
+    "energy_kept_1": "share of view 1's energy in its latents",
+    "effective_rank": "effective rank of the latents",
+    "effective_rank_0": "effective rank of view 0's latents",
+    "effective_rank_1": "effective rank of view 1's latents",
+    "linear_cka": "linear CKA",
+    "center": "centred",
+}
+
+
+def show(
+    title: str, facts: dict[str, Any], notes: list[warnings.WarningMessage], *, as_json: bool
+) -> None:
+    if as_json:
+        said = {"notes": [in_own_words(str(note.message)) for note in notes]}
+        clean = {_json_name(name): _json_value(value) for name, value in (facts | said).items()}
+        print(json.dumps(clean, indent=1))
+        return
+    say_notes(notes)
+    labels = [_LABELS.get(name, name.replace("_", " ")) for name in facts]
+    print(_printable(title))
+    for label, value in zip(labels, facts.values(), strict=True):
+        text = f"{value:,}" if type(value) is int else str(value)
+        text = f"{value:.4g}" if isinstance(value, float) else text
+        print(f"{label:{max(map(len, labels))}}  {_printable(text)}")
+
+
+def _json_name(name: str) -> str:
+    return name.replace("R@", "recall_at_").replace(",", "").replace(" ", "_")
+
+
+def _json_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_json_value(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
