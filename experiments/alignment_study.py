@@ -139,7 +139,7 @@ def list_baselines(seed: int) -> dict[str, Callable[[Views], list[Any]]]:
             baselines.ridge_cca_cv(v, k=most(v)),
         ],
         "kernel CCA": lambda v: [
-            baselines.kernel_cca(v, k=min(64, len(v[0]) - 1), ridge=r) for r in (0.01, 0.1)
+            baselines.kernel_cca(v, k=min(32, len(v[0]) - 1), ridge=r) for r in (0.01, 0.1)
         ],
         "ridge regression": lambda v: [baselines.ridge_regression(v, ridge=RIDGE, center=True)],
         "Procrustes": lambda v: [baselines.procrustes(v, center=True)],
