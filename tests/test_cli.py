@@ -329,7 +329,7 @@ def test_both_entry_points(files):
     ("arguments", "message"),
     [
         ("", "the following arguments are required: COMMAND; see perfalign --help"),
-        ("align x1.npy", "invalid choice: 'align'"),
+        ("aline x1.npy", "invalid choice: 'aline'"),
         ("fit x1.npy -k 2", "the following arguments are required: x2; see perfalign fit --help"),
         ("fit x1.npy x2.npy --k", "expected one argument"),
         ("fit x1.npy x2.npy -k 2 --sel energy", "unrecognized arguments: --sel energy"),
