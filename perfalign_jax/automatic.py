@@ -95,7 +95,8 @@ def align(
         ridge: relative to the mean eigenvalue of each side.
         k: number of axes; axes without held-out correlation are left out in any case.
         mask: shape ``(n, M)``, True where a row has a view; what is not there is never read. Rows
-            of a single view are welcome: they sharpen what is known of it. Linear alignments only.
+            of a single view are welcome. Linear alignments only. EM stops early where few rows
+            have both sides: compare with leaving incomplete rows out.
         weights: shape ``(n,)``, as in ``fit``.
         groups: shape ``(n,)``, such as subjects or sessions: rows of one group are never in
             different folds.
