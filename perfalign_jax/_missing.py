@@ -9,7 +9,6 @@ Moments of the rows that happen to have both features are no substitute: whiteni
 come from different rows.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -98,7 +97,7 @@ def _regress(
     return jnp.diag(present) + weights.T, factor
 
 
-@functools.partial(jax.jit, static_argnames=())
+@jax.jit
 def _step(
     patterns: Patterns,
     kept: Float[Array, " f"],
@@ -149,6 +148,7 @@ def _step(
     return middle, (found + found.T) / 2, likelihood
 
 
+@jax.jit
 def _start(
     patterns: Patterns, kept: Array, blocks: np.ndarray
 ) -> tuple[Float[Array, " p"], Float[Array, "p p"]]:
@@ -162,9 +162,6 @@ def _start(
     scatter = scatter + jnp.einsum("qf,qfi,qfj->ij", w, apart, apart)
     same = jnp.asarray(blocks[:, None] == blocks[None, :], mean.dtype)
     return mean, same * scatter / total[:, None]
-
-
-_start_jit = jax.jit(_start)
 
 
 def complete(
@@ -198,7 +195,7 @@ def complete(
 def _run(
     patterns: Patterns, kept: Array, blocks: np.ndarray, ridge: float, steps: int | None
 ) -> tuple[Array, Array, int]:
-    mean, covariance = _start_jit(patterns, kept, blocks)
+    mean, covariance = _start(patterns, kept, blocks)
     share = np.zeros((len(blocks), len(blocks)))
     for block in np.unique(blocks):
         inside = blocks == block
