@@ -20,7 +20,16 @@ from jaxtyping import Array, Float, Int
 
 from perfalign_jax._numerics import matmul
 
-__all__ = ["Axes", "Folds", "Tried", "axes_of", "correlations", "falling", "information"]
+__all__ = [
+    "Axes",
+    "Folds",
+    "Incomplete",
+    "Tried",
+    "axes_of",
+    "correlations",
+    "falling",
+    "information",
+]
 __all__ += ["of_rows", "others", "paired", "reliabilities", "split", "tell", "try_ridges"]
 
 _WHOLE = 1024  # up to so many features all axes are found at once, above it the leading ones
@@ -73,6 +82,28 @@ class Tried(NamedTuple):
     covariances: Float[Array, "l s s k"]
     trained: Float[Array, "l s k"]
     latents: tuple[Float[Array, "f l b k"], ...]
+
+
+class Incomplete(NamedTuple):
+    """What to fit and to hold out where some rows have some sides only.
+
+    A correlation needs both its variances from the rows that it is of: with those of other rows it
+    can pass one. The folds' own scatters are then of all rows, at the mean where a side is missing.
+
+    Attributes:
+        means: what to fit without each fold, shape ``(F, p)``.
+        covariances: shape ``(F, p, p)``.
+        scatters: of each fold, for each pair of sides of the rows that have both, about the mean
+            that was fitted, shape ``(F, P, p, p)``.
+        seen: weight of the rows that have each side, shape ``(S,)``.
+        both: weight of the rows that have both sides of a pair, shape ``(P,)``.
+    """
+
+    means: Float[Array, "f p"]
+    covariances: Float[Array, "f p p"]
+    scatters: Float[Array, "f q p p"]
+    seen: Float[Array, " s"]
+    both: Float[Array, " q"]
 
 
 def split(whole: Array, dims: tuple[int, ...], axis: int = -1) -> list[Array]:
@@ -238,39 +269,59 @@ def try_ridges(
     ridges: Float[Array, " l"],
     *,
     k: int,
-    trained: tuple[Float[Array, "f p"], Float[Array, "f p p"]] | None = None,
+    incomplete: Incomplete | None = None,
 ) -> Tried:
     """Fit on all folds but one with every ridge, and use it on the one left out.
 
-    ``rows`` are some rows of each fold, about ``folds.mean``; there may be none. ``trained`` are
-    mean and covariance to fit for each fold, where they are not those of the others.
+    ``rows`` are some rows of each fold, about ``folds.mean``; there may be none.
     """
     dims = folds.dims
+    pairs = list(itertools.combinations(range(len(dims)), 2))
 
     def leave_out(number: Array) -> tuple[Array, Array, tuple[Array, ...]]:
-        if trained is None:
+        if incomplete is None:
             mean, covariance = others(folds, number)
         else:
-            mean, covariance = (part[number] for part in trained)
+            mean, covariance = incomplete.means[number], incomplete.covariances[number]
         turned = _turn(covariance, dims)
         gap = folds.means[number] - mean
         weight = folds.weights[number]
         # About the mean that was fitted: what a new row will be compared by.
         scatter = folds.scatters[number] + weight * gap[:, None] * gap[None, :]
         held_out = _both(scatter, turned.vectors, dims)
+        if incomplete is not None:
+            seen_both = jax.lax.map(
+                lambda s: _both(s, turned.vectors, dims), incomplete.scatters[number]
+            )
         parts = split(rows[number] - mean[None, :], dims)
         seen = [matmul(x, v) for x, v in zip(parts, turned.vectors, strict=True)]
 
         def one(ridge: Array) -> tuple[Array, Array, tuple[Array, ...]]:
             axes = _ridged(turned, dims, ridge, k)
             latents = tuple(matmul(x, a) for x, a in zip(seen, axes.directions, strict=True))
-            return paired(held_out, dims, axes), weight * axes.variances, latents
+            moments = paired(held_out, dims, axes)[None]
+            if incomplete is not None:
+                own = jax.lax.map(lambda s: paired(s, dims, axes), seen_both)
+                moments = jnp.concatenate([moments, own])
+            return moments, weight * axes.variances, latents
 
         return jax.lax.map(one, ridges)
 
     covariances, own, latents = jax.lax.map(leave_out, jnp.arange(len(folds.weights)))
     total = jnp.maximum(jnp.sum(folds.weights), jnp.finfo(folds.weights.dtype).tiny)
-    return Tried(jnp.sum(covariances, axis=0) / total, jnp.sum(own, axis=0) / total, latents)
+    pooled = jnp.sum(covariances, axis=0)
+    moments = pooled[:, 0] / total
+    if incomplete is not None:
+        seen = incomplete.seen
+        share = jnp.sqrt(total / jnp.where(seen > 0, seen, 1))
+        moments = moments * (share[:, None] * share[None, :])[None, :, :, None]
+        spread = jnp.sqrt(jnp.diagonal(moments, axis1=1, axis2=2))  # (l, k, s)
+        for q, (a, b) in enumerate(pairs):
+            both = incomplete.both[q] > 0
+            r = jnp.where(both, correlations(pooled[:, 1 + q])[:, a, b], jnp.nan)
+            common = r * spread[:, :, a] * spread[:, :, b]
+            moments = moments.at[:, a, b].set(common).at[:, b, a].set(common)
+    return Tried(moments, jnp.sum(own, axis=0) / total, latents)
 
 
 def paired(
@@ -319,7 +370,8 @@ def reliabilities(covariances: Float[Array, "s s k"]) -> Float[Array, "s k"]:
     """Correlation of every side with what they share, axis by axis, from held-out moments.
 
     One common factor explains all pairs, ``r_ab = rho_a rho_b``: principal factor analysis. With
-    two sides both have the root of their correlation.
+    two sides both have the root of their correlation. A pair that no row has is NaN in the moments,
+    and left out.
     """
     s, r = covariances.shape[0], correlations(covariances)
     if s == 2:
@@ -327,8 +379,9 @@ def reliabilities(covariances: Float[Array, "s s k"]) -> Float[Array, "s k"]:
         positive = held_out > 0
         shared = jnp.where(positive, jnp.sqrt(jnp.where(positive, held_out, 1)), 0)
         return jnp.stack([shared, shared])
-    off = ~jnp.eye(s, dtype=bool)[:, :, None]
+    off = ~jnp.eye(s, dtype=bool)[:, :, None] & ~jnp.isnan(r)
     r = jnp.where(off, jnp.clip(jax.vmap(jax.vmap(falling))(r), 0, _TOP), 0)
+    count = jnp.maximum(jnp.sum(off, axis=1), 1).astype(r.dtype)
 
     def step(_: int | Array, rho: Array) -> Array:
         # Each side from the others: least squares of r_ab on rho_b.
@@ -337,7 +390,7 @@ def reliabilities(covariances: Float[Array, "s s k"]) -> Float[Array, "s k"]:
         fitted = jnp.sum(r * seen, axis=1) / jnp.where(weight > 0, weight, 1)
         return jnp.clip((rho + fitted) / 2, 0, _TOP**0.5)
 
-    return jax.lax.fori_loop(0, _ROUNDS, step, jnp.sqrt(jnp.sum(r, axis=1) / (s - 1)))
+    return jax.lax.fori_loop(0, _ROUNDS, step, jnp.sqrt(jnp.sum(r, axis=1) / count))
 
 
 @functools.partial(jax.jit, static_argnames=("k",))

@@ -1,9 +1,14 @@
 """Second moments of views of which some rows are missing: EM for a Gaussian, pattern by pattern.
 
-Rows that have the same views form a pattern, and a pattern is a weight, a mean and a scatter, fold
-by fold. Each step of EM regresses the missing features of every pattern on its present ones, with a
-ridge, and adds up what all patterns then say, the uncertainty of the regression included; no step
-reads a row. Without missing rows the first step is the plain covariance.
+Rows that have the same views form a pattern, and a pattern is a weight, a mean and a scatter of
+what it has, fold by fold. A step of EM regresses the missing features of every pattern on its
+present ones and adds up what all patterns then say, the uncertainty of the regression included; no
+step reads a row.
+
+The ridge is noise of known variance that every row is thought to carry, complete ones too, and that
+is taken off at the end. A ridge in the regressions alone would be wrong: it takes what rows say
+about weak directions for less than they say, and with a share ``f`` of a view's rows missing, EM
+then shrinks the coupling there by ``1 - f``.
 
 Moments of the rows that happen to have both features are no substitute: whitening and coupling then
 come from different rows.
@@ -18,202 +23,256 @@ from jaxtyping import Array, Bool, Float, Int
 
 from perfalign_jax._numerics import matmul
 
-__all__ = ["Patterns", "complete", "fill_rows", "of_rows"]
+__all__ = ["RIDGES", "Completed", "Patterns", "complete", "fill_rows", "of_rows"]
 
-RIDGE = 0.1  # of the regressions, relative to a view's mean variance, unless one is given
-_STEPS = 60
-_PATIENCE = 3  # steps without a better held-out likelihood
+RIDGES = (0.1, 0.01, 0.001)  # tried
+CYCLES = 2  # at once, of three steps each
 
 
 class Patterns(NamedTuple):
-    """Moments of the rows of each pattern and fold; missing features are zero in them.
+    """Moments of the rows of patterns with a like number of features, fold by fold.
+
+    Lists of features are filled up with ``p``, the number of all features.
 
     Attributes:
-        present: shape ``(P, p)``, 1 where a feature is there.
+        inside: features that are there, shape ``(P, o)``.
+        outside: features that are not, shape ``(P, m)``.
         weights: shape ``(P, F)``.
-        means: shape ``(P, F, p)``, about ``mean``.
-        scatters: shape ``(P, F, p, p)``, about the pattern's own mean in the fold.
-        mean: of every feature over the rows that have it, shape ``(p,)``.
+        means: of what is there, shape ``(P, F, o)``.
+        scatters: shape ``(P, F, o, o)``, about the pattern's own mean in the fold.
     """
 
-    present: Float[Array, "q p"]
+    inside: Int[Array, "q o"]
+    outside: Int[Array, "q m"]
     weights: Float[Array, "q f"]
-    means: Float[Array, "q f p"]
-    scatters: Float[Array, "q f p p"]
+    means: Float[Array, "q f o"]
+    scatters: Float[Array, "q f o o"]
+
+
+class Completed(NamedTuple):
+    """Mean and covariance without each fold, and of all rows.
+
+    Attributes:
+        means: without each fold, shape ``(F, p)``.
+        covariances: without each fold, shape ``(F, p, p)``.
+        mean: of all rows, shape ``(p,)``.
+        covariance: of all rows, shape ``(p, p)``.
+        noise: variance of the noise that is taken off, shape ``(p,)``.
+        cycles: so far.
+        change: of the covariance of all rows in the last step, relative to its size.
+    """
+
+    means: Float[Array, "f p"]
+    covariances: Float[Array, "f p p"]
     mean: Float[Array, " p"]
+    covariance: Float[Array, "p p"]
+    noise: Float[Array, " p"]
+    cycles: int
+    change: float
 
 
 def of_rows(
     x: Float[Array, "n p"],
     present: Bool[np.ndarray, "n p"],
-    pattern: Int[np.ndarray, " n"],
     order: Int[np.ndarray, "f b"],
     w: Float[Array, " n"],
-) -> Patterns:
-    """Moments by pattern and fold; what is not present in ``x`` is zero there."""
-    seen = jnp.asarray(present, x.dtype)
-    counts = matmul(w, seen)
-    mean = matmul(w, x) / jnp.where(counts > 0, counts, 1)
-    x = (x - mean[None, :]) * seen
-    patterns = range(int(pattern.max()) + 1)
-    parts = [
-        [
-            _moments(x, w, jnp.asarray(_padded(row[(row >= 0) & (pattern[row] == q)])))
-            for row in order
-        ]
-        for q in patterns
-    ]
-    first = [int(np.argmax(pattern == q)) for q in patterns]
-    weights, means, scatters = (
-        jnp.stack([jnp.stack([part[i] for part in row]) for row in parts]) for i in range(3)
-    )
-    return Patterns(seen[np.array(first)], weights, means, scatters, mean)
-
-
-def _padded(rows: np.ndarray) -> np.ndarray:
-    """Rows filled up with -1 to a power of two, so that few programs serve all patterns."""
-    size = 1 << max(0, int(np.ceil(np.log2(max(len(rows), 1)))))
-    return np.pad(rows, (0, size - len(rows)), constant_values=-1)
-
-
-@jax.jit
-def _moments(x: Array, w: Array, rows: Array) -> tuple[Array, Array, Array]:
-    own = jnp.where(rows >= 0, w[rows], 0)
-    weight = jnp.sum(own)
-    mean = matmul(own, x[rows]) / jnp.where(weight > 0, weight, 1)
-    apart = jnp.sqrt(own)[:, None] * (x[rows] - mean[None, :])
-    return weight, mean, matmul(apart.T, apart)
+) -> list[Patterns]:
+    """Moments by pattern and fold. Patterns that need matrices of a like size are together."""
+    n, p = x.shape
+    shown, pattern = np.unique(present, axis=0, return_inverse=True)
+    pattern = pattern.reshape(-1)
+    step = -(-p // 4)
+    sizes = -(-shown.sum(axis=1) // step) * step
+    parts = []
+    for size in np.unique(sizes):
+        members = np.flatnonzero(sizes == size)
+        inside = np.full((len(members), min(int(size), p)), p)
+        outside = np.full((len(members), int((~shown[members]).sum(axis=1).max())), p)
+        rows = []
+        for place, q in enumerate(members):
+            have, lack = np.flatnonzero(shown[q]), np.flatnonzero(~shown[q])
+            inside[place, : len(have)] = have
+            outside[place, : len(lack)] = lack
+            rows.append([row[(row >= 0) & (pattern[row] == q)] for row in order])
+        most = max(len(part) for row in rows for part in row)
+        most = 1 << max(0, (max(most, 1) - 1).bit_length())  # few programs for all patterns
+        table = np.full((len(members), len(order), most), n)
+        for place, row in enumerate(rows):
+            for f, part in enumerate(row):
+                table[place, f, : len(part)] = part
+        moments = _moments(x, w, jnp.asarray(inside), jnp.asarray(table))
+        parts.append(Patterns(jnp.asarray(inside), jnp.asarray(outside), *moments))
+    return parts
 
 
 @jax.jit
-def _regress(
-    covariance: Float[Array, "p p"], present: Float[Array, " p"], penalty: Float[Array, " p"]
-) -> tuple[Float[Array, "p p"], Float[Array, "p p"]]:
-    """The map that fills missing features in, and the Cholesky factor of the present ones."""
-    inside = present[:, None] * covariance * present[None, :]
-    factor = jnp.linalg.cholesky(inside + jnp.diag(present * penalty + (1 - present)))
-    cross = covariance * present[:, None] * (1 - present)[None, :]
-    weights = jax.scipy.linalg.cho_solve((factor, True), cross)
-    return jnp.diag(present) + weights.T, factor
+def _moments(x: Array, w: Array, inside: Array, table: Array) -> tuple[Array, Array, Array]:
+    def pattern(part: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        features, folds = part
+
+        def fold(rows: Array) -> tuple[Array, Array, Array]:
+            own = w.at[rows].get(mode="fill", fill_value=0)
+            seen = x.at[rows[:, None], features[None, :]].get(mode="fill", fill_value=0)
+            weight = jnp.sum(own)
+            mean = matmul(own, seen) / jnp.where(weight > 0, weight, 1)
+            apart = jnp.sqrt(own)[:, None] * (seen - mean[None, :])
+            return weight, mean, matmul(apart.T, apart)
+
+        return jax.lax.map(fold, folds)
+
+    return jax.lax.map(pattern, (inside, table))
+
+
+def _block(covariance: Array, a: Array, b: Array) -> Array:
+    return covariance.at[a[:, None], b[None, :]].get(mode="fill", fill_value=0)
+
+
+_State = tuple[Float[Array, " p"], Float[Array, "p p"]]
 
 
 @jax.jit
 def _step(
-    patterns: Patterns,
-    kept: Float[Array, " f"],
-    mean: Float[Array, " p"],
-    covariance: Float[Array, "p p"],
-    penalty: Float[Array, " p"],
-) -> tuple[Array, Array, Array]:
-    """One step of EM on the folds kept, and the log-likelihood of the others before it."""
+    patterns: list[Patterns], kept: Float[Array, " f"], noise: Float[Array, " p"], state: _State
+) -> tuple[_State, Array]:
+    """One step of EM on the folds kept, and their log-likelihood before it."""
+    mean, covariance = state
+    p = len(mean)
 
-    def one(carry: tuple, part: tuple) -> tuple[tuple, None]:
+    def one(carry: tuple, part: Patterns) -> tuple[tuple, None]:
         total, first, second, likelihood = carry
-        present, weights, means, scatters = part
-        fill, factor = _regress(covariance, present, penalty)
-        missing = 1 - present
-
-        def gather(chosen: Array) -> tuple[Array, Array, Array]:
-            w = chosen * weights
-            weight = jnp.sum(w)
-            middle = matmul(w, means) / jnp.where(weight > 0, weight, 1)
-            apart = jnp.sqrt(w)[:, None] * (means - middle[None, :])
-            scatter = jnp.tensordot(chosen, scatters, 1, precision=jax.lax.Precision.HIGHEST)
-            return weight, middle, scatter + matmul(apart.T, apart)
-
-        weight, middle, scatter = gather(kept)
-        filled = mean + matmul(fill, (middle - mean) * present)
-        # What the regression does not know of the missing features.
-        unknown = missing[:, None] * covariance * missing[None, :] - matmul(
-            fill * missing[:, None], covariance * present[:, None] * missing[None, :]
+        a, b = part.inside, part.outside
+        valid = a < p
+        own = noise.at[a].get(mode="fill", fill_value=0)
+        center = mean.at[a].get(mode="fill", fill_value=0)
+        factor = jnp.linalg.cholesky(
+            _block(covariance, a, a) + jnp.diag(1 - valid.astype(mean.dtype))
         )
-        moved = matmul(matmul(fill, scatter), fill.T) + weight * (unknown + unknown.T) / 2
-        second = second + moved + weight * filled[:, None] * filled[None, :]
+        root = jax.scipy.linalg.solve_triangular(
+            factor, jnp.eye(len(a), dtype=mean.dtype), lower=True
+        )
+        inverse = matmul(root.T, root)
+        cross = _block(covariance, a, b)
+        fill = matmul(inverse, cross)
+        volume = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)))
 
-        left, away, spread = gather(1 - kept)
-        gap = (away - mean) * present
-        spread = spread + left * gap[:, None] * gap[None, :]
-        distance = jnp.trace(jax.scipy.linalg.cho_solve((factor, True), spread))
-        volume = 2 * jnp.sum(jnp.log(jnp.diagonal(factor)) * present)
-        likelihood = likelihood - (left * volume + distance) / 2
-        return (total + weight, first + weight * filled, second, likelihood), None
+        w = kept * part.weights
+        weight = jnp.sum(w)
+        gaps = part.means - center[None, :]
+        gap = matmul(w, gaps) / jnp.where(weight > 0, weight, 1)
+        apart = jnp.sqrt(w)[:, None] * gaps
+        scatter = jnp.tensordot(kept, part.scatters, 1, precision=jax.lax.Precision.HIGHEST)
+        scatter = scatter + matmul(apart.T, apart) + jnp.diag(weight * own)
+        missing = matmul(fill.T, scatter)
+        unknown = _block(covariance, b, b) - matmul(fill.T, cross)
+        whole = jnp.block(
+            [[scatter, missing.T], [missing, matmul(missing, fill) + weight * unknown]]
+        )
+        # Where each feature stands among the present and the missing.
+        place = (
+            jnp.zeros(p, int)
+            .at[jnp.concatenate([a, b])]
+            .set(jnp.arange(len(a) + len(b)), mode="drop")
+        )
+        moved = jnp.concatenate([gap, matmul(gap, fill)])[place]
+        return (
+            total + weight,
+            first + weight * moved,
+            second + whole[place][:, place],
+            likelihood - (weight * volume + jnp.sum(inverse * scatter)) / 2,
+        ), None
 
     zero = jnp.zeros((), mean.dtype)
-    start = (zero, jnp.zeros_like(mean), jnp.zeros_like(covariance), zero)
-    (total, first, second, likelihood), _ = jax.lax.scan(
-        one, start, (patterns.present, patterns.weights, patterns.means, patterns.scatters)
-    )
-    middle = first / total
-    found = second / total - middle[:, None] * middle[None, :]
-    return middle, (found + found.T) / 2, likelihood
+    carry = (zero, 0 * mean, 0 * covariance, zero)
+    for part in patterns:
+        carry, _ = jax.lax.scan(one, carry, part)
+    total, first, second, likelihood = carry
+    moved = first / total
+    found = second / total - moved[:, None] * moved[None, :]
+    return (mean + moved, (found + found.T) / 2), likelihood
 
 
 @jax.jit
-def _start(
-    patterns: Patterns, kept: Array, blocks: np.ndarray
-) -> tuple[Float[Array, " p"], Float[Array, "p p"]]:
+def _cycle(
+    patterns: list[Patterns], kept: Float[Array, " f"], noise: Float[Array, " p"], state: _State
+) -> tuple[_State, Array]:
+    """Two steps, a leap in their direction, and a step from there (SQUAREM, scheme S3).
+
+    Varadhan and Roland (2008). Where the leap leaves the covariances or lowers the likelihood, the
+    two steps stand. Also returned: how much the second step still changed.
+    """
+    first, before = _step(patterns, kept, noise, state)
+    second, _ = _step(patterns, kept, noise, first)
+    r = [b - a for a, b in zip(state, first, strict=True)]
+    v = [b - a - c for a, b, c in zip(first, second, r, strict=True)]
+    size, bend = (jnp.sqrt(sum(jnp.sum(x**2) for x in part)) for part in (r, v))
+    alpha = jnp.maximum(size / jnp.where(bend > 0, bend, 1), 1)
+    leap = tuple(x + 2 * alpha * a + alpha**2 * b for x, a, b in zip(state, r, v, strict=True))
+    settled, there = _step(patterns, kept, noise, leap)
+    better = jnp.all(jnp.isfinite(settled[1])) & (there >= before)
+    chosen = jax.tree.map(lambda a, b: jnp.where(better, a, b), settled, second)
+    change = jnp.linalg.norm(second[1] - first[1]) / jnp.linalg.norm(second[1])
+    return chosen, change
+
+
+@jax.jit
+def _start(patterns: list[Patterns], kept: Array, noise: Array, same: Array) -> _State:
     """Mean and covariance of each view by itself, over the rows that have it."""
-    w = patterns.weights * kept[None, :]
-    total = jnp.einsum("qf,qp->p", w, patterns.present)
-    total = jnp.where(total > 0, total, 1)
-    mean = jnp.einsum("qf,qfp->p", w, patterns.means) / total
-    apart = (patterns.means - mean[None, None, :]) * patterns.present[:, None, :]
-    scatter = jnp.einsum("f,qfij->ij", kept, patterns.scatters)
-    scatter = scatter + jnp.einsum("qf,qfi,qfj->ij", w, apart, apart)
-    same = jnp.asarray(blocks[:, None] == blocks[None, :], mean.dtype)
-    return mean, same * scatter / total[:, None]
+    total, first, second = jnp.zeros_like(noise), jnp.zeros_like(noise), jnp.zeros_like(same)
+    for part in patterns:
+        w = part.weights * kept[None, :]
+        a = part.inside
+        scatter = jnp.einsum("f,qfij->qij", kept, part.scatters)
+        scatter = scatter + jnp.einsum("qf,qfi,qfj->qij", w, part.means, part.means)
+        total = total.at[a].add(jnp.sum(w, axis=1)[:, None], mode="drop")
+        first = first.at[a].add(jnp.einsum("qf,qfi->qi", w, part.means), mode="drop")
+        second = second.at[a[:, :, None], a[:, None, :]].add(scatter, mode="drop")
+    total = jnp.maximum(total, jnp.finfo(total.dtype).tiny)
+    mean = first / total
+    covariance = same * (second / total[:, None] - mean[:, None] * mean[None, :])
+    return mean, covariance + jnp.diag(noise)
+
+
+def _noise(patterns: list[Patterns], blocks: np.ndarray, ridge: float) -> Float[Array, " p"]:
+    """The ridge times the mean variance of each view."""
+    folds, dtype = patterns[0].weights.shape[1], patterns[0].weights.dtype
+    same = jnp.asarray(blocks[:, None] == blocks[None, :], dtype)
+    nothing = jnp.zeros(len(blocks), dtype)
+    _, covariance = _start(patterns, jnp.ones(folds, dtype), nothing, same)
+    return ridge * matmul(same, jnp.diagonal(covariance)) / jnp.sum(same, axis=1)
 
 
 def complete(
-    patterns: Patterns, blocks: np.ndarray, ridge: float
-) -> tuple[
-    Float[Array, "f p"], Float[Array, "f p p"], Float[Array, " p"], Float[Array, "p p"], int
-]:
-    """Mean and covariance without each fold, and of all: means ``(F, p)``, and so on.
+    patterns: list[Patterns], blocks: np.ndarray, ridge: float, start: Completed | None = None
+) -> Completed:
+    """Complete the moments without each fold, and of all rows, a few cycles further.
 
-    Each fold's EM stops at the best likelihood of the fold left out; on all rows it then takes as
-    many steps as those did on average. Returned last is that number.
+    Likelihood goes on rising where regressions begin to learn the rows by heart, so whoever calls
+    this stops where held-out rows no longer gain.
 
     Args:
         patterns: moments by pattern and fold.
         blocks: view of each feature, shape ``(p,)``.
-        ridge: relative to the mean variance of each view.
+        ridge: variance of the noise, relative to the mean variance of each view.
+        start: the result to go on from.
     """
-    folds = patterns.weights.shape[1]
-    means, covariances, taken = [], [], []
-    for fold in range(folds):
-        kept = jnp.asarray(np.arange(folds) != fold, patterns.mean.dtype)
-        mean, covariance, steps = _run(patterns, kept, blocks, ridge, None)
-        means.append(mean)
-        covariances.append(covariance)
-        taken.append(steps)
-    steps = max(1, round(float(np.mean(taken))))
-    mean, covariance, _ = _run(patterns, jnp.ones(folds, patterns.mean.dtype), blocks, ridge, steps)
-    return jnp.stack(means), jnp.stack(covariances), mean, covariance, steps
-
-
-def _run(
-    patterns: Patterns, kept: Array, blocks: np.ndarray, ridge: float, steps: int | None
-) -> tuple[Array, Array, int]:
-    mean, covariance = _start(patterns, kept, blocks)
-    share = np.zeros((len(blocks), len(blocks)))
-    for block in np.unique(blocks):
-        inside = blocks == block
-        share[np.ix_(inside, inside)] = 1 / inside.sum()
-    penalty = ridge * matmul(jnp.asarray(share, mean.dtype), jnp.diagonal(covariance))
-    best, since = (-np.inf, mean, covariance, 0), 0
-    for number in range(_STEPS if steps is None else steps):
-        before = (mean, covariance)
-        mean, covariance, likelihood = _step(patterns, kept, mean, covariance, penalty)
-        if steps is not None:
-            continue
-        if number > 0 and float(likelihood) > best[0]:
-            best, since = (float(likelihood), *before, number), 0
-        elif number > 1:
-            since += 1
-            if since >= _PATIENCE:
-                break
-    return (mean, covariance, steps) if steps is not None else best[1:]
+    folds, dtype = patterns[0].weights.shape[1], patterns[0].weights.dtype
+    noise = _noise(patterns, blocks, ridge)
+    same = jnp.asarray(blocks[:, None] == blocks[None, :], dtype)
+    found: list[_State] = []
+    for fold in range(folds + 1):
+        kept = jnp.asarray(np.arange(folds) != fold, dtype)
+        if start is None:
+            state = _start(patterns, kept, noise, same)
+        elif fold < folds:
+            state = start.means[fold], start.covariances[fold] + jnp.diag(noise)
+        else:
+            state = start.mean, start.covariance + jnp.diag(noise)
+        for _ in range(CYCLES):
+            state, change = _cycle(patterns, kept, noise, state)
+        found.append((state[0], state[1] - jnp.diag(noise)))
+    means, covariances = (jnp.stack(part[:-1]) for part in zip(*found, strict=True))
+    cycles = CYCLES + (0 if start is None else start.cycles)
+    return Completed(means, covariances, *found[-1], noise, cycles, float(change))
 
 
 def fill_rows(
@@ -221,17 +280,15 @@ def fill_rows(
     present: Bool[np.ndarray, "b p"],
     mean: Float[Array, " p"],
     covariance: Float[Array, "p p"],
+    noise: Float[Array, " p"],
     sides: np.ndarray,
-    blocks: np.ndarray,
-    ridge: float,
 ) -> Float[Array, "b p"]:
     """Rows with what is missing regressed on the present views of the same side.
 
-    A side without any view is at the mean. ``sides`` and ``blocks`` are side and view of every
-    feature.
+    A side without any view is at the mean. ``sides`` is the side of every feature.
     """
     filled = np.array(x, copy=True)
-    center, whole = np.asarray(mean), np.asarray(covariance)
+    center, whole = np.asarray(mean), np.asarray(covariance + jnp.diag(noise))
     shown, number = np.unique(present, axis=0, return_inverse=True)
     for q, pattern in enumerate(shown):
         rows = np.flatnonzero(number.reshape(-1) == q)
@@ -241,12 +298,7 @@ def fill_rows(
                 continue
             guess = np.broadcast_to(center[lack], (len(rows), int(lack.sum())))
             if have.any():
-                inside = whole[np.ix_(have, have)].copy()
-                for block in np.unique(blocks[have]):
-                    own = blocks[have] == block
-                    place = np.flatnonzero(own)
-                    inside[place, place] += ridge * np.diagonal(inside)[own].mean()
-                weights = np.linalg.solve(inside, whole[np.ix_(have, lack)])
+                weights = np.linalg.solve(whole[np.ix_(have, have)], whole[np.ix_(have, lack)])
                 guess = guess + (filled[np.ix_(rows, have)] - center[have]) @ weights
             filled[np.ix_(rows, lack)] = guess
     return jnp.asarray(filled)

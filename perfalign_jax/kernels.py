@@ -11,7 +11,7 @@ factor times the median distance between rows.
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +21,8 @@ from jaxtyping import Array, Float, Key
 from perfalign_jax import _checks
 from perfalign_jax._numerics import matmul, rounding
 
-__all__ = ["Fourier", "Nystroem", "Standardise", "choose_landmarks", "fit_fourier"]
-__all__ += ["fit_nystroem", "fit_standardise"]
+__all__ = ["Fourier", "Nystroem", "Principal", "Standardise", "choose_landmarks", "fit_fourier"]
+__all__ += ["fit_nystroem", "fit_principal", "fit_standardise"]
 
 Kernel = Literal["gaussian", "laplacian", "polynomial", "arc_cosine"]
 _KERNELS = ("gaussian", "laplacian", "polynomial", "arc_cosine")
@@ -30,7 +30,6 @@ _DEGREE = 3  # of the polynomial kernel
 _SAMPLE = 2000  # rows that the median distance, leverages and k-means look at
 _BLOCK = 4096  # rows lifted at once
 _WIDTHS = 4  # widths that features may have: each is compiled anew
-FLOOR = 0.1  # smallest spread of a feature that is believed, of the root mean square spread
 
 
 @jax.tree_util.register_dataclass
@@ -59,6 +58,37 @@ class Standardise:
 
     def _apply(self, x: Float[Array | np.ndarray, "n d"]) -> Float[Array, "n d"]:
         return _scale(matching(x, self.dim), self)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Principal:
+    """Principal coordinates of what another lift makes of a row: fewer features than it makes.
+
+    Attributes:
+        lift: what is applied first.
+        basis: orthonormal columns, shape ``(p, r)``.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import lift
+        >>> x = np.random.default_rng(0).normal(size=(5, 40)).astype(np.float32)
+        >>> narrow = lift.fit_principal(lift.fit_standardise(x), x)
+        >>> lift.apply(narrow, x).shape
+        (5, 5)
+    """
+
+    lift: Any
+    basis: Float[Array, "p r"]
+
+    @property
+    def dim(self) -> int:
+        """Number of features of a row."""
+        return self.lift.dim
+
+    def _apply(self, x: Float[Array | np.ndarray, "n d"]) -> Float[Array, "n r"]:
+        features = self.lift._apply(x)
+        return matmul(features, self.basis.astype(features.dtype))
 
 
 @jax.tree_util.register_dataclass
@@ -185,17 +215,18 @@ def _compare(
     return scale * (jnp.sqrt(1 - cosine**2) + (jnp.pi - angle) * cosine) / jnp.pi
 
 
-def fit_standardise(x: Float[Array | np.ndarray, "n d"], *, floor: float = FLOOR) -> Standardise:
+def fit_standardise(x: Float[Array | np.ndarray, "n d"], *, floor: float = 0.0) -> Standardise:
     """Measure mean and spread of every feature over some rows: the alignment pairs.
 
-    A feature that hardly moves over these rows says nothing about its scale: divided by its own
-    spread it can reach thousands on another row and drown all others. No feature is therefore
-    scaled up by more than ``1 / floor`` against the typical one. Over these rows the features it
-    makes have mean zero, and their mean squared norm is at most 1.
+    Every feature is brought to its own spread, so their units do not matter; one that does not move
+    over these rows, but for rounding, says nothing and becomes zero. Over these rows the features
+    have mean zero, and their mean squared norm is at most 1.
 
     Args:
         x: shape ``(n, d)``, at least two rows.
-        floor: smallest spread that is believed, as a share of the root mean square spread.
+        floor: smallest spread that is believed, as a share of the root mean square spread of all
+            features. Above 0 it is for features in the same units of which some hardly move over
+            few rows: divided by its own spread such a one can reach thousands on another row.
 
     Raises:
         TypeError: if ``x`` does not hold real numbers.
@@ -222,12 +253,69 @@ def _fit_standardise(x: Float[Array, "n d"], floor: Float[Array, ""]) -> Standar
 
 
 def standardise(
-    mean: Float[Array, " d"], spread: Float[Array, " d"], floor: Float[Array, ""]
+    mean: Float[Array, " d"], spread: Float[Array, " d"], floor: Array | float = 0.0
 ) -> Standardise:
     """Standardise by a known mean and spread."""
-    scale = jnp.maximum(spread, floor * jnp.sqrt(jnp.mean(spread**2)))
+    # Values near their mean are rounded to eps / 2 of it, and the mean to a little more.
+    real = spread > 4 * jnp.finfo(mean.dtype).eps * jnp.abs(mean)
+    scale = jnp.maximum(jnp.where(real, spread, 0), floor * jnp.sqrt(jnp.mean(spread**2)))
+    moves = scale > 0
     whole = jnp.sqrt(jnp.asarray(len(mean), mean.dtype))
-    return Standardise(mean, 1 / (jnp.where(scale > 0, scale, 1) * whole))
+    return Standardise(mean, jnp.where(moves, 1 / (jnp.where(moves, scale, 1) * whole), 0))
+
+
+def fit_principal(
+    lift: Any,
+    x: Float[Array | np.ndarray, "n d"],
+    *,
+    most: int | None = None,
+    weights: Float[Array | np.ndarray, " n"] | None = None,
+) -> Principal:
+    """Keep what some rows span of a lift's features, or the leading part of it.
+
+    A linear fit with a ridge lives in the span of its rows, so nothing is lost but what no row has.
+
+    Args:
+        lift: a fitted lift whose features have mean zero or nearly so.
+        x: rows, shape ``(n, d)``.
+        most: how many principal coordinates to keep; as many as the rows can span if not given.
+        weights: of the rows, shape ``(n,)``; all alike if not given.
+
+    Raises:
+        TypeError: if ``x`` does not hold real numbers.
+        ValueError: if a value is not finite or a shape does not fit.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import lift
+        >>> x = np.random.default_rng(0).normal(size=(50, 9)).astype(np.float32)
+        >>> lift.fit_principal(lift.fit_standardise(x), x, most=3).basis.shape
+        (9, 3)
+    """
+    features = lift._apply(_rows(x))
+    n, p = features.shape
+    count = min(n, p) if most is None else _checks.integer(most, "most", low=1)
+    w = jnp.ones((n,), features.dtype)
+    if weights is not None:
+        w = _checks.array(weights, "weights", ndim=1, shape="(n,)").astype(features.dtype)
+        if w.shape != (n,):
+            raise ValueError(f"weights must have shape ({n},) like the rows, got {w.shape}.")
+    return Principal(lift, _principal(features, w, count=min(count, n, p)))
+
+
+@functools.partial(jax.jit, static_argnames=("count",))
+def _principal(
+    features: Float[Array, "n p"], w: Float[Array, " n"], *, count: int
+) -> Float[Array, "p r"]:
+    n, p = features.shape
+    span = None
+    if p > n:  # the rows' own span first: an orthonormal basis, exact to rounding
+        span, _ = jnp.linalg.qr(features.T)
+        features = matmul(features, span)
+    scaled = jnp.sqrt(w)[:, None] * features
+    _, vectors = jnp.linalg.eigh(matmul(scaled.T, scaled))
+    basis = vectors[:, ::-1][:, :count]
+    return basis if span is None else matmul(span, basis)
 
 
 def fit_nystroem(
@@ -364,7 +452,9 @@ def choose_landmarks(
     rows = _scale(checked, scaling)
     if by == "kmeans":
         centres = _cluster(rows, count, key)
-        return centres / scaling.factor[None, :] + scaling.mean[None, :]
+        moves = scaling.factor > 0
+        units = 1 / jnp.where(moves, scaling.factor, 1)
+        return centres * units[None, :] + scaling.mean[None, :]
     bandwidth = _median_distance(_spread(rows, _SAMPLE), jnp.asarray(factor, rows.dtype))
     scores = _leverages(rows, _spread(rows, min(count, _SAMPLE)), bandwidth, kernel="gaussian")
     chosen = jax.random.choice(key, len(rows), (count,), replace=False, p=scores)

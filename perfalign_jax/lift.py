@@ -6,6 +6,7 @@ there, and what is fitted to some rows and then used on others, is a lift: a sma
 that a ``fit_...`` function makes and ``apply`` uses.
 
 - ``Standardise``: every feature in units of its own spread, and one scale for all;
+- ``Principal``: principal coordinates of what another lift makes of a row;
 - ``Span``: coordinates in the span of some rows, exact for all that sees inner products with them;
 - ``Convolutions``: features of multichannel time series, random and without training.
 
@@ -26,15 +27,25 @@ from jaxtyping import Array, Bool, Float, Key
 
 from perfalign_jax import _checks
 from perfalign_jax._numerics import flip_signs, matmul, rank_cutoff
-from perfalign_jax.kernels import Fourier, Nystroem, Standardise, fit_standardise, matching
+from perfalign_jax.kernels import (
+    Fourier,
+    Nystroem,
+    Principal,
+    Standardise,
+    fit_principal,
+    fit_standardise,
+    matching,
+)
 
 __all__ = [
     "Convolutions",
     "Lift",
+    "Principal",
     "Span",
     "Standardise",
     "apply",
     "fit_convolutions",
+    "fit_principal",
     "fit_span",
     "fit_standardise",
 ]
@@ -125,7 +136,7 @@ class Convolutions:
         return _convolve(x, self)
 
 
-Lift = Convolutions | Fourier | Nystroem | Span | Standardise
+Lift = Convolutions | Fourier | Nystroem | Principal | Span | Standardise
 """A fitted map of one view."""
 
 

@@ -15,14 +15,16 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from perfalign_jax.lift import Fourier, Nystroem, Span, Standardise
+from perfalign_jax.lift import Fourier, Nystroem, Principal, Span, Standardise
 from perfalign_jax.types import Alignment, Choice, Evidence, Trial
 
 __all__ = ["load", "save"]
 
 _FORMAT = "perfalign_jax.Alignment"
 _VERSION = 2
-_LIFTS: dict[str, Any] = {kind.__name__: kind for kind in (Fourier, Nystroem, Span, Standardise)}
+_LIFTS: dict[str, Any] = {
+    kind.__name__: kind for kind in (Fourier, Nystroem, Principal, Span, Standardise)
+}
 _SLOPES = ("slope", "offset", "search_slope")
 _BY_VIEW = ("loadings", "centres", "variances")
 _RIGHT = ("right_share", "right_probability")

@@ -44,11 +44,15 @@ FLOORS = {
     "evidence": 6,
     "sweeps": 6,
     "har": 6,
-    "automatic": 7,
-    "plotting": 8,
-    "_console": 8,
-    "cli": 9,
-    "__main__": 10,
+    "_selection": 7,
+    "_assembly": 8,
+    "_masked": 9,
+    "_parts": 9,
+    "automatic": 10,
+    "plotting": 11,
+    "_console": 11,
+    "cli": 12,
+    "__main__": 13,
 }
 # Rooms of rooms: what may import what inside.
 INSIDE = {"har.data": 0, "har.protocol": 1, "har.nn": 2}

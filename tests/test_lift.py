@@ -223,10 +223,34 @@ def test_a_feature_that_hardly_moves_is_not_blown_up(rng):
     x[:, 0] *= 1e-6
     x[0, 0] = 1.0  # moves on a clip outside the chosen rows only
     rows = np.arange(1, 30)
-    assert np.abs(standardise(x, rows, floor=0.0)[0, 0]) > 1e4
-    assert np.abs(standardise(x, rows)[0, 0]) < 11 / np.sqrt(10)  # floor 0.1: at most 10
+    assert np.abs(standardise(x, rows)[0, 0]) > 1e4
+    assert np.abs(standardise(x, rows, floor=0.1)[0, 0]) < 11 / np.sqrt(10)  # at most 10
     constant = np.ones((5, 3), np.float32)
     np.testing.assert_array_equal(standardise(constant, np.arange(5)), 0)
+
+
+def test_units_of_features_do_not_matter_and_rounding_is_no_spread(rng):
+    x = rng.normal(size=(30, 4)).astype(np.float32)
+    scaled = x * np.float32([1, 1e6, 1e-6, 1])
+    scaled[:, 3] = 1000 + 1e-5 * x[:, 3]  # what is left of it in float32 is rounding
+    found, expected = (standardise(a, np.arange(30)) for a in (scaled, x))
+    np.testing.assert_allclose(found[:, :3], expected[:, :3], rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(found[:, 3], 0)
+
+
+def test_principal_coordinates_keep_what_the_rows_span(rng, x64):
+    x = rng.normal(size=(12, 40))
+    scaled = lift.fit_standardise(x)
+    narrow = lift.fit_principal(scaled, x)
+    full, few = (np.asarray(lift.apply(f, x)) for f in (scaled, narrow))
+    assert few.shape == (12, 12)
+    np.testing.assert_allclose(few @ few.T, full @ full.T, atol=1e-12)
+    weights = np.where(np.arange(12) < 6, 1.0, 0.0)
+    leading = lift.fit_principal(scaled, x, most=2, weights=weights)
+    rows = np.linalg.svd(full[:6])[2]
+    np.testing.assert_allclose(np.abs(leading.basis.T @ rows[:2].T), np.eye(2), atol=1e-9)
+    with pytest.raises(ValueError, match=r"weights must have shape \(12,\)"):
+        lift.fit_principal(scaled, x, weights=np.ones(3))
 
 
 def test_standardising_works_under_jit_and_keeps_the_dtype(rng, x64):

@@ -311,6 +311,9 @@ class _Fits:
 def standardise(task: Task, exam: Exam) -> Posed:
     """Standardise features by what their pairs show of them, see ``lift.fit_standardise``.
 
+    The features of a view have the same units here and the pairs are few, so none is scaled up by
+    more than 10 against the typical one.
+
     Example:
         >>> import numpy as np
         >>> from perfalign_jax.har.protocol import methods, transfer
@@ -320,7 +323,7 @@ def standardise(task: Task, exam: Exam) -> Posed:
         >>> methods.standardise(task, exam)[0].unseen.ravel().tolist()
         [-1.0, 1.0]
     """
-    lifts = [lift.fit_standardise(x) for x in task.pairs]
+    lifts = [lift.fit_standardise(x, floor=0.1) for x in task.pairs]
     return _both((task, exam), *(functools.partial(lift.apply, one) for one in lifts))
 
 

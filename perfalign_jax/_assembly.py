@@ -1,0 +1,240 @@
+"""An alignment with its evidence, from the setting that was chosen."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from perfalign_jax import _checks, _folds, evidence
+from perfalign_jax import lift as lifting
+from perfalign_jax._folds import Axes, Folds, Tried
+from perfalign_jax._numerics import matmul
+from perfalign_jax._selection import Candidate, Plan, Sides, all_pairs, list_pairs, variances_of
+from perfalign_jax.lift import Lift
+from perfalign_jax.types import Alignment, Choice, CollapseWarning, Evidence
+
+__all__ = ["Fitted", "build", "calibrate", "finish", "load_views", "solve"]
+
+
+class Fitted(NamedTuple):
+    """All that an alignment of sides is made of."""
+
+    mean: Float[Array, " p"]
+    directions: tuple[Float[Array, "_ k"], ...]
+    variances: Float[Array, "s k"]  # on the rows that were fitted
+    couplings: Float[Array, " k"]
+    rho: Float[Array, "s k"]
+    left: Float[Array, " k"]
+    covariance: Float[Array, "p p"]
+
+
+@functools.partial(jax.jit, static_argnames=("k",))
+def solve(
+    folds: Folds,
+    covariances: Float[Array, "s s k"],
+    trained: Float[Array, "s k"],
+    ridge: Array,
+    whole: tuple[Array, Array] | None = None,
+    *,
+    k: int,
+) -> Fitted:
+    """Axes of all rows, in units in which the coordinates of new rows have variance one."""
+    mean, covariance = _folds.others(folds, -1) if whole is None else whole
+    dims = folds.dims
+    axes = _folds.axes_of(covariance, dims, ridge, k)
+    held_out = variances_of(covariances)[:, :k]
+    growth = held_out / jnp.where(trained[:, :k] > 0, trained[:, :k], 1)
+    scale = axes.variances * growth
+    inverse = jnp.where(scale > 0, jax.lax.rsqrt(jnp.where(scale > 0, scale, 1)), 0)
+    directions = tuple(a * s[None, :] for a, s in zip(axes.directions, inverse, strict=True))
+    largest = jnp.argmax(jnp.abs(directions[0]), axis=0)
+    sign = jnp.where(jnp.take_along_axis(directions[0], largest[None], axis=0)[0] < 0, -1, 1)
+    directions = tuple(a * sign.astype(a.dtype)[None, :] for a in directions)
+    rho = _folds.reliabilities(covariances)[:, :k]
+    moments = _folds.paired(covariance, dims, Axes(directions, axes.couplings, inverse))
+    lengths = rho * jax.lax.rsqrt(1 - rho**4)
+    scaled = moments * lengths[:, None, :] * lengths[None, :, :]
+    left = jnp.zeros_like(axes.couplings)
+    for a, b in list_pairs(len(dims)):
+        left = left + scaled[a, a] + scaled[b, b] - 2 * scaled[a, b]
+    left = jnp.sqrt(jnp.maximum(left * jnp.sum(folds.weights), 0))
+    return Fitted(
+        folds.mean + mean, directions, variances_of(moments), axes.couplings, rho, left, covariance
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("places",))
+def load_views(
+    views: tuple[Array, ...],
+    features: tuple[Array, ...],
+    weights: Float[Array, "m n"],
+    fitted: Fitted,
+    *,
+    places: Sides,
+) -> tuple[tuple[Array, ...], tuple[Array, ...], tuple[Array, ...]]:
+    """Regressions of the views' own features on the axes, and those features' moments.
+
+    ``weights`` are of the rows that have each view.
+    """
+    means = _folds.split(fitted.mean, tuple(f.shape[1] for f in features))
+    loadings: dict[int, Array] = {}
+    centres: dict[int, Array] = {}
+    variances: dict[int, Array] = {}
+    for s, side in enumerate(places):
+        z = matmul(features[s] - means[s][None, :], fitted.directions[s])
+        for m in side:
+            w = weights[m] / jnp.maximum(jnp.sum(weights[m]), jnp.finfo(z.dtype).tiny)
+            centres[m] = matmul(w, views[m])
+            apart = views[m] - centres[m][None, :]
+            variances[m] = matmul(w, apart**2)
+            own = matmul(w, z**2)
+            scaled = w[:, None] * z / jnp.where(own > 0, own, 1)[None, :]
+            loadings[m] = matmul(scaled.T, apart)
+    order = range(len(views))
+    return (
+        tuple(loadings[m] for m in order),
+        tuple(centres[m] for m in order),
+        tuple(variances[m] for m in order),
+    )
+
+
+@jax.jit
+def calibrate(
+    covariances: Array,
+    latents: tuple[Array, ...],
+    size: Array | int,
+    seen: Array,
+    w: Array,
+    chosen: Array,
+) -> tuple[Array, Array, Array]:
+    """Slope and offset of the log-odds, and the slope among many candidates."""
+    scores, valid, weights = all_pairs(covariances, latents, size, seen, w[chosen])
+    slope, offset = evidence.fit_calibration(scores, valid, weights)
+    return slope, offset, evidence.fit_search_slope(scores, valid, weights)[0]
+
+
+def finish(
+    views: tuple[Array, ...],
+    best: Candidate,
+    number: int,
+    ridge: Any,
+    size: int,
+    w: Array,
+    places: Sides,
+    plan: Plan,
+    choice: Choice | None,
+    right: tuple[Array, Array] | None = None,
+    whole: tuple[Array, Array] | None = None,
+    present: Float[Array, "m n"] | None = None,
+) -> Alignment:
+    """The alignment of one setting, with its evidence.
+
+    ``whole`` are mean and covariance where they are not the folds' own, ``present`` which views
+    every row has, where some are missing.
+    """
+    covariances, trained, latents, reliable = _pick(best.tried, number)
+    k = min(size, covariances.shape[-1])
+    if choice is not None:  # axes without held-out correlation say nothing
+        rho = np.asarray(reliable)[:, :k]
+        k = max(1, int(((rho > 0).sum(axis=0) > 1).sum()))
+        choice = dataclasses.replace(choice, chosen=dataclasses.replace(choice.chosen, k=k))
+        if not (rho > 0).any():
+            _checks.warn(
+                "no axis of the views agrees on rows it was not fitted to: nothing in them tells "
+                "which rows belong together.",
+                CollapseWarning,
+            )
+    ridge = jnp.asarray(ridge, covariances.dtype)
+    fitted = solve(best.folds, covariances, trained, ridge, whole, k=k)
+    slopes = calibrate(covariances, latents, k, plan.seen, w, plan.chosen)
+    weights = jnp.tile(w, (len(views), 1)) if present is None else present * w[None, :]
+    loaded = load_views(views, best.features, weights, fitted, places=places)
+    return build(best.lifts, fitted, places, ridge, slopes, loaded, choice, right)
+
+
+@jax.jit
+def _pick(tried: Tried, number: Array | int) -> tuple[Array, Array, tuple[Array, ...], Array]:
+    """Moments, latents and reliabilities of one ridge."""
+    covariances = tried.covariances[number]
+    latents = tuple(z[:, number] for z in tried.latents)
+    return covariances, tried.trained[number], latents, _folds.reliabilities(covariances)
+
+
+def build(
+    lifts: tuple[Lift, ...],
+    fitted: Fitted,
+    places: Sides,
+    ridge: Array,
+    slopes: tuple[Array, Array, Array],
+    loaded: tuple[tuple[Array, ...], ...],
+    choice: Choice | None,
+    right: tuple[Array, Array] | None = None,
+) -> Alignment:
+    widths = tuple(_width(f) for f in lifts)
+    projections, centres, fills = _part(fitted, ridge, places=places, widths=widths)
+    loadings, middles, variances = loaded
+    return Alignment(
+        projections=projections,
+        singular_values=fitted.left,
+        means=centres,
+        offset=jnp.zeros_like(fitted.left),
+        coupling=fitted.couplings,
+        lifts=lifts,
+        evidence=Evidence(
+            fitted.rho,
+            *slopes,
+            loadings=loadings,
+            centres=middles,
+            variances=variances,
+            fills=fills,
+            right_share=None if right is None else right[0],
+            right_probability=None if right is None else right[1],
+        ),
+        method="align",
+        center=True,
+        sides=() if all(len(side) == 1 for side in places) else places,
+        choice=choice,
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("places", "widths"))
+def _part(
+    fitted: Fitted, ridge: Array, *, places: Sides, widths: tuple[int, ...]
+) -> tuple[tuple[Array, ...], tuple[Array, ...], tuple[Array, ...]]:
+    """Projection and mean of every view, and the covariance of every side of several views."""
+    dims = tuple(a.shape[0] for a in fitted.directions)
+    projections: dict[int, Array] = {}
+    centres: dict[int, Array] = {}
+    fills, start = [], 0
+    for s, side in enumerate(places):
+        cut = tuple(widths[m] for m in side)
+        means = _folds.split(_folds.split(fitted.mean, dims)[s], cut)
+        parts = _folds.split(fitted.directions[s], cut, 0)
+        for m, a, mean in zip(side, parts, means, strict=True):
+            projections[m], centres[m] = a.T, mean
+        block = fitted.covariance[start : start + dims[s], start : start + dims[s]]
+        # With the ridge on its diagonal, so that views can be regressed on each other.
+        penalty = ridge * jnp.trace(block) / dims[s] * jnp.eye(dims[s], dtype=block.dtype)
+        fills.append(block + penalty if len(side) > 1 else block[:0, :0])
+        start += dims[s]
+    views = range(len(widths))
+    return (
+        tuple(projections[m] for m in views),
+        tuple(centres[m] for m in views),
+        tuple(fills),
+    )
+
+
+def _width(f: Lift) -> int:
+    """Number of features that a lift makes of a row."""
+    if isinstance(f, lifting.Convolutions):
+        raise TypeError(
+            "lift must not hold Convolutions: they take series (n, length, channels); apply them "
+            "first and give their features as a view."
+        )
+    shape = jax.eval_shape(lambda x: lifting.apply(f, x), jax.ShapeDtypeStruct((1, f.dim), float))
+    return shape.shape[1]

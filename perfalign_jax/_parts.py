@@ -1,0 +1,148 @@
+"""Alignment from moments alone: statistics of parts of the data, or a single one with theory."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from perfalign_jax import _folds, kernels, significance, statistics
+from perfalign_jax._assembly import Fitted, build, solve
+from perfalign_jax._folds import Folds
+from perfalign_jax._numerics import matmul
+from perfalign_jax._selection import AXES, RIDGES, Sides, most_axes
+from perfalign_jax.types import Alignment, Choice, Trial
+
+__all__ = ["align_parts"]
+
+
+def align_parts(parts: list[Any], places: Sides, ridge: Any, k: Any) -> Alignment:
+    """Align moments alone, part by part or, from a single one, with the help of theory."""
+    dims = parts[0].dims
+    order = [m for side in places for m in side]
+    folds, scalings = _of_parts(parts, order)
+    folds = dataclasses.replace(folds, dims=tuple(sum(dims[m] for m in side) for side in places))
+    samples = float(sum(part.samples for part in parts))
+    size = most_axes(folds.dims, int(samples), AXES if k == "auto" else int(k))
+    remarks: tuple[str, ...] = (
+        "from moments alone: chosen on held-out information, log-odds are not calibrated",
+    )
+    trials: tuple[Trial, ...] = ()
+    if len(parts) == 1:
+        covariances, trained, chosen = _debiased(folds, size, samples, ridge)
+        remarks = ("from one statistic: correlations are those of theory, nothing is held out",)
+        reason = "there are no folds to choose on"
+    else:
+        ridges = RIDGES if isinstance(ridge, str) else (ridge,)
+        nothing = jnp.zeros((len(parts), 0, folds.mean.shape[0]), folds.mean.dtype)
+        tried = _folds.try_ridges(folds, nothing, jnp.asarray(ridges, folds.mean.dtype), k=size)
+        informations = [float(_folds.tell(c)) for c in tried.covariances]
+        number = int(np.argmax(informations))
+        covariances, trained = tried.covariances[number], tried.trained[number]
+        chosen = float(ridges[number])
+        reason = "held-out information is largest, " + ", ".join(
+            f"{i:.3g} nats at {r:g}" for i, r in zip(informations, ridges, strict=True)
+        )
+    rho = np.asarray(_folds.reliabilities(covariances))
+    size = max(1, int(((rho > 0).sum(axis=0) > 1).sum()))
+    setting = Trial("none", chosen, size, math.nan, math.nan)
+    choice = Choice(trials, setting, 0, 0, reason, remarks)
+    fitted = solve(folds, covariances, trained, jnp.asarray(chosen, folds.mean.dtype), k=size)
+    one = jnp.ones((), folds.mean.dtype)
+    loaded = _load_moments(fitted, scalings, places, tuple(dims))
+    lifts = tuple(scalings)
+    ridge = jnp.asarray(chosen, folds.mean.dtype)
+    return build(lifts, fitted, places, ridge, (one, 0 * one, one), loaded, choice)
+
+
+def _of_parts(parts: list[Any], order: list[int]) -> tuple[Folds, tuple[kernels.Standardise, ...]]:
+    """Folds of standardised features from statistics, the views in the order of the sides."""
+    given = [statistics.rows(part, center=True) for part in parts]
+    weights = jnp.stack([rows.weight for rows in given])
+    means = jnp.stack([jnp.concatenate([rows.means[m] for m in order]) for rows in given])
+    blocks = [jnp.concatenate([rows.blocks[m] for m in order], axis=1) for rows in given]
+    scatters = jnp.stack([matmul(block.T, block) for block in blocks])
+    dims = tuple(given[0].means[m].shape[0] for m in order)
+    mean = matmul(weights, means) / jnp.sum(weights)
+    raw = Folds(weights, mean, means - mean[None, :], scatters, dims)
+    middle, covariance = _folds.others(raw, -1)
+    mean = mean + middle
+    scalings: dict[int, kernels.Standardise] = {}
+    for m, own, spread in zip(
+        order,
+        _folds.split(mean, dims),
+        _folds.split(jnp.sqrt(jnp.diagonal(covariance)), dims),
+        strict=True,
+    ):
+        scalings[m] = kernels.standardise(own, spread)
+        if not bool(jnp.any(spread > 0)):
+            raise ValueError(f"data must vary, but view {m} of the statistics does not.")
+    factor = jnp.concatenate([scalings[m].factor for m in order])
+    folds = Folds(
+        weights,
+        jnp.zeros_like(mean),
+        raw.means * factor[None, :],
+        scatters * (factor[:, None] * factor[None, :])[None],
+        dims,
+    )
+    return folds, tuple(scalings[m] for m in range(len(order)))
+
+
+def _debiased(folds: Folds, size: int, samples: float, ridge: Any) -> tuple[Array, Array, float]:
+    """Held-out moments as random-matrix theory expects them, of two sides without a ridge."""
+    if len(folds.dims) > 2:
+        raise ValueError(
+            "data must be statistics of two or more parts for more than two sides: one alone "
+            "leaves nothing to hold out."
+        )
+    if not isinstance(ridge, str):
+        raise ValueError(
+            "ridge must be 'auto' with one statistic, where theory knows correlations without a "
+            f"ridge only, got {ridge}; give the statistics of two or more parts."
+        )
+    _, covariance = _folds.others(folds, -1)
+    least = float(jnp.finfo(covariance.dtype).eps)
+    axes = _folds.axes_of(covariance, folds.dims, jnp.asarray(least, covariance.dtype), size)
+    try:
+        r = significance.debias_correlations(
+            jnp.minimum(axes.couplings, 1), n=samples - 1, d1=folds.dims[0], d2=folds.dims[1]
+        )
+    except ValueError as error:
+        raise ValueError(f"data is one statistic: {error}") from None
+    one = jnp.ones_like(r)
+    covariances = jnp.stack([jnp.stack([one, r]), jnp.stack([r, one])])
+    return covariances, jnp.ones((2, size), r.dtype), least
+
+
+@functools.partial(jax.jit, static_argnames=("places", "dims"))
+def _load_moments(
+    fitted: Fitted, scalings: tuple[kernels.Standardise, ...], places: Sides, dims: tuple[int, ...]
+) -> tuple[tuple[Array, ...], tuple[Array, ...], tuple[Array, ...]]:
+    """What ``load`` measures, from the covariance of the standardised features."""
+    loadings: dict[int, Array] = {}
+    variances: dict[int, Array] = {}
+    start = 0
+    for s, side in enumerate(places):
+        width = sum(dims[m] for m in side)
+        block = fitted.covariance[start : start + width, start : start + width]
+        own = jnp.where(fitted.variances[s] > 0, fitted.variances[s], 1)
+        covariance = matmul(block, fitted.directions[s]) / own[None, :]
+        cut = tuple(dims[m] for m in side)
+        for m, rows, spread in zip(
+            side,
+            _folds.split(covariance, cut, 0),
+            _folds.split(jnp.diagonal(block), cut),
+            strict=True,
+        ):
+            factor = scalings[m].factor
+            back = jnp.where(factor > 0, 1 / jnp.where(factor > 0, factor, 1), 0)
+            loadings[m] = rows.T * back[None, :]
+            variances[m] = spread * back**2
+        start += width
+    views = range(len(dims))
+    centres = tuple(scaling.mean for scaling in scalings)
+    return tuple(loadings[m] for m in views), centres, tuple(variances[m] for m in views)

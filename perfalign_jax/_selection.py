@@ -1,0 +1,349 @@
+"""Choosing a setting by how well rows find their partners in folds that it was not fitted to.
+
+A setting is a lift, a ridge and a number of axes. Folds are moments, so a ridge costs arithmetic
+only; the rows that choose, at most 2,000, are looked at again.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from perfalign_jax import _checks, _folds, evidence, kernels
+from perfalign_jax import lift as lifting
+from perfalign_jax._folds import Folds, Tried
+from perfalign_jax.lift import Lift
+from perfalign_jax.types import Choice, Trial
+
+__all__ = [
+    "AXES",
+    "RIDGES",
+    "Candidate",
+    "Plan",
+    "Sides",
+    "all_pairs",
+    "choose",
+    "count_hits",
+    "fit_lifts",
+    "ladder",
+    "list_lifts",
+    "list_pairs",
+    "most_axes",
+    "plan_rows",
+    "scale_latents",
+    "take_rows",
+    "try_features",
+    "try_lifts",
+    "variances_of",
+]
+
+RIDGES = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+FACTORS = (0.7, 1.0, 1.5)  # of the median distance, as the bandwidth of a kernel
+_LANDMARKS = 2000
+AXES = 512  # looked for at most
+_ROWS = 2000  # held-out rows that choose
+_LIKELY = 200  # of them in each fold, for the likelihood
+Sides = tuple[tuple[int, ...], ...]
+
+
+class Candidate(NamedTuple):
+    """Lifted views, and the moments of their folds."""
+
+    name: str
+    lifts: tuple[Lift, ...]
+    features: tuple[Float[Array, "n _"], ...]  # of each side
+    folds: Folds
+    tried: Tried
+    hits: Float[np.ndarray, "l k f b"]
+
+
+class Plan(NamedTuple):
+    """Which rows are in which fold, and which of them choose."""
+
+    order: Int[np.ndarray, "f b"]  # rows of each fold, filled up with -1
+    thin: Int[np.ndarray, "f c"]  # places in it of those that choose
+    chosen: Int[np.ndarray, "f c"]  # their rows, filled up with -1
+    seen: Bool[np.ndarray, "s f c"]  # which sides these rows have
+    n: int
+
+
+def plan_rows(
+    n: int, folds: int, groups: Any, sides: int, have: Bool[np.ndarray, "n s"] | None = None
+) -> Plan:
+    """Rows of every fold; to choose, at most 2,000 of those that have two sides."""
+    if groups is None:
+        if n < 2 * folds:
+            raise ValueError(
+                f"data must have at least 2 rows for each of the {folds} folds, got {n}; give "
+                "more rows or fewer folds."
+            )
+        parts = [np.arange(f, n, folds) for f in range(folds)]
+    else:
+        labels = np.asarray(groups)
+        if labels.shape != (n,):
+            raise ValueError(f"groups must have shape ({n},), got shape {labels.shape}.")
+        _, number, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        if len(counts) < folds:
+            raise ValueError(
+                f"groups must have at least folds = {folds} different values, got {len(counts)}."
+            )
+        # The largest first, each to the fold with fewest rows so far.
+        home, sizes = np.zeros(len(counts), int), np.zeros(folds, int)
+        for group in np.argsort(-counts, kind="stable"):
+            home[group] = np.argmin(sizes)
+            sizes[home[group]] += counts[group]
+        parts = [np.flatnonzero(home[number] == f) for f in range(folds)]
+        if min(map(len, parts)) < 2:
+            raise ValueError("groups must leave at least two rows in every fold, got fewer.")
+    order = np.full((folds, max(map(len, parts))), -1)
+    for row, part in zip(order, parts, strict=True):
+        row[: len(part)] = part
+    useful = order >= 0
+    if have is not None:
+        useful &= (have.sum(axis=1) > 1)[order]
+    few = min(int(useful.sum(axis=1).max()), _ROWS // folds)
+    thin = np.zeros((folds, few), int)
+    chosen = np.full((folds, few), -1)
+    for row, mask, places, rows in zip(order, useful, thin, chosen, strict=True):
+        found = np.flatnonzero(mask)
+        if len(found) > few:
+            found = found[np.arange(few) * len(found) // few]
+        places[: len(found)] = found
+        rows[: len(found)] = row[found]
+    seen = np.repeat((chosen >= 0)[None], sides, axis=0)
+    if have is not None:
+        seen &= np.moveaxis(have[chosen], -1, 0)
+    return Plan(order, thin, chosen, seen, n)
+
+
+def list_lifts(views: tuple[Array, ...], lift: Any) -> list[tuple[str, tuple[Lift, ...]]]:
+    if not isinstance(lift, str):
+        name = "none" if lift is None else "given"
+        return [(name, fit_lifts(views, lift))]
+    kernel = "gaussian" if lift == "auto" else lift
+    found = [("none", fit_lifts(views, None))] if lift == "auto" else []
+    for factor in FACTORS:
+        name = f"{kernel}, bandwidth {factor:g} of the median distance"
+        found.append((name, fit_lifts(views, kernel, factor)))
+    return found
+
+
+def fit_lifts(views: tuple[Array, ...], lift: Any, factor: float = 1.0) -> tuple[Lift, ...]:
+    if lift is None:
+        return tuple(map(_fit_linear, views))
+    if isinstance(lift, str):
+        return tuple(
+            kernels.fit_nystroem(x, kernel=cast(Any, lift), factor=factor, landmarks=_LANDMARKS)
+            for x in views
+        )
+    return tuple(lift)
+
+
+def _fit_linear(x: Array) -> Lift:
+    """Features at their own spread; of wide views what the rows span."""
+    scaled = kernels.fit_standardise(x)
+    return kernels.fit_principal(scaled, x) if x.shape[1] > len(x) else scaled
+
+
+def _lift_sides(
+    views: tuple[Array, ...], lifts: tuple[Lift, ...], places: Sides
+) -> tuple[Float[Array, "n _"], ...]:
+    lifted = [lifting.apply(f, x).astype(x.dtype) for f, x in zip(lifts, views, strict=True)]
+    if all(len(side) == 1 for side in places):
+        return tuple(lifted[m] for (m,) in places)
+    return tuple(jnp.concatenate([lifted[m] for m in side], axis=1) for side in places)
+
+
+def most_axes(dims: tuple[int, ...], n: int, most: int) -> int:
+    return max(1, min(*dims, n - 1, most))
+
+
+def ladder(k: int, auto: bool) -> tuple[int, ...]:
+    """Numbers of axes to try: all of them, and halves down to one."""
+    return (k, *(k >> i for i in range(1, k.bit_length()))) if auto else (k,)
+
+
+def try_lifts(
+    views: tuple[Array, ...],
+    name: str,
+    lifts: tuple[Lift, ...],
+    w: Array,
+    ridges: tuple[Any, ...],
+    places: Sides,
+    plan: Plan,
+    most: int,
+    auto: bool,
+) -> Candidate:
+    """Hold every fold out under every ridge, and count which rows find their partners."""
+    features = _lift_sides(views, lifts, places)
+    k = most_axes(tuple(f.shape[1] for f in features), plan.n, most)
+    return try_features(name, lifts, features, w, ridges, plan, k, auto)
+
+
+def try_features(
+    name: str,
+    lifts: tuple[Lift, ...],
+    features: tuple[Array, ...],
+    w: Array,
+    ridges: tuple[Any, ...],
+    plan: Plan,
+    k: int,
+    auto: bool,
+) -> Candidate:
+    folds = _folds.of_rows(features, plan.order, w)
+    rows = take_rows(features, folds.mean, plan.chosen)
+    tried = _folds.try_ridges(folds, rows, jnp.asarray(ridges, rows.dtype), k=k)
+    if _checks.is_traced(tried):
+        return Candidate(name, lifts, features, folds, tried, np.zeros(()))
+    hits = count_hits(tried, jnp.asarray(plan.seen), ks=ladder(k, auto))
+    return Candidate(name, lifts, features, folds, tried, np.asarray(hits, np.float64))
+
+
+@jax.jit
+def take_rows(
+    features: tuple[Array, ...], mean: Array, chosen: Int[Array, "f c"]
+) -> Float[Array, "f c p"]:
+    return jnp.concatenate([x[chosen] for x in features], axis=-1) - mean[None, None, :]
+
+
+def variances_of(covariances: Float[Array, "s s k"]) -> Float[Array, "s k"]:
+    return jnp.diagonal(covariances).T
+
+
+def scale_latents(covariances: Array, latents: tuple[Array, ...]) -> list[Array]:
+    """Coordinates of variance one on held-out rows."""
+    scale = [jnp.where(v > 0, v, jnp.inf) for v in variances_of(covariances)]
+    return [z * jax.lax.rsqrt(v)[None, None, :] for z, v in zip(latents, scale, strict=True)]
+
+
+def list_pairs(sides: int) -> list[tuple[int, int]]:
+    return [(a, b) for a in range(sides) for b in range(a + 1, sides)]
+
+
+@functools.partial(jax.jit, static_argnames=("ks",))
+def count_hits(tried: Tried, seen: Array, *, ks: tuple[int, ...]) -> Float[Array, "l k f b"]:
+    """Share of ways and pairs of sides in which each held-out row finds its partner first."""
+
+    def one(covariances: Array, *latents: Array) -> Array:
+        def with_k(size: Array) -> Array:
+            scores = _score_sides(covariances, latents, size)
+            valid = _both_seen(seen)
+            found = [_first(pair, both) for pair, both in zip(scores, valid, strict=True)]
+            ways = jnp.sum(valid, axis=0).astype(scores[0].dtype)
+            return jnp.sum(jnp.stack(found), axis=0) / jnp.maximum(ways, 1)
+
+        return jax.lax.map(with_k, jnp.asarray(ks))
+
+    moved = tuple(jnp.moveaxis(z, 1, 0) for z in tried.latents)
+    return jax.lax.map(lambda part: one(*part), (tried.covariances, *moved))
+
+
+def _score_sides(
+    covariances: Array, latents: tuple[Array, ...], size: Array | int
+) -> list[Float[Array, "f b b"]]:
+    """Scores of held-out rows against each other by the first axes, for every pair of sides."""
+    rho = _folds.reliabilities(covariances)
+    rho = jnp.where(jnp.arange(rho.shape[1]) < size, rho, 0)
+    z = scale_latents(covariances, latents)
+    score = jax.vmap(evidence.score_all, (0, 0, None))
+    return [score(z[a], z[b], rho[a] * rho[b]) for a, b in list_pairs(len(z))]
+
+
+def _both_seen(seen: Bool[Array, "s f b"]) -> Bool[Array, "q f b"]:
+    """Which rows have both sides of every pair."""
+    return jnp.stack([seen[a] & seen[b] for a, b in list_pairs(len(seen))])
+
+
+def _first(scores: Float[Array, "f b b"], valid: Array) -> Float[Array, "f b"]:
+    """Whether a row's partner is first, both ways; scores equal up to rounding share the place."""
+    own = jnp.diagonal(scores, axis1=1, axis2=2)
+    band = jnp.finfo(scores.dtype).eps * 8 * (1 + jnp.abs(own))
+    shares = []
+    for axis in (1, 2):
+        rivals = jnp.where(jnp.expand_dims(valid, 3 - axis), scores, -jnp.inf)
+        own_row, width = (jnp.expand_dims(v, axis) for v in (own, band))
+        beaten = jnp.any(rivals > own_row + width, axis=axis)
+        tied = jnp.sum(rivals >= own_row - width, axis=axis).astype(scores.dtype)
+        shares.append(jnp.where(beaten, 0, 1 / jnp.maximum(tied, 1)))
+    return jnp.where(valid, (shares[0] + shares[1]) / 2, 0)
+
+
+def choose(
+    candidates: list[Candidate], ridges: tuple[Any, ...], w: Array, plan: Plan, auto: bool
+) -> tuple[int, int, int, Choice]:
+    """Which lift, ridge and k; the numbers of the first two, and k itself."""
+    valid = plan.seen.sum(axis=0) > 1
+    share = np.where(valid, np.asarray(w, np.float64)[plan.chosen], 0)
+    share = share / max(share.sum(), 1e-300)
+    rows = int(valid.sum())
+    settings, hits, trials = [], [], []
+    for c, candidate in enumerate(candidates):
+        ks = ladder(candidate.tried.covariances.shape[-1], auto)
+        for i, j in np.ndindex(len(ridges), len(ks)):
+            each = candidate.hits[i, j]
+            mean, error = _mean_and_error(each, share)
+            settings.append((c, i, ks[j]))
+            hits.append(each)
+            trials.append(Trial(candidate.name, float(ridges[i]), ks[j], mean, error))
+    best = int(np.argmax([trial.recall for trial in trials]))
+    for s, (c, i, size) in enumerate(settings):
+        lead, error = _mean_and_error(hits[best] - hits[s], share)
+        if lead <= error + 1e-12:
+            likely = _log_likelihood(candidates[c].tried, i, size, plan, w)
+            trials[s] = dataclasses.replace(trials[s], log_likelihood=likely)
+    among = [s for s, trial in enumerate(trials) if not math.isnan(trial.log_likelihood)]
+    chosen = max(among, key=lambda s: trials[s].log_likelihood)
+    if len(trials) == 1:
+        reason = "everything was given"
+    else:
+        reason = (
+            f"of {len(among)} settings within one standard error of the best R@1 "
+            f"({100 * trials[best].recall:.1f} %), rows compared in pairs, partners are most "
+            "probable under it"
+        )
+    candidates_of_row = int(valid.sum(axis=1).min())
+    tried = tuple(trials) if len(trials) > 1 else ()
+    return (*settings[chosen], Choice(tried, trials[chosen], rows, candidates_of_row, reason))
+
+
+def _mean_and_error(values: np.ndarray, share: np.ndarray) -> tuple[float, float]:
+    """Weighted mean over rows, and its standard error."""
+    mean = float((values * share).sum())
+    return mean, float(np.sqrt((share**2 * (values - mean) ** 2).sum()))
+
+
+def _log_likelihood(tried: Tried, i: int, size: int, plan: Plan, w: Array) -> float:
+    stride = max(1, plan.chosen.shape[1] // _LIKELY)
+    return float(_likely(tried, i, size, plan.seen, w, plan.chosen, stride=stride))
+
+
+@functools.partial(jax.jit, static_argnames=("stride",))
+def _likely(
+    tried: Tried, number: Array, size: Array, seen: Array, w: Array, chosen: Array, *, stride: int
+) -> Float[Array, ""]:
+    """Mean log-probability of held-out rows' partners among the candidates of their fold."""
+    few = slice(None, None, stride)
+    latents = tuple(z[:, number, few] for z in tried.latents)
+    scores, valid, weights = all_pairs(
+        tried.covariances[number], latents, size, seen[:, :, few], w[chosen[:, few]]
+    )
+    _, found = evidence.fit_search_slope(scores, valid, weights)
+    return jnp.sum(weights * found) / jnp.maximum(jnp.sum(weights), 1e-30)
+
+
+def all_pairs(
+    covariances: Array,
+    latents: tuple[Array, ...],
+    size: Array | int,
+    seen: Bool[Array, "s f b"],
+    w: Float[Array, "f b"],
+) -> tuple[Float[Array, "g b b"], Bool[Array, "g b"], Float[Array, "g b"]]:
+    """Scores of every pair of sides, fold after fold, which rows they hold, and their weights."""
+    scores = jnp.concatenate(_score_sides(covariances, latents, size))
+    valid = jnp.concatenate(list(_both_seen(seen)))
+    return scores, valid, jnp.where(valid, jnp.tile(w, (len(valid) // len(w), 1)), 0)
