@@ -192,14 +192,14 @@ def damage(views: Views, seeds: range) -> dict[str, dict[float, list[float]]]:
         for share in MISSING:
             mask = rng.random((len(rows), len(views))) >= share
             mask[mask.sum(axis=1) == 0] = True
-            alignment = pa.align(train, mask=mask, lift=None)
+            alignment = pa.align(train, mask=mask, lift="linear")
             found["missing views"][share].append(100 * hits_of_search(alignment, held)[0].mean())
         for share in WRONG:
             wrong = rng.permutation(len(rows))[: int(share * len(rows))]
             second = train[1].copy()
             second[wrong] = np.roll(second[wrong], 1, axis=0)
             for name, flag in (("looked for", True), ("not looked for", False)):
-                alignment = pa.align((train[0], second), lift=None, wrong_pairs=flag)
+                alignment = pa.align((train[0], second), lift="linear", wrong_pairs=flag)
                 recall = 100 * hits_of_search(alignment, held)[0].mean()
                 found[f"wrong pairs, {name}"][share].append(recall)
     return found
@@ -215,7 +215,7 @@ def main(options: TransferOptions) -> None:
             chosen, test = split(len(views[0]), seed)
             train, held = in_span(*(tuple(x[part] for x in views) for part in (chosen, test)))
             for method in (ALIGN, LINEAR):
-                alignment = pa.align(train, lift="auto" if method == ALIGN else None)
+                alignment = pa.align(train, lift="auto" if method == ALIGN else "linear")
                 own, said, true = hits_of_search(alignment, held)
                 hits[name].setdefault(method, []).append(own)
                 if method == ALIGN:

@@ -363,7 +363,7 @@ def falling(values: Float[Array, " k"]) -> Float[Array, " k"]:
 
 
 _ROUNDS = 40  # of the factor model: it has one number for each side
-_TOP = 1 - 1e-6  # correlations above are not told apart: an axis' weight grows like 1 / (1 - r^2)
+TOP = 1 - 1e-6  # correlations above are not told apart: an axis' weight grows like 1 / (1 - r^2)
 
 
 def reliabilities(covariances: Float[Array, "s s k"]) -> Float[Array, "s k"]:
@@ -375,12 +375,12 @@ def reliabilities(covariances: Float[Array, "s s k"]) -> Float[Array, "s k"]:
     """
     s, r = covariances.shape[0], correlations(covariances)
     if s == 2:
-        held_out = jnp.clip(falling(r[0, 1]), 0, _TOP)
+        held_out = jnp.clip(falling(r[0, 1]), 0, TOP)
         positive = held_out > 0
         shared = jnp.where(positive, jnp.sqrt(jnp.where(positive, held_out, 1)), 0)
         return jnp.stack([shared, shared])
     off = ~jnp.eye(s, dtype=bool)[:, :, None] & ~jnp.isnan(r)
-    r = jnp.where(off, jnp.clip(jax.vmap(jax.vmap(falling))(r), 0, _TOP), 0)
+    r = jnp.where(off, jnp.clip(jax.vmap(jax.vmap(falling))(r), 0, TOP), 0)
     count = jnp.maximum(jnp.sum(off, axis=1), 1).astype(r.dtype)
 
     def step(_: int | Array, rho: Array) -> Array:
@@ -388,7 +388,7 @@ def reliabilities(covariances: Float[Array, "s s k"]) -> Float[Array, "s k"]:
         seen = jnp.where(off, rho[None, :, :], 0)
         weight = jnp.sum(seen**2, axis=1)
         fitted = jnp.sum(r * seen, axis=1) / jnp.where(weight > 0, weight, 1)
-        return jnp.clip((rho + fitted) / 2, 0, _TOP**0.5)
+        return jnp.clip((rho + fitted) / 2, 0, TOP**0.5)
 
     return jax.lax.fori_loop(0, _ROUNDS, step, jnp.sqrt(jnp.sum(r, axis=1) / count))
 
@@ -408,5 +408,5 @@ def tell(covariances: Float[Array, "s s k"]) -> Float[Array, ""]:
     """Information of held-out moments in nats, ``-1/2 sum log(1 - r^2)``, over pairs of sides."""
     r = correlations(covariances)
     above = jnp.triu(jnp.ones(r.shape[:2], bool), 1)[:, :, None]
-    r = jnp.where(above, jnp.clip(r, 0, _TOP), 0)
+    r = jnp.where(above, jnp.clip(r, 0, TOP), 0)
     return -jnp.sum(jnp.log1p(-(r**2))) / 2

@@ -6,8 +6,8 @@ only; the rows that choose, at most 2,000, are looked at again.
 
 import dataclasses
 import functools
-import math
-from typing import Any, NamedTuple, cast
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,7 @@ FACTORS = (0.7, 1.0, 1.5)  # of the median distance, as the bandwidth of a kerne
 _LANDMARKS = 2000
 AXES = 512  # looked for at most
 _ROWS = 2000  # held-out rows that choose
+_ALIKE = 0.01  # nats: partners whose probability differs by one percent are as probable
 _LIKELY = 200  # of them in each fold, for the likelihood
 Sides = tuple[tuple[int, ...], ...]
 
@@ -106,7 +107,10 @@ def plan_rows(
     useful = order >= 0
     if have is not None:
         useful &= (have.sum(axis=1) > 1)[order]
-    few = min(int(useful.sum(axis=1).max()), _ROWS // folds)
+    few = int(useful.sum(axis=1).max())
+    if have is not None:  # few shapes, so few programs, for all masks
+        few = min(-(-few // 64) * 64, order.shape[1])
+    few = min(few, _ROWS // folds)
     thin = np.zeros((folds, few), int)
     chosen = np.full((folds, few), -1)
     for row, mask, places, rows in zip(order, useful, thin, chosen, strict=True):
@@ -122,31 +126,37 @@ def plan_rows(
 
 
 def list_lifts(views: tuple[Array, ...], lift: Any) -> list[tuple[str, tuple[Lift, ...]]]:
+    """What to try; linear are features at their own spread and as they are."""
+    if lift is None:
+        return [("none", fit_lifts(views, None))]
     if not isinstance(lift, str):
-        name = "none" if lift is None else "given"
-        return [(name, fit_lifts(views, lift))]
-    kernel = "gaussian" if lift == "auto" else lift
-    found = [("none", fit_lifts(views, None))] if lift == "auto" else []
-    for factor in FACTORS:
-        name = f"{kernel}, bandwidth {factor:g} of the median distance"
-        found.append((name, fit_lifts(views, kernel, factor)))
+        return [("given", tuple(lift))]
+    found = []
+    if lift in ("linear", "auto"):
+        found = [
+            (name, tuple(_fit_linear(x, floor) for x in views))
+            for name, floor in (("none", 0.0), ("none, features as they are", np.inf))
+        ]
+    if lift != "linear":
+        kernel = "gaussian" if lift == "auto" else lift
+        for factor in FACTORS:
+            name = f"{kernel}, bandwidth {factor:g} of the median distance"
+            found.append((name, tuple(_fit_kernel(x, kernel, factor) for x in views)))
     return found
 
 
-def fit_lifts(views: tuple[Array, ...], lift: Any, factor: float = 1.0) -> tuple[Lift, ...]:
-    if lift is None:
-        return tuple(map(_fit_linear, views))
-    if isinstance(lift, str):
-        return tuple(
-            kernels.fit_nystroem(x, kernel=cast(Any, lift), factor=factor, landmarks=_LANDMARKS)
-            for x in views
-        )
-    return tuple(lift)
+def fit_lifts(views: tuple[Array, ...], lift: Sequence[Lift] | None) -> tuple[Lift, ...]:
+    """Lifts where none are chosen: features at their own spread, or those that are given."""
+    return tuple(_fit_linear(x, 0.0) for x in views) if lift is None else tuple(lift)
 
 
-def _fit_linear(x: Array) -> Lift:
-    """Features at their own spread; of wide views what the rows span."""
-    scaled = kernels.fit_standardise(x)
+def _fit_kernel(x: Array, kernel: Any, factor: float) -> Lift:
+    return kernels.fit_nystroem(x, kernel=kernel, factor=factor, landmarks=_LANDMARKS)
+
+
+def _fit_linear(x: Array, floor: float) -> Lift:
+    """Features at their own spread, or of one scale; of wide views what the rows span."""
+    scaled = kernels.fit_standardise(x, floor=floor)
     return kernels.fit_principal(scaled, x) if x.shape[1] > len(x) else scaled
 
 
@@ -291,20 +301,30 @@ def choose(
             hits.append(each)
             trials.append(Trial(candidate.name, float(ridges[i]), ks[j], mean, error))
     best = int(np.argmax([trial.recall for trial in trials]))
+    among, found = [], []
     for s, (c, i, size) in enumerate(settings):
         lead, error = _mean_and_error(hits[best] - hits[s], share)
-        if lead <= error + 1e-12:
-            likely = _log_likelihood(candidates[c].tried, i, size, plan, w)
-            trials[s] = dataclasses.replace(trials[s], log_likelihood=likely)
-    among = [s for s, trial in enumerate(trials) if not math.isnan(trial.log_likelihood)]
-    chosen = max(among, key=lambda s: trials[s].log_likelihood)
+        if lead <= max(error, 1 / max(rows, 1)):  # one row more or less proves nothing
+            likely, weights = _log_likelihood(candidates[c].tried, i, size, plan, w)
+            mean = float((likely * weights).sum())
+            trials[s] = dataclasses.replace(trials[s], log_likelihood=mean)
+            among.append(s)
+            found.append(likely)
+    most = found[int(np.argmax([trials[s].log_likelihood for s in among]))]
+    apart = [_mean_and_error(most - likely, weights) for likely in found]
+    likely_too = [
+        s for s, (lead, error) in zip(among, apart, strict=True) if lead <= max(error, _ALIKE)
+    ]
+    told = [_tell(candidates[settings[s][0]].tried, *settings[s][1:]) for s in likely_too]
+    chosen = likely_too[int(np.argmax(told))]
     if len(trials) == 1:
         reason = "everything was given"
     else:
         reason = (
             f"of {len(among)} settings within one standard error of the best R@1 "
-            f"({100 * trials[best].recall:.1f} %), rows compared in pairs, partners are most "
-            "probable under it"
+            f"({100 * trials[best].recall:.1f} %), rows compared in pairs, partners are "
+            f"about as probable under {len(likely_too)} as under the best, and of these it carries "
+            "most held-out information"
         )
     candidates_of_row = int(valid.sum(axis=1).min())
     tried = tuple(trials) if len(trials) > 1 else ()
@@ -317,23 +337,34 @@ def _mean_and_error(values: np.ndarray, share: np.ndarray) -> tuple[float, float
     return mean, float(np.sqrt((share**2 * (values - mean) ** 2).sum()))
 
 
-def _log_likelihood(tried: Tried, i: int, size: int, plan: Plan, w: Array) -> float:
+def _log_likelihood(
+    tried: Tried, i: int, size: int, plan: Plan, w: Array
+) -> tuple[np.ndarray, np.ndarray]:
     stride = max(1, plan.chosen.shape[1] // _LIKELY)
-    return float(_likely(tried, i, size, plan.seen, w, plan.chosen, stride=stride))
+    found = _likely(tried, i, size, plan.seen, w, plan.chosen, stride=stride)
+    likely, weights = (np.asarray(part, np.float64) for part in found)
+    return likely, weights / max(weights.sum(), 1e-300)
+
+
+def _tell(tried: Tried, i: int, size: int) -> float:
+    """Held-out information of the leading axes in nats."""
+    correlations = np.asarray(_folds.correlations(tried.covariances[i]), np.float64)
+    r = np.clip(np.nan_to_num(correlations[..., :size]), 0, _folds.TOP)
+    return float(-np.log1p(-(r[np.triu_indices(len(r), 1)] ** 2)).sum() / 2)
 
 
 @functools.partial(jax.jit, static_argnames=("stride",))
 def _likely(
     tried: Tried, number: Array, size: Array, seen: Array, w: Array, chosen: Array, *, stride: int
-) -> Float[Array, ""]:
-    """Mean log-probability of held-out rows' partners among the candidates of their fold."""
+) -> tuple[Float[Array, "g b"], Float[Array, "g b"]]:
+    """Log-probability of held-out rows' partners among the candidates of their fold; weights."""
     few = slice(None, None, stride)
     latents = tuple(z[:, number, few] for z in tried.latents)
     scores, valid, weights = all_pairs(
         tried.covariances[number], latents, size, seen[:, :, few], w[chosen[:, few]]
     )
     _, found = evidence.fit_search_slope(scores, valid, weights)
-    return jnp.sum(weights * found) / jnp.maximum(jnp.sum(weights), 1e-30)
+    return found, weights
 
 
 def all_pairs(

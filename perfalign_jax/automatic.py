@@ -53,7 +53,7 @@ def align(
     data: Views | Statistic | Sequence[Statistic],
     *,
     sides: Sequence[Sequence[int]] | None = None,
-    lift: Literal["auto", "gaussian", "laplacian", "polynomial", "arc_cosine"]
+    lift: Literal["auto", "linear", "gaussian", "laplacian", "polynomial", "arc_cosine"]
     | Sequence[Lift]
     | None = "auto",
     ridge: float | Array | Literal["auto"] = "auto",
@@ -74,10 +74,11 @@ def align(
             thing on one side against the other. By default every view is a side; more than two
             then get one joint space, which serves any subset of views but costs weakly related
             pairs of views accuracy against an alignment of their own.
-        lift: None aligns linearly, after every feature is brought to its own spread; "gaussian"
-            and the other kernels of ``kernels.fit_nystroem`` take all rows as landmarks up to 2,000
-            and as many evenly spaced rows beyond; "auto" tries None and "gaussian"; fitted lifts,
-            one for each view, are used as they are.
+        lift: None aligns features at their own spread, "linear" at that or as they are, whichever
+            is better on held-out rows; "gaussian" and the other kernels of
+            ``kernels.fit_nystroem`` take all rows as landmarks up to 2,000 and as many evenly
+            spaced rows beyond; "auto" tries "linear" and "gaussian"; fitted lifts, one for each
+            view, are used as they are.
         ridge: relative to the mean eigenvalue of each side.
         k: number of axes; axes without held-out correlation are left out in any case.
         mask: shape ``(n, M)``, True where a row has a view; what is not there is never read. Rows
@@ -115,7 +116,7 @@ def align(
         for name, value in (("mask", mask), ("weights", weights), ("groups", groups)):
             if value is not None:
                 raise ValueError(f"{name} must be None with statistics, got {name}.")
-        if lift not in (None, "auto"):
+        if lift not in (None, "linear", "auto"):
             raise ValueError(
                 "lift must be None with statistics, which have no rows to lift, got "
                 f"{lift!r:.80}; lift the views before the statistics."
@@ -155,7 +156,7 @@ def align(
     ridges = RIDGES if isinstance(ridge, str) else (ridge,)
     most = AXES if k == "auto" else int(k)
     if traced:  # nothing is chosen
-        lifts = fit_lifts(views, lift)
+        lifts = fit_lifts(views, cast(Sequence[Lift] | None, lift))
         best = try_lifts(views, "", lifts, w, (ridge,), places, plan, most, auto=False)
         return finish(views, best, 0, ridge, most, w, places, plan, None)
     candidates = [
@@ -190,7 +191,7 @@ def _check_sides(sides: Any, count: int) -> Sides:
 
 def _check_options(lift: Any, ridge: Any, k: Any, views: tuple[Array, ...]) -> None:
     if isinstance(lift, str):
-        _checks.one_of(lift, "lift", ("auto", *_KERNELS))
+        _checks.one_of(lift, "lift", ("auto", "linear", *_KERNELS))
     elif lift is not None:
         fitted = isinstance(lift, Sequence) and all(isinstance(part, Lift) for part in lift)
         if not fitted or len(lift) != len(views):

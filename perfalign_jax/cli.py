@@ -93,9 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     align.add_argument("views", nargs="+", metavar="x.npy", help="two or more views, paired rows")
     align.add_argument(
         "--lift",
-        choices=("auto", "none", "gaussian", "laplacian", "polynomial", "arc_cosine"),
+        choices=("auto", "none", "linear", "gaussian", "laplacian", "polynomial", "arc_cosine"),
         default="auto",
-        help="features before the alignment (default: %(default)s tries none and gaussian)",
+        help="features before the alignment (default: %(default)s tries linear and gaussian)",
     )
     text = "ridge, relative to the mean eigenvalue of each side (default: chosen)"
     _add_number(align, "--ridge", kind=float, text=text)

@@ -227,6 +227,7 @@ def fit_standardise(x: Float[Array | np.ndarray, "n d"], *, floor: float = 0.0) 
         floor: smallest spread that is believed, as a share of the root mean square spread of all
             features. Above 0 it is for features in the same units of which some hardly move over
             few rows: divided by its own spread such a one can reach thousands on another row.
+            Infinity leaves the features as they are against each other, one scale for all.
 
     Raises:
         TypeError: if ``x`` does not hold real numbers.
@@ -242,7 +243,8 @@ def fit_standardise(x: Float[Array | np.ndarray, "n d"], *, floor: float = 0.0) 
                [ 3. ,  0.5]], dtype=float32)
     """
     checked = _rows(x)
-    _checks.positive(floor, "floor", zero=True)
+    if floor != np.inf:
+        _checks.positive(floor, "floor", zero=True)
     return _fit_standardise(checked, jnp.asarray(floor, checked.dtype))
 
 
@@ -258,7 +260,10 @@ def standardise(
     """Standardise by a known mean and spread."""
     # Values near their mean are rounded to eps / 2 of it, and the mean to a little more.
     real = spread > 4 * jnp.finfo(mean.dtype).eps * jnp.abs(mean)
-    scale = jnp.maximum(jnp.where(real, spread, 0), floor * jnp.sqrt(jnp.mean(spread**2)))
+    typical = jnp.sqrt(jnp.mean(jnp.where(real, spread, 0) ** 2))
+    common = jnp.isinf(floor)
+    scale = jnp.maximum(jnp.where(real, spread, 0), jnp.where(common, 1, floor) * typical)
+    scale = jnp.where(common, typical, scale)
     moves = scale > 0
     whole = jnp.sqrt(jnp.asarray(len(mean), mean.dtype))
     return Standardise(mean, jnp.where(moves, 1 / (jnp.where(moves, scale, 1) * whole), 0))

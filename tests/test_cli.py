@@ -489,6 +489,7 @@ def test_in_blocks_or_whole_the_numbers_are_the_same(files, capsys, rng, monkeyp
                 assert mine[name] == value
 
 
+@pytest.mark.slow
 def test_memory_follows_the_features_and_not_the_rows(tmp_path, monkeypatch):
     # 200 MB of views; they were held three and a half times.
     monkeypatch.chdir(tmp_path)

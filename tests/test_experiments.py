@@ -8,6 +8,7 @@ from pathlib import Path
 import alignment_study as study
 import fig4_robustness as fig4
 import labels_as_modality as labels
+import migrate
 import numpy as np
 import pytest
 from _kit.report import load_result
@@ -85,6 +86,24 @@ def test_alignment_study(tmp_path):
     rows = rows_of(run("alignment_study", tmp_path, dtype="float32"))
     assert float(rows["all pairs of views, mean R@1 of align, %"]["ours"]) > 50
     assert "baseline" in rows["tumours, mean and worst: R@1 of align, %"]["verdict"]
+
+
+def test_migrate(tmp_path):
+    result = run("migrate", tmp_path, dtype="float32")
+    few, many = (by["align"] for by in result["values"]["kept"].values())
+    assert all(a < b for a, b in zip(few, many, strict=True))
+    assert many[2] > 70
+    row = rows_of(result)["nDCG@10 that align keeps with 1,000 pairs, %"]
+    assert "ridge regression" in row["verdict"]
+    assert "foretold" in row["verdict"]
+    assert migrate.judge(1.0, 2.0) != migrate.judge(-1.0, 2.0) != migrate.judge(-2.0, -1.0)
+
+
+def test_ranks_and_measures_of_migration():
+    index = np.array([[1.0, 0], [0, 2], [3, 3]])
+    ranks = migrate.rank_right(np.array([[1, 0.1], [0.9, 1]]), index, np.array([0, 1]))
+    assert ranks.tolist() == [0, 1]
+    np.testing.assert_allclose(migrate.measure(ranks), [[1, 1, 1], [0, 1, 1 / np.log2(3)]])
 
 
 def test_fig3(tmp_path):

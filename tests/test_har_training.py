@@ -92,6 +92,7 @@ def test_parts_of_a_batch_on_a_mapped_axis_have_the_loss_of_the_whole(x64, rng):
         np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_batch_over_a_device_mesh_has_the_loss_of_the_whole(tmp_path):
     """Two (CPU) devices, in a process of their own: their number is fixed at the start."""
     script = """
@@ -366,6 +367,7 @@ KILLED = """
 """
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_to_the_same_end(tmp_path):
     """kill -9 wherever it happens to be; the second run ends like an unbroken one."""
     script = tmp_path / "train.py"

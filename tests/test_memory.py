@@ -105,6 +105,7 @@ def growth(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", CALLS)
+@pytest.mark.slow
 def test_a_million_rows_need_a_few_copies_of_themselves(growth, name):
     risen, errors = growth
     assert name in risen, errors

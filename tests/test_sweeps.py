@@ -118,6 +118,7 @@ def test_every_cell_equals_a_plain_loop_over_fit(x64, latents, n, d):
     assert compared > 4 * np.prod(grid.shape)
 
 
+@pytest.mark.slow
 def test_a_cell_does_not_depend_on_the_rest_of_the_grid(x64):
     metrics = ("train_cmae", "train_mlre_affine")
     whole = run(
@@ -133,6 +134,7 @@ def test_a_cell_does_not_depend_on_the_rest_of_the_grid(x64):
             )
 
 
+@pytest.mark.slow
 def test_the_number_of_seeds_at_a_time_does_not_matter(x64):
     grid = sweeps.make_grid(n=30, d=5, k=(1, 2), noise=1.0, metrics="held_out_cmae")
     one, all_ = (run(grid, seeds=3, batch_size=size).get("held_out_cmae") for size in (1, 8))

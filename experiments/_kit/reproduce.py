@@ -33,6 +33,7 @@ EXPERIMENTS = {
     "table1_har": "Section 3.2, Table 1: transfer to IMU with trained encoders",
     "fig6_tsne": "Section 3.2, Fig. 6: latent space before and after perfect alignment",
     "alignment_study": "Which alignment to use: align and its rivals on pairs of real views",
+    "migrate": "Changing the embedding model without embedding everything again",
 }
 """Every experiment of the report, in its order: name of the script to one line about it."""
 

@@ -1,0 +1,250 @@
+"""Changing the embedding model without embedding everything again.
+
+Command:  python experiments/migrate.py [--quick | --full] [--out results]
+Time:     about 4 minutes on 2 cores (--quick half a minute; --full, 20 draws of pairs and kernels,
+          an hour), and once 5 minutes for the vectors of the sentence encoders
+Expect:   more of the new model's own retrieval kept with every pair that is embedded by both, a few
+          points above ridge regression where pairs are few, and the gate within some points of it
+
+K documents are embedded by both models. The whole old index then goes through ``predict``, block by
+block, and queries by the new model search it. What is kept is R@1, R@10 and nDCG@10 over those of
+the new model's own index. The gate says how much will be kept before anything is migrated: from the
+K pairs alone, each predicted by maps that were fitted without it, asked for the documents nearest
+to it under the new model.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from _kit.options import Options, start
+from _kit.report import Row
+from _kit.rows import finish
+from _texts import INSTALL, embed
+from rich.progress import track
+from sklearn.linear_model import RidgeCV
+from sklearn.neural_network import MLPRegressor
+
+import perfalign_jax as pa
+from perfalign_jax import baselines
+from perfalign_jax.har.protocol import estimates
+from perfalign_jax.plotting import Panel, plot_panels
+
+NAME = "migrate"
+ALIGN, KERNEL, RIDGE = "align", "align, lift chosen", "ridge regression"
+PAIRS = {"quick": (250, 1000), "default": (250, 500, 1000, 2000, 4000)}
+PAIRS["full"] = PAIRS["default"]
+DRAWS = {"quick": 1, "default": 3, "full": 20}
+KERNEL_MOST = {"quick": 0, "default": 1000, "full": 4000}  # pairs up to which lifts are tried
+BLOCK = 4096
+TOP = 10
+MEASURES = ("R@1", "R@10", "nDCG@10")
+Map = Callable[[np.ndarray], np.ndarray]
+
+
+def fit_align(old: np.ndarray, new: np.ndarray, lift: Any = "linear") -> tuple[Map, Any]:
+    alignment = pa.align((old, new), lift=lift)
+
+    def apply(x: np.ndarray) -> np.ndarray:
+        parts = [x[i : i + BLOCK] for i in range(0, len(x), BLOCK)]
+        return np.concatenate(
+            [np.asarray(pa.predict(alignment, part, source=0, target=1)) for part in parts]
+        )
+
+    return apply, alignment
+
+
+def fit_ridge(old: np.ndarray, new: np.ndarray) -> Map:
+    return RidgeCV(np.logspace(-3, 2, 11)).fit(old, new).predict
+
+
+def fit_procrustes(old: np.ndarray, new: np.ndarray) -> Map:
+    alignment = baselines.procrustes((old, new), center=True)
+    return lambda x: np.asarray(pa.predict(alignment, x, source=0, target=1))
+
+
+def fit_mlp(old: np.ndarray, new: np.ndarray) -> Map:
+    model = MLPRegressor(
+        hidden_layer_sizes=(512,), early_stopping=True, random_state=0, max_iter=200
+    )
+    return model.fit(old, new).predict
+
+
+def list_methods(scale: str, pairs: int) -> dict[str, Callable[[np.ndarray, np.ndarray], Map]]:
+    methods = {
+        ALIGN: lambda a, b: fit_align(a, b)[0],
+        KERNEL: lambda a, b: fit_align(a, b, "auto")[0],
+        RIDGE: fit_ridge,
+        "Procrustes": fit_procrustes,
+        "small MLP": fit_mlp,
+    }
+    if pairs > KERNEL_MOST[scale]:
+        del methods[KERNEL]
+    return methods
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def rank_right(queries: np.ndarray, index: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """How many documents are nearer to each query, by cosine, than the right one."""
+    similar = queries @ _unit(index).T
+    own = similar[np.arange(len(queries)), right]
+    return (similar > own[:, None]).sum(axis=1)
+
+
+def measure(ranks: np.ndarray) -> np.ndarray:
+    """R@1, R@10 and nDCG@10 of each query that one document answers, shape ``(q, 3)``."""
+    gain = np.where(ranks < TOP, 1 / np.log2(ranks + 2.0), 0)
+    return np.stack([ranks < 1, ranks < TOP, gain], axis=1).astype(float)
+
+
+def foretell(old: np.ndarray, new: np.ndarray, setting: Any, folds: int = 5) -> float:
+    """Share of nDCG@10 that pairs keep which the map was not fitted to: the gate.
+
+    Every held-out document asks, by its new vector, for the others that are nearest to it under the
+    new model; those at hand are the other held-out documents, predicted from their old vectors.
+    """
+    predicted = np.zeros_like(new)
+    for fold in range(folds):
+        own = np.arange(len(old)) % folds == fold
+        alignment = pa.align(
+            (old[~own], new[~own]), lift="linear", ridge=setting.ridge, k=setting.k, folds=2
+        )
+        predicted[own] = pa.predict(alignment, old[own], source=0, target=1)
+    true, ours = (_similar(new, rows) for rows in (new, predicted))
+    weights = 1 / np.log2(np.arange(TOP) + 2)
+    best = np.argsort(-true, axis=1)[:, :TOP]
+    gains = np.zeros_like(true)
+    np.put_along_axis(gains, best, weights[None], axis=1)  # what is nearest is worth most
+    found = np.take_along_axis(gains, np.argsort(-ours, axis=1)[:, :TOP], axis=1)
+    return float(((found * weights).sum(axis=1) / (weights**2).sum()).mean())
+
+
+def _similar(queries: np.ndarray, index: np.ndarray) -> np.ndarray:
+    similar = _unit(queries) @ _unit(index).T
+    np.fill_diagonal(similar, -np.inf)
+    return similar
+
+
+def main(options: Options) -> None:
+    scale = options.scale
+    vectors = embed(options.out / "cache", queries=500 if options.quick else 2000)
+    queries, right = vectors.queries, vectors.right
+    own = measure(rank_right(queries, vectors.new, right))
+    kept: dict[str, dict[int, list[np.ndarray]]] = {}
+    gates: dict[int, list[float]] = {}
+    work = [(pairs, draw) for pairs in PAIRS[scale] for draw in range(DRAWS[scale])]
+    for pairs, draw in track(work, description="pairs and draws", transient=True):
+        rng = np.random.default_rng((options.seed, pairs, draw))
+        both = rng.permutation(len(vectors.old))[:pairs]
+        old, new = vectors.old[both], vectors.new[both]
+        for method, fit in list_methods(scale, pairs).items():
+            index = fit(old, new)(vectors.old)
+            found = measure(rank_right(queries, index, right))
+            kept.setdefault(method, {}).setdefault(pairs, []).append(found)
+        _, alignment = fit_align(old, new)
+        gates.setdefault(pairs, []).append(foretell(old, new, alignment.choice.chosen))
+    rows = [
+        Row(
+            f"{measured} of the new model's own index, %",
+            ours=f"{100 * own[:, i].mean():.1f}",
+            note=f"{len(queries):,} queries, {len(vectors.new):,} documents.",
+        )
+        for i, measured in enumerate(MEASURES)
+    ]
+    values: dict[str, Any] = {"own": own.mean(axis=0).tolist(), "kept": {}, "gate": gates}
+    for pairs in PAIRS[scale]:
+        told = {m: [share_kept(f, own) for f in by[pairs]] for m, by in kept.items() if pairs in by}
+        values["kept"][pairs] = {m: np.mean(v, axis=0).tolist() for m, v in told.items()}
+        low, high = difference(kept[ALIGN][pairs], kept[RIDGE][pairs], own)
+        mean, ridge = (np.mean(told[m], axis=0)[2] for m in (ALIGN, RIDGE))
+        note = "; ".join(
+            f"{m} {v[0]:.1f}/{v[1]:.1f}/{v[2]:.1f}" for m, v in values["kept"][pairs].items()
+        )
+        interval = interval_kept(kept[ALIGN][pairs], own)
+        rows.append(
+            Row(
+                f"nDCG@10 that align keeps with {pairs:,} pairs, %",
+                ours=f"{mean:.1f}",
+                interval=f"[{interval[0]:.1f}, {interval[1]:.1f}]",
+                verdict=(
+                    f"{judge(low, high)}: {mean - ridge:+.1f} [{low:+.1f}, {high:+.1f}]; "
+                    f"foretold from the pairs alone: {100 * np.mean(gates[pairs]):.1f}"
+                ),
+                note=f"Kept of R@1/R@10/nDCG@10: {note}.",
+            )
+        )
+    least, most = PAIRS[scale][0], PAIRS[scale][-1]
+    first, last = (values["kept"][pairs][ALIGN][2] for pairs in (least, most))
+    finish(
+        options,
+        NAME,
+        title="A new embedding model: how much of its retrieval an old index keeps",
+        summary=(
+            f"{vectors.encoders}: the migrated index keeps {first:.1f} % of the new model's own "
+            f"nDCG@10 with {least:,} pairs, {last:.1f} % with {most:,}."
+            + ("" if "MiniLM" in vectors.encoders else f" {INSTALL}.")
+        ),
+        rows=rows,
+        less=f"{DRAWS[scale]} of {DRAWS['full']} draws, {len(queries)} of 2000 queries",
+        figures={f"{NAME}.png": draw_curves(values, PAIRS[scale])},
+        values=values,
+        config={"encoders": vectors.encoders, "draws": DRAWS[scale], "queries": len(queries)},
+    )
+
+
+def share_kept(found: np.ndarray, own: np.ndarray) -> np.ndarray:
+    return 100 * found.mean(axis=0) / own.mean(axis=0)
+
+
+def interval_kept(found: list[np.ndarray], own: np.ndarray) -> tuple[float, float]:
+    """Of the share of nDCG@10 that is kept: over draws, or over queries where there is one."""
+    each = np.array([share_kept(f, own)[2] for f in found])
+    values = each if len(each) > 1 else 100 * found[0][:, 2] / own[:, 2].mean()
+    estimate = estimates.estimate_mean(values)
+    return max(0.0, estimate.low), estimate.high
+
+
+def difference(
+    ours: list[np.ndarray], theirs: list[np.ndarray], own: np.ndarray
+) -> tuple[float, float]:
+    """Interval of the paired difference of the shares of nDCG@10 that are kept."""
+    gaps = [100 * (a - b)[:, 2] / own[:, 2].mean() for a, b in zip(ours, theirs, strict=True)]
+    estimate = estimates.estimate_mean([gap.mean() for gap in gaps] if len(gaps) > 1 else gaps[0])
+    return estimate.low, estimate.high
+
+
+def judge(low: float, high: float) -> str:
+    if low > 0:
+        return "more than ridge regression"
+    return "less than ridge regression" if high < 0 else "as much as ridge regression"
+
+
+def draw_curves(values: dict[str, Any], pairs: tuple[int, ...]) -> tuple:
+    methods = [m for m in values["kept"][pairs[0]] if m in values["kept"][pairs[-1]]]
+    panels = [
+        Panel(
+            measured,
+            [float(p) for p in pairs],
+            "pairs embedded by both models",
+            "kept of the new model's own (%)",
+            {m: np.array([[values["kept"][p][m][i] for p in pairs]]) for m in methods}
+            | (
+                {"foretold": 100 * np.array([[np.mean(values["gate"][p]) for p in pairs]])}
+                if measured == "nDCG@10"
+                else {}
+            ),
+            log_x=True,
+        )
+        for i, measured in enumerate(MEASURES)
+    ]
+    return plot_panels(panels), (
+        "Share of the new model's own retrieval that the migrated index keeps, over the number of "
+        "pairs, and what the gate foretold."
+    )
+
+
+if __name__ == "__main__":
+    start(main, Options, __doc__, bits=32)
