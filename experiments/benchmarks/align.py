@@ -12,6 +12,7 @@ compiled programs, medians of the repeats, beside the first call with its compil
 
 import dataclasses
 import json
+import os
 import platform
 import resource
 import statistics
@@ -169,11 +170,9 @@ def run_task(name: str, repeats: int) -> dict[str, Any]:
         jax.block_until_ready(run())
         times.append(time.perf_counter() - start)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kB on Linux
-    device = (
-        f"{jax.device_count()} x {_processor()}"
-        if jax.default_backend() == "cpu"
-        else (jax.devices()[0].device_kind)
-    )
+    device = jax.devices()[0].device_kind
+    if jax.default_backend() == "cpu":
+        device = f"{len(os.sched_getaffinity(0))} x {_processor()}"
     return {"first": times[0], "warm": times[1:], "peak MB": memory, "device": device}
 
 
