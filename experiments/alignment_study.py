@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 from _kit.options import start
-from _kit.report import Row
+from _kit.report import Row, reduce
 from _kit.rows import estimate_hits, finish
 from _transfer_data import TARGET, TransferOptions, read_clips, thin
 from rich.progress import track
@@ -275,6 +275,7 @@ def main(options: TransferOptions) -> None:
     for what, by_share in hurt.items():
         text = ", ".join(f"{share:.0%}: {np.mean(v):.1f}" for share, v in by_share.items())
         rows.append(Row(f"{one}: R@1 by share of {what}, %", ours=text))
+    less = f"{len(seeds)} of {ALL_SPLITS} splits, {len(pairs)} of 10 pairs of views"
     finish(
         options,
         NAME,
@@ -288,8 +289,8 @@ def main(options: TransferOptions) -> None:
             "noise or have more independent features than pairs and exactness is the point; align "
             "for everything else; neither where align says that no axis agrees on held-out rows."
         ),
-        rows=rows,
-        less=f"{len(seeds)} of {ALL_SPLITS} splits, {len(pairs)} of 10 pairs of views",
+        rows=reduce(rows, less if options.scale == "default" else ""),
+        less=less,
         figures={f"{NAME}.png": draw(hurt, said, true)},
         values={"means": means, "averages": averages, "damage": hurt},
         config={"splits": len(seeds), "pairs": list(pairs)},

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from _kit.options import Options, start
-from _kit.report import Row
+from _kit.report import Row, reduce
 from _kit.rows import finish
 from _texts import INSTALL, embed
 from rich.progress import track
@@ -178,6 +178,9 @@ def main(options: Options) -> None:
         )
     least, most = PAIRS[scale][0], PAIRS[scale][-1]
     first, last = (values["kept"][pairs][ALIGN][2] for pairs in (least, most))
+    less = f"{DRAWS[scale]} of {DRAWS['full']} draws"
+    if scale == "default":
+        less += f", lifts up to {KERNEL_MOST[scale]:,} pairs"
     finish(
         options,
         NAME,
@@ -187,8 +190,8 @@ def main(options: Options) -> None:
             f"nDCG@10 with {least:,} pairs, {last:.1f} % with {most:,}."
             + ("" if "MiniLM" in vectors.encoders else f" {INSTALL}.")
         ),
-        rows=rows,
-        less=f"{DRAWS[scale]} of {DRAWS['full']} draws, {len(queries)} of 2000 queries",
+        rows=reduce(rows, less if scale == "default" else ""),
+        less=less,
         figures={f"{NAME}.png": draw_curves(values, PAIRS[scale])},
         values=values,
         config={"encoders": vectors.encoders, "draws": DRAWS[scale], "queries": len(queries)},
