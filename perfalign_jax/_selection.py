@@ -321,7 +321,7 @@ def choose(
         reason = "everything was given"
     else:
         reason = (
-            f"of {len(among)} settings within one standard error of the best R@1 "
+            f"of {len(among)} setting(s) within one standard error of the best R@1 "
             f"({100 * trials[best].recall:.1f} %), rows compared in pairs, partners are "
             f"about as probable under {len(likely_too)} as under the best, and of these it carries "
             "most held-out information"

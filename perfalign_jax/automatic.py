@@ -83,7 +83,7 @@ def align(
         k: number of axes; axes without held-out correlation are left out in any case.
         mask: shape ``(n, M)``, True where a row has a view; what is not there is never read. Rows
             of a single view are welcome. Views, or what the lift makes of them, are then cut to
-            their leading principal coordinates, 512 in all.
+            their leading principal coordinates, 512 in all. Not together with ``wrong_pairs``.
         weights: shape ``(n,)``, as in ``fit``.
         groups: shape ``(n,)``, such as subjects or sessions: rows of one group are never in
             different folds.

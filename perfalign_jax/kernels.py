@@ -263,7 +263,7 @@ def standardise(
     typical = jnp.sqrt(jnp.mean(jnp.where(real, spread, 0) ** 2))
     common = jnp.isinf(floor)
     scale = jnp.maximum(jnp.where(real, spread, 0), jnp.where(common, 1, floor) * typical)
-    scale = jnp.where(common, typical, scale)
+    scale = jnp.where(common, jnp.where(real, typical, 0), scale)
     moves = scale > 0
     whole = jnp.sqrt(jnp.asarray(len(mean), mean.dtype))
     return Standardise(mean, jnp.where(moves, 1 / (jnp.where(moves, scale, 1) * whole), 0))
@@ -287,8 +287,8 @@ def fit_principal(
         weights: of the rows, shape ``(n,)``; all alike if not given.
 
     Raises:
-        TypeError: if ``x`` does not hold real numbers.
-        ValueError: if a value is not finite or a shape does not fit.
+        TypeError: if ``x`` does not hold real numbers, or ``lift`` is none.
+        ValueError: if a value is not finite, a shape does not fit, or weights are negative.
 
     Example:
         >>> import numpy as np
@@ -297,6 +297,8 @@ def fit_principal(
         >>> lift.fit_principal(lift.fit_standardise(x), x, most=3).basis.shape
         (9, 3)
     """
+    if not hasattr(lift, "_apply"):
+        raise TypeError(f"lift must be a fitted lift, got {lift!r:.80}.")
     features = lift._apply(_rows(x))
     n, p = features.shape
     count = min(n, p) if most is None else _checks.integer(most, "most", low=1)
@@ -305,6 +307,8 @@ def fit_principal(
         w = _checks.array(weights, "weights", ndim=1, shape="(n,)").astype(features.dtype)
         if w.shape != (n,):
             raise ValueError(f"weights must have shape ({n},) like the rows, got {w.shape}.")
+        if not _checks.is_traced(w) and not (bool((w >= 0).all()) and bool((w > 0).any())):
+            raise ValueError("weights must not be negative, and not all zero.")
     return Principal(lift, _principal(features, w, count=min(count, n, p)))
 
 

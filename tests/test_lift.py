@@ -251,6 +251,20 @@ def test_principal_coordinates_keep_what_the_rows_span(rng, x64):
     np.testing.assert_allclose(np.abs(leading.basis.T @ rows[:2].T), np.eye(2), atol=1e-9)
     with pytest.raises(ValueError, match=r"weights must have shape \(12,\)"):
         lift.fit_principal(scaled, x, weights=np.ones(3))
+    with pytest.raises(ValueError, match="weights must not be negative"):
+        lift.fit_principal(scaled, x, weights=-np.ones(12))
+    with pytest.raises(TypeError, match="lift must be a fitted lift, got None"):
+        lift.fit_principal(None, x)
+
+
+def test_features_as_they_are_keep_their_scales_and_constants_say_nothing(rng):
+    x = rng.normal(size=(30, 3)).astype(np.float32) * np.float32([1, 5, 0]) + 3
+    fitted = lift.fit_standardise(x, floor=np.inf)
+    found = np.asarray(lift.apply(fitted, x + np.float32([0, 0, 9])))
+    np.testing.assert_allclose(
+        found[:, 1].std() / found[:, 0].std(), x[:, 1].std() / x[:, 0].std(), rtol=1e-4
+    )
+    np.testing.assert_array_equal(found[:, 2], 0)
 
 
 def test_standardising_works_under_jit_and_keeps_the_dtype(rng, x64):
