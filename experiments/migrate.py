@@ -1,10 +1,11 @@
 """Changing the embedding model without embedding everything again.
 
 Command:  python experiments/migrate.py [--quick | --full] [--out results]
-Time:     about 4 minutes on 2 cores (--quick half a minute; --full, 20 draws of pairs and kernels,
-          an hour), and once 5 minutes for the vectors of the sentence encoders
-Expect:   more of the new model's own retrieval kept with every pair that is embedded by both, a few
-          points above ridge regression where pairs are few, and the gate within some points of it
+Time:     more than 15 minutes on 2 cores (--quick a minute and a half; --full, 20 draws of pairs and
+          kernels, hours), and once 6 minutes for the vectors of the sentence encoders
+Expect:   more of the new model's own retrieval kept with every pair that is embedded by both; less
+          than ridge regression keeps, most clearly where pairs are few (align chooses by finding
+          partners, which nearly all settings do here, and not by how well vectors are predicted)
 
 K documents are embedded by both models. The whole old index then goes through ``predict``, block by
 block, and queries by the new model search it. What is kept is R@1, R@10 and nDCG@10 over those of
