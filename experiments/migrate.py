@@ -11,7 +11,8 @@ K documents are embedded by both models. The whole old index then goes through `
 block, and queries by the new model search it. What is kept is R@1, R@10 and nDCG@10 over those of
 the new model's own index. The gate says how much will be kept before anything is migrated: from the
 K pairs alone, each predicted by maps that were fitted without it, asked for the documents nearest
-to it under the new model.
+to it under the new model. That is a harder question than most queries are: in the default run more
+is kept than it says.
 """
 
 from collections.abc import Callable
