@@ -233,7 +233,7 @@ def draw_curves(values: dict[str, Any], pairs: tuple[int, ...]) -> tuple:
             measured,
             [float(p) for p in pairs],
             "pairs embedded by both models",
-            "kept of the new model's own (%)",
+            "kept (%)",
             {m: np.array([[values["kept"][p][m][i] for p in pairs]]) for m in methods}
             | (
                 {"foretold": 100 * np.array([[np.mean(values["gate"][p]) for p in pairs]])}
