@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from perfalign_jax import _checks, _folds, evidence
+from perfalign_jax import _checks, _folds, evidence, solver
 from perfalign_jax import lift as lifting
 from perfalign_jax._folds import Axes, Folds, Tried
 from perfalign_jax._numerics import matmul
@@ -17,7 +17,7 @@ from perfalign_jax._selection import Candidate, Plan, Sides, all_pairs, list_pai
 from perfalign_jax.lift import Lift
 from perfalign_jax.types import Alignment, Choice, CollapseWarning, Evidence
 
-__all__ = ["Fitted", "build", "calibrate", "finish", "load_views", "solve"]
+__all__ = ["Fitted", "build", "calibrate", "finish", "load_views", "regress", "solve"]
 
 
 class Fitted(NamedTuple):
@@ -67,6 +67,31 @@ def solve(
     )
 
 
+def regress(own: Float[Array, "k k"], common: Float[Array, "k d"]) -> Float[Array, "k d"]:
+    """Least squares of features on coordinates of an axis each, all axes together.
+
+    Under a ridge coordinates are correlated, and features regressed on each alone would count twice
+    what two axes share. Axes that do not vary get nothing.
+    """
+    spread = jnp.sqrt(jnp.diagonal(own))
+    inverse = jnp.where(spread > 0, 1 / jnp.where(spread > 0, spread, 1), 0)
+    # Rounding of correlations of hundreds of axes is below sqrt(eps); a tenth changes little.
+    steady = jnp.finfo(own.dtype).eps ** 0.5 * jnp.eye(len(own), dtype=own.dtype)
+    correlation = own * inverse[:, None] * inverse[None, :] + steady
+    factor = jax.scipy.linalg.cho_factor(correlation, lower=True)
+    return inverse[:, None] * jax.scipy.linalg.cho_solve(factor, inverse[:, None] * common)
+
+
+def load(
+    x: Float[Array, "n d"], z: Float[Array, "n k"], w: Float[Array, " n"]
+) -> tuple[Float[Array, " d"], Float[Array, "k d"]]:
+    """Mean of a view's features, and their regression on the coordinates."""
+    w = w / jnp.maximum(jnp.sum(w), jnp.finfo(z.dtype).tiny)
+    centre = matmul(w, x)
+    scaled = w[:, None] * z
+    return centre, regress(matmul(scaled.T, z), matmul(scaled.T, x - centre[None, :]))
+
+
 @functools.partial(jax.jit, static_argnames=("places",))
 def load_views(
     views: tuple[Array, ...],
@@ -87,19 +112,76 @@ def load_views(
     for s, side in enumerate(places):
         z = matmul(features[s] - means[s][None, :], fitted.directions[s])
         for m in side:
-            w = weights[m] / jnp.maximum(jnp.sum(weights[m]), jnp.finfo(z.dtype).tiny)
-            centres[m] = matmul(w, views[m])
+            centres[m], loadings[m] = load(views[m], z, weights[m])
             apart = views[m] - centres[m][None, :]
-            variances[m] = matmul(w, apart**2)
-            own = matmul(w, z**2)
-            scaled = w[:, None] * z / jnp.where(own > 0, own, 1)[None, :]
-            loadings[m] = matmul(scaled.T, apart)
+            variances[m] = matmul(weights[m] / jnp.sum(weights[m]), apart**2)
     order = range(len(views))
     return (
         tuple(loadings[m] for m in order),
         tuple(centres[m] for m in order),
         tuple(variances[m] for m in order),
     )
+
+
+@functools.partial(jax.jit, static_argnames=("places", "k"))
+def share_explained(
+    views: tuple[Array, ...],
+    features: tuple[Array, ...],
+    folds: Folds,
+    covariances: Float[Array, "s s k"],
+    fitted: Fitted,
+    loaded: tuple[tuple[Array, ...], ...],
+    ridge: Array,
+    w: Float[Array, " n"],
+    rows: Int[Array, " b"],
+    *,
+    places: Sides,
+    k: int,
+) -> tuple[Float[Array, ""], ...]:
+    """Of the variance that predictions have, how much of it held-out rows confirm, view by view.
+
+    Loadings are least squares, so with few rows predictions vary more than they explain. What is
+    left on the fitted rows is corrected by how much more is left on the ``rows`` of the first fold
+    (filled up with -1) when they are not fitted than when they are.
+    """
+    mean, covariance = _folds.others(folds, 0)
+    axes = _folds.axes_of(covariance, folds.dims, ridge, k)
+    held_out = variances_of(covariances)[:, :k]
+    inverse = jnp.where(held_out > 0, jax.lax.rsqrt(jnp.where(held_out > 0, held_out, 1)), 0)
+    directions = [a * v[None, :] for a, v in zip(axes.directions, inverse, strict=True)]
+    others = w.at[jnp.where(rows >= 0, rows, len(w))].set(0, mode="drop")
+    own = w - others
+    tiny = jnp.finfo(w.dtype).tiny
+
+    # Coordinates of all rows, and by whom: the fit of all rows, and that without the fold.
+    latents = [
+        [
+            matmul(x - c[None, :], a)
+            for x, c, a in zip(features, _folds.split(middle, folds.dims), by, strict=True)
+        ]
+        for middle, by in ((fitted.mean, fitted.directions), (folds.mean + mean, directions))
+    ]
+    found: dict[int, Array] = {}
+    for s, side in enumerate(places):
+        rest = [o for o in range(len(places)) if o != s]
+        seen = [
+            solver.combine(tuple(z[o] for o in rest), tuple(fitted.rho[o] for o in rest))
+            for z in latents
+        ]
+        r = seen[0][1] * fitted.rho[s]
+        for m in side:
+            known = (loaded[1][m], loaded[0][m])
+            fresh = load(views[m], latents[1][s], others)
+            left = [
+                jnp.sum((views[m] - c[None, :] - matmul(z * r[None, :], b)) ** 2, axis=1)
+                for (z, _), (c, b) in zip(seen, (known, fresh), strict=True)
+            ]
+            optimism = jnp.sum(own * left[1]) / jnp.maximum(jnp.sum(own * left[0]), tiny)
+            remains = jnp.sum(w * left[0]) / jnp.sum(w) * optimism
+            said = jnp.sum((r[:, None] * known[1]) ** 2)
+            confirmed = (jnp.sum(loaded[2][m]) - remains) / jnp.maximum(said, tiny)
+            found[m] = jnp.clip(confirmed, 0, 2)
+    return tuple(found[m] for m in range(len(views)))
 
 
 @jax.jit
@@ -153,7 +235,22 @@ def finish(
     slopes = calibrate(covariances, latents, k, plan.seen, w, plan.chosen)
     weights = jnp.tile(w, (len(views), 1)) if present is None else present * w[None, :]
     loaded = load_views(views, best.features, weights, fitted, places=places)
-    return build(best.lifts, fitted, places, ridge, slopes, loaded, choice, right)
+    explained = None
+    if whole is None:  # the folds of rows completed by EM are not those that were fitted
+        explained = share_explained(
+            views,
+            best.features,
+            best.folds,
+            covariances,
+            fitted,
+            loaded,
+            ridge,
+            w,
+            jnp.asarray(plan.order[0]),
+            places=places,
+            k=k,
+        )
+    return build(best.lifts, fitted, places, ridge, slopes, loaded, explained, choice, right)
 
 
 @jax.jit
@@ -171,6 +268,7 @@ def build(
     ridge: Array,
     slopes: tuple[Array, Array, Array],
     loaded: tuple[tuple[Array, ...], ...],
+    explained: tuple[Array, ...] | None,
     choice: Choice | None,
     right: tuple[Array, Array] | None = None,
 ) -> Alignment:
@@ -190,6 +288,11 @@ def build(
             loadings=loadings,
             centres=middles,
             variances=variances,
+            explained=(
+                tuple(jnp.ones_like(fitted.left[0]) for _ in lifts)
+                if explained is None
+                else explained
+            ),
             fills=fills,
             right_share=None if right is None else right[0],
             right_probability=None if right is None else right[1],

@@ -26,6 +26,7 @@ from perfalign_jax._selection import (
     list_pairs,
     most_axes,
     plan_rows,
+    try_features,
 )
 from perfalign_jax.types import Alignment
 
@@ -58,7 +59,12 @@ def align_masked(
     ridges = RIDGES if isinstance(ridge, str) else (ridge,)
     levels = _missing.RIDGES if isinstance(ridge, str) else (float(ridge),)
     there = [x[np.flatnonzero(seen)] for x, seen in zip(views, present.T, strict=True)]
-    candidates, wholes = [], []
+    candidates: list[Candidate] = []
+    wholes: list[_missing.Completed | None] = []
+    whole_rows = np.asarray(present.all(axis=1))
+    complete = w * jnp.asarray(whole_rows, dtype)
+    in_folds = [int(whole_rows[rows[rows >= 0]].sum()) for rows in plan.order]
+    fitted_rows = sum(in_folds) - max(in_folds)
     for kind, lifts in list_lifts(tuple(there), lift):
         narrow = tuple(
             kernels.fit_principal(fitted, x, most=width, weights=w[np.flatnonzero(seen)])
@@ -71,7 +77,22 @@ def align_masked(
         shown = present[:, blocks]
         x = jnp.concatenate([lifting.apply(narrow[m], views[m]) for m in order], axis=1)
         x = jnp.where(shown, x, 0)
-        size = most_axes(sizes, n, AXES if k == "auto" else int(k))
+        most = AXES if k == "auto" else int(k)
+        size = most_axes(sizes, n - plan.order.shape[1], most)
+        if min(in_folds) > 1:
+            candidates.append(
+                try_features(
+                    f"{kind}, complete rows alone",
+                    narrow,
+                    tuple(_folds.split(x, sizes)),
+                    complete,
+                    ridges,
+                    plan,
+                    most_axes(sizes, fitted_rows, most),
+                    k == "auto",
+                )
+            )
+            wholes.append(None)
         patterns = _missing.of_rows(x, shown, plan.order, w)
         for level in levels:
             last, before, gain = None, -1.0, 0.0
@@ -95,6 +116,8 @@ def align_masked(
     share = 1 - present.mean()
     note = f"{share:.0%} of the views' rows are missing"
     choice = dataclasses.replace(choice, remarks=(*choice.remarks, note))
+    if completed is None:
+        return finish(views, best, number, ridges[number], size, complete, places, plan, choice)
     whole = (completed.mean, completed.covariance)
     seen = jnp.asarray(present.T, dtype)
     return finish(

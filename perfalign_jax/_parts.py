@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from perfalign_jax import _folds, kernels, significance, statistics
-from perfalign_jax._assembly import Fitted, build, solve
+from perfalign_jax._assembly import Fitted, build, regress, solve
 from perfalign_jax._folds import Folds
 from perfalign_jax._numerics import matmul
 from perfalign_jax._selection import AXES, RIDGES, Sides, most_axes
@@ -56,7 +56,7 @@ def align_parts(parts: list[Any], places: Sides, ridge: Any, k: Any) -> Alignmen
     loaded = _load_moments(fitted, scalings, places, tuple(dims))
     lifts = tuple(scalings)
     ridge = jnp.asarray(chosen, folds.mean.dtype)
-    return build(lifts, fitted, places, ridge, (one, 0 * one, one), loaded, choice)
+    return build(lifts, fitted, places, ridge, (one, 0 * one, one), loaded, None, choice)
 
 
 def _of_parts(parts: list[Any], order: list[int]) -> tuple[Folds, tuple[kernels.Standardise, ...]]:
@@ -129,18 +129,18 @@ def _load_moments(
     for s, side in enumerate(places):
         width = sum(dims[m] for m in side)
         block = fitted.covariance[start : start + width, start : start + width]
-        own = jnp.where(fitted.variances[s] > 0, fitted.variances[s], 1)
-        covariance = matmul(block, fitted.directions[s]) / own[None, :]
+        covariance = matmul(block, fitted.directions[s])
+        own = matmul(fitted.directions[s].T, covariance)
         cut = tuple(dims[m] for m in side)
-        for m, rows, spread in zip(
+        for m, found, spread in zip(
             side,
-            _folds.split(covariance, cut, 0),
+            _folds.split(regress(own, covariance.T), cut, 1),
             _folds.split(jnp.diagonal(block), cut),
             strict=True,
         ):
             factor = scalings[m].factor
             back = jnp.where(factor > 0, 1 / jnp.where(factor > 0, factor, 1), 0)
-            loadings[m] = rows.T * back[None, :]
+            loadings[m] = found * back[None, :]
             variances[m] = spread * back**2
         start += width
     views = range(len(dims))

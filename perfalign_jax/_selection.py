@@ -169,8 +169,9 @@ def _lift_sides(
     return tuple(jnp.concatenate([lifted[m] for m in side], axis=1) for side in places)
 
 
-def most_axes(dims: tuple[int, ...], n: int, most: int) -> int:
-    return max(1, min(*dims, n - 1, most))
+def most_axes(dims: tuple[int, ...], fitted: int, most: int) -> int:
+    """No more axes than rows determine that are fitted while a fold is held out."""
+    return max(1, min(*dims, fitted - 1, most))
 
 
 def ladder(k: int, auto: bool) -> tuple[int, ...]:
@@ -191,7 +192,8 @@ def try_lifts(
 ) -> Candidate:
     """Hold every fold out under every ridge, and count which rows find their partners."""
     features = _lift_sides(views, lifts, places)
-    k = most_axes(tuple(f.shape[1] for f in features), plan.n, most)
+    fitted = plan.n - plan.order.shape[1]
+    k = most_axes(tuple(f.shape[1] for f in features), fitted, most)
     return try_features(name, lifts, features, w, ridges, plan, k, auto)
 
 

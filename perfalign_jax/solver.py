@@ -358,11 +358,12 @@ def _posterior(alignment: Alignment, rows: Mapping[int, Array]) -> tuple[Array, 
     ]
     if len(found) == 1:
         return found[0]
-    return _combine(tuple(z for z, _ in found), tuple(rho for _, rho in found))
+    return combine(tuple(z for z, _ in found), tuple(rho for _, rho in found))
 
 
 @jax.jit
-def _combine(coordinates: tuple[Array, ...], rho: tuple[Array, ...]) -> tuple[Array, Array]:
+def combine(coordinates: tuple[Array, ...], rho: tuple[Array, ...]) -> tuple[Array, Array]:
+    """Coordinates that sides have together, and their reliability (see ``posterior``)."""
     noise = [1 - r**2 for r in rho]
     precision = 1 + functools.reduce(jnp.add, [r**2 / e for r, e in zip(rho, noise, strict=True)])
     terms = [(r / e)[None, :] * z for z, r, e in zip(coordinates, rho, noise, strict=True)]
@@ -504,6 +505,7 @@ def predict(
             evidence.loadings[target],
             evidence.centres[target],
             evidence.variances[target],
+            evidence.explained[target],
         )
         return (found, left) if variance else found
     if variance or len(rows) > 1 or alignment.lifts:
@@ -526,8 +528,13 @@ _NEEDS = {True: "say the variance", False: "predict from several views or lifted
 
 @jax.jit
 def _expect(
-    coordinates: Array, r: Array, loadings: Array, centre: Array, variances: Array
+    coordinates: Array,
+    r: Array,
+    loadings: Array,
+    centre: Array,
+    variances: Array,
+    explained: Array,
 ) -> tuple[Array, Array]:
     moved = r[:, None] * loadings
-    left = jnp.maximum(variances - jnp.sum(moved**2, axis=0), 0)
+    left = jnp.maximum(variances - explained * jnp.sum(moved**2, axis=0), 0)
     return matmul(coordinates, moved) + centre[None, :], left

@@ -140,9 +140,11 @@ class Evidence:
         slope: shape ``()``, what a sum over axes is multiplied by: they are not independent.
         offset: shape ``()``, added to the log-odds, in nats.
         search_slope: shape ``()``, the same among many candidates, where the tails decide.
-        loadings: shapes ``(k, d_m)``, covariances of the axes with each view's features.
+        loadings: shapes ``(k, d_m)``, regressions of each view's features on all axes together.
         centres: shapes ``(d_m,)``, means of each view's features.
         variances: shapes ``(d_m,)``, variances of each view's features.
+        explained: shapes ``()``, how much of the variance that predictions of a view have is
+            confirmed on held-out rows; 1 where there were none.
         fills: for each side of several views their covariance, shape ``(p_s, p_s)``, by which a
             missing one is filled in from the others; shape ``(0, 0)`` for a side of one view.
         right_share: shape ``()``, estimated share of right pairs; None unless it was asked for.
@@ -162,6 +164,7 @@ class Evidence:
     loadings: tuple[Float[Array, "k _"], ...]
     centres: tuple[Float[Array, " _"], ...]
     variances: tuple[Float[Array, " _"], ...]
+    explained: tuple[Float[Array, ""], ...]
     fills: tuple[Float[Array, "_ _"], ...]
     right_share: Float[Array, ""] | None = None
     right_probability: Float[Array, " n"] | None = None
