@@ -16,6 +16,7 @@ from _transfer_data import (
     REAL,
     TARGET,
     TransferOptions,
+    beside,
     convolve,
     hold_out_subjects,
     read_clips,
@@ -63,7 +64,7 @@ def load_har_data(options: HarOptions, *, modalities: tuple[str, ...]) -> HarDat
     """Read UTD-MHAD, or simulate recordings in its layout and read those."""
     name, recordings, series, authors, problems = read_clips(options, modalities=modalities)
     videos = {m: x for m, x in recordings.signals.items() if m in ("depth", "rgb")}
-    lifted = convolve(series, options, seed=options.seed)
+    lifted = beside(convolve(series, options, seed=options.seed))
     labels, subjects = recordings.actions, recordings.subjects
     return HarData(name, labels, subjects, series | videos, lifted, authors, problems)
 

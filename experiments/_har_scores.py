@@ -18,23 +18,24 @@ from _har_data import (
     pose_latents,
     train_and_encode,
 )
-from _transfer_data import LIFTED
+from _transfer_data import BOTH, LIFTED
 
 from perfalign_jax.har.nn import training
 from perfalign_jax.har.nn.decoder import rank_by_mlp
 from perfalign_jax.har.protocol import methods, transfer
-from perfalign_jax.har.protocol.methods import INFORMATIVE, Method, Posed
+from perfalign_jax.har.protocol.methods import ALIGN, INFORMATIVE, Method, Posed
 
 TOPS = (1, 3, 5, 7)
 KEPT, JOINED, UNTRAINED = "CA, lengths kept", "CA beside random convolutions", "untrained encoders"
 MLP = "MLP decoder"
 CA = Method("identity", space="CA")
 CA_KEPT = replace(CA, space=KEPT)
+TOGETHER = f"{LIFTED} of {BOTH}"
 LIFTED_PA, JOINED_PA = replace(INFORMATIVE, space=LIFTED), replace(INFORMATIVE, space=JOINED)
 BOUND = Method("identity", space=LIFTED, decoder="supervised bound")
 PSEUDO = Method("identity", space=LIFTED, decoder="pseudo-labels")
 TRAINED = (CA.space, KEPT, JOINED)  # what another training would change
-SCORED = ("identity", "ridge_regression", "ridge_cca", "trailing", "energy")
+SCORED = ("identity", "ridge_regression", "ridge_cca", "trailing", "energy", "align")
 
 Scores = Iterator[tuple[Method, dict[str, Any]]]
 
@@ -65,6 +66,8 @@ def run_job(
         found[replace(JOINED_PA, backwards=True)] = score_joined(turned, turned_lifted)
         if seed == 0 and job.untrained:
             found |= dict(score_the_rest(lifted, pose_untrained(job, data, options)))
+            if BOTH in data.lifted and job.source == "skeleton":  # the same for either source
+                found |= dict(score_together(job, data))
         runs.append(found)
     seconds = {"training": float(encoded.seconds), "scoring": time.perf_counter() - start}
     history = {"losses": encoded.losses, "watched": encoded.watched}
@@ -125,7 +128,8 @@ def score_joined(own: Posed, lifted: Posed) -> dict[str, Any]:
 def score_the_rest(lifted: Posed, untrained: Posed) -> Scores:
     """Every method that needs no training."""
     task, exam = lifted
-    yield LIFTED_PA, score(*methods.align(*lifted))
+    for method, after, own in align_all(lifted, LIFTED, [INFORMATIVE, ALIGN]):
+        yield method, score(after, own)
     yield PSEUDO, score(task, exam, methods.rank_by_pseudo_labels(task))
     bound = transfer.rank_classes(exam.bound, task.labels, task.unseen)
     yield BOUND, score(task, exam, bound)
@@ -133,3 +137,12 @@ def score_the_rest(lifted: Posed, untrained: Posed) -> Scores:
     listed = [Method("identity"), paper, Method("trailing", k=128), Method("energy", k=128)]
     for method, after, own in align_all(untrained, UNTRAINED, listed):
         yield method, score(after, own)
+
+
+def score_together(job: Job, data: HarData) -> Scores:
+    """Three views: skeleton and depth are one side, the sensor is the other."""
+    posed = transfer.make_task(data.lifted, data.labels, job.split, source=BOTH, target=TARGET)
+    for method, task, exam in align_all(
+        methods.standardise(*posed), TOGETHER, [INFORMATIVE, ALIGN]
+    ):
+        yield method, score(task, exam)

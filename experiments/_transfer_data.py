@@ -24,6 +24,7 @@ RAW, LIFTED = "raw signals", "random convolutions"
 AUTHORS, RANDOM, HELD_OUT = "authors' split", "random splits", "subject held out"
 SPLIT = Path("splits") / "40_40_10_10"
 TARGET, REAL = "inertial", "UTD-MHAD"
+BOTH = "skeleton and depth"  # two views that stand side by side: one side of three views
 WORKERS = 2
 ALL_SPLITS = 100  # random splits of the full protocol
 
@@ -71,6 +72,13 @@ def convolve(
 
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
         return dict(zip(series, pool.map(one, series, series.values()), strict=True))
+
+
+def beside(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same features, with those of skeleton and depth together where both are there."""
+    together = [arrays[m] for m in ("skeleton", "depth") if m in arrays]
+    both = {BOTH: np.concatenate(together, axis=1)} if len(together) == 2 else {}
+    return dict(arrays) | both
 
 
 def name_part(what: str, count: int, whole: int) -> str:
@@ -159,9 +167,12 @@ def load_material(options: TransferOptions) -> Material:
     random = random_splits(len(recordings.names), options)
     return Material(
         data=name,
-        sources=sources,
+        sources=sources if options.quick else (*sources, BOTH),
         series=series,
-        arrays={RAW: thin(series), LIFTED: convolve(series, options, seed=options.seed)},
+        arrays={
+            RAW: beside(thin(series)),
+            LIFTED: beside(convolve(series, options, seed=options.seed)),
+        },
         labels=recordings.actions,
         splits={
             AUTHORS: [authors],

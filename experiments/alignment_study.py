@@ -9,10 +9,13 @@ Expect:   ``align`` at or above the best baseline by hindsight on every pair, bu
 Every method sees the same pairs of rows and is asked for the partners of others. Baselines get what
 ``align`` does not: their number of dimensions and their metric are those that turn out best on the
 rows they are tested on. Pairs come with scikit-learn (halves of handwritten digits, groups of
-measurements of tumours, neighbouring patches and colours of a photograph) and from UTD-MHAD, whose
-views are brought to the span of the training rows first.
+measurements of tumours, neighbouring patches and colours of a photograph), from two embeddings of
+texts (200 pairs to fit), and from UTD-MHAD: two views each, skeleton and depth as one side against
+the sensor, and subjects that were not fitted. Wide views baselines get in the span of the training
+rows, sides of two views as one.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +24,7 @@ import numpy as np
 from _kit.options import start
 from _kit.report import Row, reduce
 from _kit.rows import estimate_hits, finish
+from _texts import embed
 from _transfer_data import TARGET, TransferOptions, read_clips, thin
 from rich.progress import track
 from sklearn import datasets
@@ -31,7 +35,8 @@ from perfalign_jax.plotting import Panel, plot_panels
 
 NAME = "alignment_study"
 ALIGN, LINEAR = "align", "align, linear"
-ALL_SPLITS = 20
+ALL_SPLITS, ALL_PAIRS = 20, 13
+ONE = "tumours, mean and worst"
 SPLITS = {"quick": 1, "default": 2, "full": ALL_SPLITS}
 MOST_TRAIN, MOST_TEST = 800, 400
 RIDGE = 0.1  # of baselines that need one given
@@ -39,7 +44,42 @@ MISSING, WRONG = (0.0, 0.2, 0.4), (0.0, 0.1, 0.2, 0.4)
 Views = tuple[np.ndarray, ...]
 
 
-def load_pairs(options: TransferOptions) -> dict[str, Views]:
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two sides, of a view or more each, and which rows belong to one subject."""
+
+    sides: tuple[Views, ...]
+    groups: np.ndarray | None = None
+    most: int = MOST_TRAIN  # pairs to fit
+
+    @property
+    def views(self) -> Views:
+        """All views, side by side."""
+        return tuple(x for side in self.sides for x in side)
+
+    @property
+    def places(self) -> tuple[tuple[int, ...], ...]:
+        """Which views each side has."""
+        first = len(self.sides[0])
+        return tuple(range(first)), tuple(range(first, len(self.views)))
+
+    def split(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows to fit and rows to be asked about; of other subjects where there are any."""
+        n, rng = len(self.views[0]), np.random.default_rng(seed)
+        order = rng.permutation(n)
+        if self.groups is None:
+            test = min(MOST_TEST, n // 3)
+            return order[test : test + self.most], order[:test]
+        out = rng.permutation(np.unique(self.groups))[:2]
+        held = np.isin(self.groups[order], out)
+        return order[~held][: self.most], order[held][:MOST_TEST]
+
+    def joined(self, rows: np.ndarray) -> Views:
+        """Rows with every side in one array, as baselines take them."""
+        return tuple(np.concatenate([x[rows] for x in side], axis=1) for side in self.sides)
+
+
+def load_pairs(options: TransferOptions) -> dict[str, Pair]:
     """Pairs of real views by name."""
     digits = datasets.load_digits().images
     tumours = datasets.load_breast_cancer().data
@@ -49,30 +89,38 @@ def load_pairs(options: TransferOptions) -> dict[str, Views]:
         [photo[y : y + 8, x : x + 16] for y in range(0, 416, 10) for x in range(0, 620, 20)]
     )
     grey = patches.mean(axis=3)
-    pairs = {
-        "digits, left and right half": (digits[:, :, :4], digits[:, :, 4:]),
-        "digits, upper and lower half": (digits[:, :4], digits[:, 4:]),
-        "tumours, mean and worst": (mean, worst),
-        "tumours, mean and error": (mean, error),
-        "tumours, error and worst": (error, worst),
-        "photo, neighbouring patches": (grey[:, :, :8], grey[:, :, 8:]),
-        "photo, red and blue": (patches[:, :, :8, 0], patches[:, :, :8, 2]),
-    }
+    pairs = {ONE: Pair(((mean,), (worst,)))}
     if not options.quick:
-        _, _, series, _, _ = read_clips(options, modalities=(TARGET, "skeleton", "depth"))
+        pairs |= {
+            "digits, left and right half": Pair(((digits[:, :, :4],), (digits[:, :, 4:],))),
+            "digits, upper and lower half": Pair(((digits[:, :4],), (digits[:, 4:],))),
+            "tumours, mean and error": Pair(((mean,), (error,))),
+            "tumours, error and worst": Pair(((error,), (worst,))),
+            "photo, neighbouring patches": Pair(((grey[:, :, :8],), (grey[:, :, 8:],))),
+            "photo, red and blue": Pair(((patches[:, :, :8, 0],), (patches[:, :, :8, 2],))),
+        }
+        vectors = embed(options.out / "cache")
+        pairs["texts, two embeddings"] = Pair(((vectors.old,), (vectors.new,)), most=200)
+        _, recordings, series, _, _ = read_clips(options, modalities=(TARGET, "skeleton", "depth"))
         flat = thin(series)
-        for a, b in (("skeleton", TARGET), ("depth", TARGET), ("skeleton", "depth")):
-            pairs[f"UTD-MHAD, {a} and {b}"] = (flat[a], flat[b])
-    named = {name: tuple(x.reshape(len(x), -1) for x in views) for name, views in pairs.items()}
-    if options.quick:
-        named = {name: named[name] for name in ("tumours, mean and worst",)}
-    return {name: tuple(x.astype(np.float32) for x in views) for name, views in named.items()}
-
-
-def split(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    order = np.random.default_rng(seed).permutation(n)
-    test = min(MOST_TEST, n // 3)
-    return order[test : test + MOST_TRAIN], order[:test]
+        skeleton, depth, sensor = (flat[m] for m in ("skeleton", "depth", TARGET))
+        named = {
+            "skeleton and sensor": Pair(((skeleton,), (sensor,))),
+            "depth and sensor": Pair(((depth,), (sensor,))),
+            "skeleton and depth": Pair(((skeleton,), (depth,))),
+            "skeleton with depth, and sensor": Pair(((skeleton, depth), (sensor,))),
+            "the same, other subjects": Pair(((skeleton, depth), (sensor,)), recordings.subjects),
+        }
+        pairs |= {f"UTD-MHAD, {name}": pair for name, pair in named.items()}
+    return {
+        name: dataclasses.replace(
+            pair,
+            sides=tuple(
+                tuple(x.reshape(len(x), -1).astype(np.float32) for x in side) for side in pair.sides
+            ),
+        )
+        for name, pair in pairs.items()
+    }
 
 
 def in_span(train: Views, test: Views) -> tuple[Views, Views]:
@@ -89,10 +137,13 @@ def in_span(train: Views, test: Views) -> tuple[Views, Views]:
     return tuple(a for a, _ in done), tuple(b for _, b in done)
 
 
-def hits_of_search(alignment: Any, test: Views) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def hits_of_search(
+    alignment: Any, test: Views, places: tuple[tuple[int, ...], ...] = ((0,), (1,))
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Share of ways in which each row finds its partner first; stated probabilities, outcomes."""
     own = np.arange(len(test[0]))
-    ways = [pa.search(alignment, {a: test[a]}, {b: test[b]}, top=1) for a, b in ((0, 1), (1, 0))]
+    first, second = ({m: test[m] for m in side} for side in places)
+    ways = [pa.search(alignment, a, b, top=1) for a, b in ((first, second), (second, first))]
     right = np.stack([np.asarray(found.indices)[:, 0] == own for found in ways])
     stated = np.stack([np.asarray(found.probability) for found in ways])
     return right.mean(axis=0), stated.ravel(), right.ravel()
@@ -178,7 +229,7 @@ def calibration_error(stated: np.ndarray, right: np.ndarray, bins: int = 10) -> 
     return 100 * float(np.sum(gaps))
 
 
-def damage(views: Views, seeds: range) -> dict[str, dict[float, list[float]]]:
+def damage(pair: Pair, seeds: range) -> dict[str, dict[float, list[float]]]:
     """R@1 in percent where views are missing or pairs are wrong, by share and split."""
     found: dict[str, dict[float, list[float]]] = {
         "missing views": {s: [] for s in MISSING},
@@ -186,11 +237,11 @@ def damage(views: Views, seeds: range) -> dict[str, dict[float, list[float]]]:
         "wrong pairs, not looked for": {s: [] for s in WRONG},
     }
     for seed in seeds:
-        rows, test = split(len(views[0]), seed)
-        train, held = (tuple(x[part] for x in views) for part in (rows, test))
+        rows, test = pair.split(seed)
+        train, held = (tuple(x[part] for x in pair.views) for part in (rows, test))
         rng = np.random.default_rng(1000 + seed)
         for share in MISSING:
-            mask = rng.random((len(rows), len(views))) >= share
+            mask = rng.random((len(rows), len(train))) >= share
             mask[mask.sum(axis=1) == 0] = True
             alignment = pa.align(train, mask=mask, lift="linear")
             found["missing views"][share].append(100 * hits_of_search(alignment, held)[0].mean())
@@ -210,18 +261,24 @@ def main(options: TransferOptions) -> None:
     pairs = load_pairs(options)
     hits: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in pairs}
     stated, right = [], []
-    for name, views in track(pairs.items(), description="pairs of views", transient=True):
+    for name, pair in track(pairs.items(), description="pairs of views", transient=True):
         for seed in seeds:
-            chosen, test = split(len(views[0]), seed)
-            train, held = in_span(*(tuple(x[part] for x in views) for part in (chosen, test)))
+            chosen, test = pair.split(seed)
+            train, held = (tuple(x[part] for x in pair.views) for part in (chosen, test))
+            groups = None if pair.groups is None else pair.groups[chosen]
             for method in (ALIGN, LINEAR):
-                alignment = pa.align(train, lift="auto" if method == ALIGN else "linear")
-                own, said, true = hits_of_search(alignment, held)
+                alignment = pa.align(
+                    train,
+                    sides=pair.places,
+                    lift="auto" if method == ALIGN else "linear",
+                    groups=groups,
+                )
+                own, said, true = hits_of_search(alignment, held, pair.places)
                 hits[name].setdefault(method, []).append(own)
                 if method == ALIGN:
                     stated.append(said)
                     right.append(true)
-            train, held = standardised(train, held)
+            train, held = standardised(*in_span(pair.joined(chosen), pair.joined(test)))
             for method, fit in list_baselines(seed).items():
                 own = by_hindsight(fit(train), held)
                 hits[name].setdefault(method, []).append(own)
@@ -270,12 +327,11 @@ def main(options: TransferOptions) -> None:
             note=f"{len(said):,} searches; {true.mean():.1%} were right, {said.mean():.1%} stated.",
         )
     )
-    one = "tumours, mean and worst"
-    hurt = damage(pairs[one], seeds)
+    hurt = damage(pairs[ONE], seeds)
     for what, by_share in hurt.items():
         text = ", ".join(f"{share:.0%}: {np.mean(v):.1f}" for share, v in by_share.items())
-        rows.append(Row(f"{one}: R@1 by share of {what}, %", ours=text))
-    less = f"{len(seeds)} of {ALL_SPLITS} splits, {len(pairs)} of 10 pairs of views"
+        rows.append(Row(f"{ONE}: R@1 by share of {what}, %", ours=text))
+    less = f"{len(seeds)} of {ALL_SPLITS} splits, {len(pairs)} of {ALL_PAIRS} pairs of views"
     finish(
         options,
         NAME,

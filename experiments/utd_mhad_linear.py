@@ -32,6 +32,7 @@ from _transfer_data import (
     WORKERS,
     Material,
     TransferOptions,
+    beside,
     by_label,
     convolve,
     draw_methods,
@@ -43,7 +44,7 @@ from scipy import stats
 from perfalign_jax import metrics
 from perfalign_jax.har.data import splits
 from perfalign_jax.har.protocol import estimates, methods, transfer
-from perfalign_jax.har.protocol.methods import INFORMATIVE, Method
+from perfalign_jax.har.protocol.methods import ALIGN, INFORMATIVE, Method
 
 BEST = dataclasses.replace(INFORMATIVE, space=LIFTED)
 BOUND = Method("identity", decoder="labels on the target (bound)")
@@ -66,7 +67,8 @@ def run_split(material: Material, split: splits.Split, *, measure: bool) -> Outc
         for source in material.sources:
             posed = transfer.make_task(arrays, material.labels, split, source=source, target=TARGET)
             posed = methods.standardise(*posed)
-            aligned = methods.align_all(*posed, methods=methods.list_methods())
+            listed = [m for m in methods.list_methods() if space == LIFTED or m != ALIGN]
+            aligned = methods.align_all(*posed, methods=listed)
             found = [(method, task.labelled, task, exam) for method, task, exam in aligned]
             for method, labelled, task, exam in (*found, (BOUND, posed[1].bound, *posed)):
                 method = dataclasses.replace(method, space=space)
@@ -117,7 +119,7 @@ def vary_kernels(material: Material, options: TransferOptions) -> dict[str, Any]
     kind = next(iter(material.splits))
     found: dict[str, list[float]] = {}
     for seed in range(options.seed, options.seed + 5):
-        lifted = convolve(material.series, options, seed=seed)
+        lifted = beside(convolve(material.series, options, seed=seed))
         one_split = {kind: material.splits[kind][:1]}
         one = dataclasses.replace(material, arrays={LIFTED: lifted}, splits=one_split)
         for source, by_method in run_splits(one)["accuracy"].items():

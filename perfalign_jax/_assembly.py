@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from perfalign_jax._selection import Candidate, Plan, Sides, all_pairs, list_pai
 from perfalign_jax.lift import Lift
 from perfalign_jax.types import Alignment, Choice, CollapseWarning, Evidence
 
-__all__ = ["Fitted", "build", "calibrate", "finish", "load_views", "regress", "solve"]
+__all__ = ["Fitted", "Loaded", "build", "calibrate", "finish", "load_views", "regress", "solve"]
 
 
 class Fitted(NamedTuple):
@@ -92,45 +93,57 @@ def load(
     return centre, regress(matmul(scaled.T, z), matmul(scaled.T, x - centre[None, :]))
 
 
+@jax.jit
+def coordinates(
+    features: tuple[Array, ...], mean: Float[Array, " p"], directions: Sequence[Array]
+) -> tuple[Float[Array, "n k"], ...]:
+    """Rows of every side on the axes."""
+    means = _folds.split(mean, tuple(x.shape[1] for x in features))
+    parts = zip(features, means, directions, strict=True)
+    return tuple(matmul(x - c[None, :], a) for x, c, a in parts)
+
+
+class Loaded(NamedTuple):
+    """Regressions of the views' own features on the axes, and these features' moments.
+
+    Attributes:
+        loadings: of each view, shape ``(k, d_m)``.
+        centres: means, shape ``(d_m,)``.
+        variances: shape ``(d_m,)``.
+    """
+
+    loadings: tuple[Array, ...]
+    centres: tuple[Array, ...]
+    variances: tuple[Array, ...]
+
+
 @functools.partial(jax.jit, static_argnames=("places",))
 def load_views(
     views: tuple[Array, ...],
-    features: tuple[Array, ...],
+    latents: tuple[Array, ...],
     weights: Float[Array, "m n"],
-    fitted: Fitted,
     *,
     places: Sides,
-) -> tuple[tuple[Array, ...], tuple[Array, ...], tuple[Array, ...]]:
-    """Regressions of the views' own features on the axes, and those features' moments.
-
-    ``weights`` are of the rows that have each view.
-    """
-    means = _folds.split(fitted.mean, tuple(f.shape[1] for f in features))
-    loadings: dict[int, Array] = {}
-    centres: dict[int, Array] = {}
-    variances: dict[int, Array] = {}
-    for s, side in enumerate(places):
-        z = matmul(features[s] - means[s][None, :], fitted.directions[s])
-        for m in side:
-            centres[m], loadings[m] = load(views[m], z, weights[m])
-            apart = views[m] - centres[m][None, :]
-            variances[m] = matmul(weights[m] / jnp.sum(weights[m]), apart**2)
-    order = range(len(views))
-    return (
-        tuple(loadings[m] for m in order),
-        tuple(centres[m] for m in order),
-        tuple(variances[m] for m in order),
-    )
+) -> Loaded:
+    """Load all views; ``weights`` are of the rows that have each view."""
+    home = {m: s for s, side in enumerate(places) for m in side}
+    found = [load(x, latents[home[m]], weights[m]) for m, x in enumerate(views)]
+    variances = [
+        matmul(w / jnp.sum(w), (x - centre[None, :]) ** 2)
+        for x, w, (centre, _) in zip(views, weights, found, strict=True)
+    ]
+    return Loaded(tuple(b for _, b in found), tuple(c for c, _ in found), tuple(variances))
 
 
 @functools.partial(jax.jit, static_argnames=("places", "k"))
 def share_explained(
     views: tuple[Array, ...],
     features: tuple[Array, ...],
+    latents: tuple[Array, ...],
     folds: Folds,
     covariances: Float[Array, "s s k"],
-    fitted: Fitted,
-    loaded: tuple[tuple[Array, ...], ...],
+    rho: Float[Array, "s k"],
+    loaded: Loaded,
     ridge: Array,
     w: Float[Array, " n"],
     rows: Int[Array, " b"],
@@ -149,39 +162,33 @@ def share_explained(
     held_out = variances_of(covariances)[:, :k]
     inverse = jnp.where(held_out > 0, jax.lax.rsqrt(jnp.where(held_out > 0, held_out, 1)), 0)
     directions = [a * v[None, :] for a, v in zip(axes.directions, inverse, strict=True)]
+    without = coordinates(features, folds.mean + mean, directions)
     others = w.at[jnp.where(rows >= 0, rows, len(w))].set(0, mode="drop")
-    own = w - others
+    own = jnp.where(rows >= 0, w[rows], 0)
     tiny = jnp.finfo(w.dtype).tiny
-
-    # Coordinates of all rows, and by whom: the fit of all rows, and that without the fold.
-    latents = [
-        [
-            matmul(x - c[None, :], a)
-            for x, c, a in zip(features, _folds.split(middle, folds.dims), by, strict=True)
-        ]
-        for middle, by in ((fitted.mean, fitted.directions), (folds.mean + mean, directions))
-    ]
     found: dict[int, Array] = {}
     for s, side in enumerate(places):
         rest = [o for o in range(len(places)) if o != s]
-        seen = [
-            solver.combine(tuple(z[o] for o in rest), tuple(fitted.rho[o] for o in rest))
-            for z in latents
-        ]
-        r = seen[0][1] * fitted.rho[s]
+        known, fresh = (
+            solver.combine(tuple(z[o] for o in rest), tuple(rho[o] for o in rest))
+            for z in (latents, tuple(z[rows] for z in without))
+        )
+        r = known[1] * rho[s]
         for m in side:
-            known = (loaded[1][m], loaded[0][m])
-            fresh = load(views[m], latents[1][s], others)
-            left = [
-                jnp.sum((views[m] - c[None, :] - matmul(z * r[None, :], b)) ** 2, axis=1)
-                for (z, _), (c, b) in zip(seen, (known, fresh), strict=True)
-            ]
-            optimism = jnp.sum(own * left[1]) / jnp.maximum(jnp.sum(own * left[0]), tiny)
-            remains = jnp.sum(w * left[0]) / jnp.sum(w) * optimism
-            said = jnp.sum((r[:, None] * known[1]) ** 2)
-            confirmed = (jnp.sum(loaded[2][m]) - remains) / jnp.maximum(said, tiny)
+            centre, loadings = load(views[m], without[s], others)
+            fitted = _left(views[m], known[0] * r[None, :], loaded.centres[m], loaded.loadings[m])
+            new = _left(views[m][rows], fresh[0] * r[None, :], centre, loadings)
+            optimism = jnp.sum(own * new) / jnp.maximum(jnp.sum(own * fitted[rows]), tiny)
+            remains = jnp.sum(w * fitted) / jnp.sum(w) * optimism
+            said = jnp.sum((r[:, None] * loaded.loadings[m]) ** 2)
+            confirmed = (jnp.sum(loaded.variances[m]) - remains) / jnp.maximum(said, tiny)
             found[m] = jnp.clip(confirmed, 0, 2)
     return tuple(found[m] for m in range(len(views)))
+
+
+def _left(x: Array, z: Array, centre: Array, loadings: Array) -> Float[Array, " n"]:
+    """Squared error of predictions, row by row."""
+    return jnp.sum((x - centre[None, :] - matmul(z, loadings)) ** 2, axis=1)
 
 
 @jax.jit
@@ -218,7 +225,7 @@ def finish(
     ``whole`` are mean and covariance where they are not the folds' own, ``present`` which views
     every row has, where some are missing.
     """
-    covariances, trained, latents, reliable = _pick(best.tried, number)
+    covariances, trained, held_out, reliable = _pick(best.tried, number)
     k = min(size, covariances.shape[-1])
     if choice is not None:  # axes without held-out correlation say nothing
         rho = np.asarray(reliable)[:, :k]
@@ -232,17 +239,19 @@ def finish(
             )
     ridge = jnp.asarray(ridge, covariances.dtype)
     fitted = solve(best.folds, covariances, trained, ridge, whole, k=k)
-    slopes = calibrate(covariances, latents, k, plan.seen, w, plan.chosen)
+    slopes = calibrate(covariances, held_out, k, plan.seen, w, plan.chosen)
     weights = jnp.tile(w, (len(views), 1)) if present is None else present * w[None, :]
-    loaded = load_views(views, best.features, weights, fitted, places=places)
+    latents = coordinates(best.features, fitted.mean, fitted.directions)
+    loaded = load_views(views, latents, weights, places=places)
     explained = None
     if whole is None:  # the folds of rows completed by EM are not those that were fitted
         explained = share_explained(
             views,
             best.features,
+            latents,
             best.folds,
             covariances,
-            fitted,
+            fitted.rho,
             loaded,
             ridge,
             w,
@@ -267,14 +276,13 @@ def build(
     places: Sides,
     ridge: Array,
     slopes: tuple[Array, Array, Array],
-    loaded: tuple[tuple[Array, ...], ...],
+    loaded: Loaded,
     explained: tuple[Array, ...] | None,
     choice: Choice | None,
     right: tuple[Array, Array] | None = None,
 ) -> Alignment:
     widths = tuple(_width(f) for f in lifts)
     projections, centres, fills = _part(fitted, ridge, places=places, widths=widths)
-    loadings, middles, variances = loaded
     return Alignment(
         projections=projections,
         singular_values=fitted.left,
@@ -285,9 +293,7 @@ def build(
         evidence=Evidence(
             fitted.rho,
             *slopes,
-            loadings=loadings,
-            centres=middles,
-            variances=variances,
+            **loaded._asdict(),
             explained=(
                 tuple(jnp.ones_like(fitted.left[0]) for _ in lifts)
                 if explained is None

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from perfalign_jax import _folds, kernels, significance, statistics
-from perfalign_jax._assembly import Fitted, build, regress, solve
+from perfalign_jax._assembly import Fitted, Loaded, build, regress, solve
 from perfalign_jax._folds import Folds
 from perfalign_jax._numerics import matmul
 from perfalign_jax._selection import AXES, RIDGES, Sides, most_axes
@@ -121,8 +121,8 @@ def _debiased(folds: Folds, size: int, samples: float, ridge: Any) -> tuple[Arra
 @functools.partial(jax.jit, static_argnames=("places", "dims"))
 def _load_moments(
     fitted: Fitted, scalings: tuple[kernels.Standardise, ...], places: Sides, dims: tuple[int, ...]
-) -> tuple[tuple[Array, ...], tuple[Array, ...], tuple[Array, ...]]:
-    """What ``load`` measures, from the covariance of the standardised features."""
+) -> Loaded:
+    """What ``load_views`` measures, from the covariance of the standardised features."""
     loadings: dict[int, Array] = {}
     variances: dict[int, Array] = {}
     start = 0
@@ -145,4 +145,4 @@ def _load_moments(
         start += width
     views = range(len(dims))
     centres = tuple(scaling.mean for scaling in scalings)
-    return tuple(loadings[m] for m in views), centres, tuple(variances[m] for m in views)
+    return Loaded(tuple(loadings[m] for m in views), centres, tuple(variances[m] for m in views))

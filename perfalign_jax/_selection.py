@@ -303,20 +303,15 @@ def choose(
             hits.append(each)
             trials.append(Trial(candidate.name, float(ridges[i]), ks[j], mean, error))
     best = int(np.argmax([trial.recall for trial in trials]))
-    among, found = [], []
+    among = []
     for s, (c, i, size) in enumerate(settings):
         lead, error = _mean_and_error(hits[best] - hits[s], share)
         if lead <= max(error, 1 / max(rows, 1)):  # one row more or less proves nothing
-            likely, weights = _log_likelihood(candidates[c].tried, i, size, plan, w)
-            mean = float((likely * weights).sum())
-            trials[s] = dataclasses.replace(trials[s], log_likelihood=mean)
+            likely = _log_likelihood(candidates[c].tried, i, size, plan, w)
+            trials[s] = dataclasses.replace(trials[s], log_likelihood=likely)
             among.append(s)
-            found.append(likely)
-    most = found[int(np.argmax([trials[s].log_likelihood for s in among]))]
-    apart = [_mean_and_error(most - likely, weights) for likely in found]
-    likely_too = [
-        s for s, (lead, error) in zip(among, apart, strict=True) if lead <= max(error, _ALIKE)
-    ]
+    most = max(trials[s].log_likelihood for s in among)
+    likely_too = [s for s in among if trials[s].log_likelihood >= most - _ALIKE]
     told = [_tell(candidates[settings[s][0]].tried, *settings[s][1:]) for s in likely_too]
     chosen = likely_too[int(np.argmax(told))]
     if len(trials) == 1:
@@ -339,13 +334,12 @@ def _mean_and_error(values: np.ndarray, share: np.ndarray) -> tuple[float, float
     return mean, float(np.sqrt((share**2 * (values - mean) ** 2).sum()))
 
 
-def _log_likelihood(
-    tried: Tried, i: int, size: int, plan: Plan, w: Array
-) -> tuple[np.ndarray, np.ndarray]:
+def _log_likelihood(tried: Tried, i: int, size: int, plan: Plan, w: Array) -> float:
+    """Mean log-probability of held-out rows' partners among the candidates of their fold."""
     stride = max(1, plan.chosen.shape[1] // _LIKELY)
-    found = _likely(tried, i, size, plan.seen, w, plan.chosen, stride=stride)
-    likely, weights = (np.asarray(part, np.float64) for part in found)
-    return likely, weights / max(weights.sum(), 1e-300)
+    likely, weights = _likely(tried, i, size, plan.seen, w, plan.chosen, stride=stride)
+    shares = np.asarray(weights, np.float64)
+    return float((np.asarray(likely, np.float64) * shares).sum() / max(shares.sum(), 1e-300))
 
 
 def _tell(tried: Tried, i: int, size: int) -> float:

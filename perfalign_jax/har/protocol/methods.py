@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from perfalign_jax import _checks, baselines, lift, solver, statistics
+from perfalign_jax import _checks, automatic, baselines, lift, solver, statistics
 from perfalign_jax.har.protocol.transfer import Exam, Task, rank_classes
 from perfalign_jax.types import Alignment
 
 __all__ = [
+    "ALIGN",
     "INFORMATIVE",
     "KINDS",
     "Method",
@@ -39,6 +40,7 @@ KINDS = {
     "trailing": "PA, trailing",
     "null_space": "PA, whole null space",
     "energy": "PA, energy",
+    "align": "align",
 }
 """Every kind of alignment, and how it is printed; PA is perfect alignment."""
 
@@ -53,8 +55,9 @@ class Method:
     """One way from one modality to another: on which features, by which alignment, decoded how.
 
     Attributes:
-        kind: one of ``KINDS``: features as they are, a function of ``baselines``, or perfect
-            alignment by its trailing directions, by those of most energy, or by its null space.
+        kind: one of ``KINDS``: features as they are, a function of ``baselines``, perfect alignment
+            by its trailing directions, by those of most energy, or by its null space, or
+            ``automatic.align`` of the features.
         k: number of dimensions; None takes all there are, with "energy" the informative part of the
             null space. Linear contrastive and ridge CCA have fewer where the pairs allow no more.
         ridge: of ridge regression and ridge CCA, relative to the mean eigenvalue of the pairs;
@@ -119,6 +122,9 @@ class Method:
 INFORMATIVE = Method("energy")
 """Perfect alignment, the whole informative part of the null space."""
 
+ALIGN = Method("align")
+"""The alignment to use, ``automatic.align`` of the features: ridge and dimensions are chosen."""
+
 
 def list_methods(
     *, dimensions: Sequence[int] = (27, 128), components: Sequence[int] = (), largest: int = 128
@@ -127,8 +133,9 @@ def list_methods(
 
     Identity, ridge regression, Procrustes, linear contrastive and ridge CCA (of ``largest``
     dimensions at most); perfect alignment with each number of ``dimensions`` trailing, with the
-    whole null space, with so many directions of most energy, with the whole informative part, and
-    inside each number of ``components``, leading principal directions, with as many directions.
+    whole null space, with so many directions of most energy, and with the whole informative part;
+    ``automatic.align``; and perfect alignment inside each number of ``components``, leading
+    principal directions, with as many directions.
 
     Example:
         >>> from perfalign_jax.har.protocol.methods import list_methods
@@ -145,6 +152,7 @@ def list_methods(
         Method("null_space"),
         *(Method("energy", k=k) for k in dimensions),
         INFORMATIVE,
+        ALIGN,
         *(Method("trailing", k=r, inside=r) for r in components),
     )
 
@@ -284,6 +292,9 @@ class _Fits:
             return _apply(solver.fit(posed[0].pairs, k=k or method.inside), posed)
         if method.kind == "trailing":
             return _cut(self.trailing, slice(-self.size_of(method), None))
+        if method.kind == "align":
+            pairs = tuple(self.original[0].pairs)
+            return _apply(automatic.align(pairs, lift="linear"), self.original)
         if method.kind == "null_space":
             return self._join_trivial_part()
         if method.kind == "energy":
