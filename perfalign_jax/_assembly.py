@@ -38,6 +38,7 @@ def solve(
     folds: Folds,
     covariances: Float[Array, "s s k"],
     trained: Float[Array, "s k"],
+    rho: Float[Array, "s k"],
     ridge: Array,
     whole: tuple[Array, Array] | None = None,
     *,
@@ -55,7 +56,7 @@ def solve(
     largest = jnp.argmax(jnp.abs(directions[0]), axis=0)
     sign = jnp.where(jnp.take_along_axis(directions[0], largest[None], axis=0)[0] < 0, -1, 1)
     directions = tuple(a * sign.astype(a.dtype)[None, :] for a in directions)
-    rho = _folds.reliabilities(covariances)[:, :k]
+    rho = rho[:, :k]
     moments = _folds.paired(covariance, dims, Axes(directions, axes.couplings, inverse))
     lengths = rho * jax.lax.rsqrt(1 - rho**4)
     scaled = moments * lengths[:, None, :] * lengths[None, :, :]
@@ -193,7 +194,7 @@ def _left(x: Array, z: Array, centre: Array, loadings: Array) -> Float[Array, " 
 
 @jax.jit
 def calibrate(
-    covariances: Array,
+    rho: Float[Array, "s k"],
     latents: tuple[Array, ...],
     size: Array | int,
     seen: Array,
@@ -201,7 +202,7 @@ def calibrate(
     chosen: Array,
 ) -> tuple[Array, Array, Array]:
     """Slope and offset of the log-odds, and the slope among many candidates."""
-    scores, valid, weights = all_pairs(covariances, latents, size, seen, w[chosen])
+    scores, valid, weights = all_pairs(rho, latents, size, seen, w[chosen])
     slope, offset = evidence.fit_calibration(scores, valid, weights)
     return slope, offset, evidence.fit_search_slope(scores, valid, weights)[0]
 
@@ -225,21 +226,21 @@ def finish(
     ``whole`` are mean and covariance where they are not the folds' own, ``present`` which views
     every row has, where some are missing.
     """
-    covariances, trained, held_out, reliable = _pick(best.tried, number)
+    covariances, trained, rho, held_out = _pick(best.tried, number)
     k = min(size, covariances.shape[-1])
     if choice is not None:  # axes without held-out correlation say nothing
-        rho = np.asarray(reliable)[:, :k]
-        k = max(1, int(((rho > 0).sum(axis=0) > 1).sum()))
+        told = np.asarray(rho)[:, :k]
+        k = max(1, int(((told > 0).sum(axis=0) > 1).sum()))
         choice = dataclasses.replace(choice, chosen=dataclasses.replace(choice.chosen, k=k))
-        if not (rho > 0).any():
+        if not (told > 0).any():
             _checks.warn(
                 "no axis of the views agrees on rows it was not fitted to: nothing in them tells "
                 "which rows belong together.",
                 CollapseWarning,
             )
     ridge = jnp.asarray(ridge, covariances.dtype)
-    fitted = solve(best.folds, covariances, trained, ridge, whole, k=k)
-    slopes = calibrate(covariances, held_out, k, plan.seen, w, plan.chosen)
+    fitted = solve(best.folds, covariances, trained, rho, ridge, whole, k=k)
+    slopes = calibrate(rho, held_out, k, plan.seen, w, plan.chosen)
     weights = jnp.tile(w, (len(views), 1)) if present is None else present * w[None, :]
     latents = coordinates(best.features, fitted.mean, fitted.directions)
     loaded = load_views(views, latents, weights, places=places)
@@ -263,11 +264,10 @@ def finish(
 
 
 @jax.jit
-def _pick(tried: Tried, number: Array | int) -> tuple[Array, Array, tuple[Array, ...], Array]:
-    """Moments, latents and reliabilities of one ridge."""
-    covariances = tried.covariances[number]
+def _pick(tried: Tried, number: Array | int) -> tuple[Array, Array, Array, tuple[Array, ...]]:
+    """Moments, reliabilities and latents of one ridge."""
     latents = tuple(z[:, number] for z in tried.latents)
-    return covariances, tried.trained[number], latents, _folds.reliabilities(covariances)
+    return tried.covariances[number], tried.trained[number], tried.rho[number], latents
 
 
 def build(

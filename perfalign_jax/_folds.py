@@ -76,11 +76,13 @@ class Tried(NamedTuple):
     Attributes:
         covariances: shape ``(L, S, S, k)``: of the sides' coordinates on held-out rows, pooled.
         trained: shape ``(L, S, k)``: variances on the rows that were fitted, pooled.
-        latents: one ``(F, L, b, k)`` for each side: coordinates of held-out rows.
+        rho: shape ``(L, S, k)``: reliability of every side, from the held-out correlations.
+        latents: one ``(F, L, b, k)`` for each side: coordinates of held-out rows, of variance one.
     """
 
     covariances: Float[Array, "l s s k"]
     trained: Float[Array, "l s k"]
+    rho: Float[Array, "l s k"]
     latents: tuple[Float[Array, "f l b k"], ...]
 
 
@@ -321,7 +323,11 @@ def try_ridges(
             r = jnp.where(both, correlations(pooled[:, 1 + q])[:, a, b], jnp.nan)
             common = r * spread[:, :, a] * spread[:, :, b]
             moments = moments.at[:, a, b].set(common).at[:, b, a].set(common)
-    return Tried(moments, jnp.sum(own, axis=0) / total, latents)
+    variances = jnp.diagonal(moments, axis1=1, axis2=2)  # (l, k, s)
+    scale = jax.lax.rsqrt(jnp.where(variances > 0, variances, jnp.inf))
+    latents = tuple(z * scale[None, :, None, :, s] for s, z in enumerate(latents))
+    rho = jax.lax.map(reliabilities, moments)
+    return Tried(moments, jnp.sum(own, axis=0) / total, rho, latents)
 
 
 def paired(

@@ -35,7 +35,6 @@ __all__ = [
     "list_pairs",
     "most_axes",
     "plan_rows",
-    "scale_latents",
     "take_rows",
     "try_features",
     "try_lifts",
@@ -227,12 +226,6 @@ def variances_of(covariances: Float[Array, "s s k"]) -> Float[Array, "s k"]:
     return jnp.diagonal(covariances).T
 
 
-def scale_latents(covariances: Array, latents: tuple[Array, ...]) -> list[Array]:
-    """Coordinates of variance one on held-out rows."""
-    scale = [jnp.where(v > 0, v, jnp.inf) for v in variances_of(covariances)]
-    return [z * jax.lax.rsqrt(v)[None, None, :] for z, v in zip(latents, scale, strict=True)]
-
-
 def list_pairs(sides: int) -> list[tuple[int, int]]:
     return [(a, b) for a in range(sides) for b in range(a + 1, sides)]
 
@@ -241,9 +234,9 @@ def list_pairs(sides: int) -> list[tuple[int, int]]:
 def count_hits(tried: Tried, seen: Array, *, ks: tuple[int, ...]) -> Float[Array, "l k f b"]:
     """Share of ways and pairs of sides in which each held-out row finds its partner first."""
 
-    def one(covariances: Array, *latents: Array) -> Array:
+    def one(rho: Array, *latents: Array) -> Array:
         def with_k(size: Array) -> Array:
-            scores = _score_sides(covariances, latents, size)
+            scores = _score_sides(rho, latents, size)
             valid = _both_seen(seen)
             found = [_first(pair, both) for pair, both in zip(scores, valid, strict=True)]
             ways = jnp.sum(valid, axis=0).astype(scores[0].dtype)
@@ -252,18 +245,16 @@ def count_hits(tried: Tried, seen: Array, *, ks: tuple[int, ...]) -> Float[Array
         return jax.lax.map(with_k, jnp.asarray(ks))
 
     moved = tuple(jnp.moveaxis(z, 1, 0) for z in tried.latents)
-    return jax.lax.map(lambda part: one(*part), (tried.covariances, *moved))
+    return jax.lax.map(lambda part: one(*part), (tried.rho, *moved))
 
 
 def _score_sides(
-    covariances: Array, latents: tuple[Array, ...], size: Array | int
+    rho: Float[Array, "s k"], latents: tuple[Array, ...], size: Array | int
 ) -> list[Float[Array, "f b b"]]:
     """Scores of held-out rows against each other by the first axes, for every pair of sides."""
-    rho = _folds.reliabilities(covariances)
     rho = jnp.where(jnp.arange(rho.shape[1]) < size, rho, 0)
-    z = scale_latents(covariances, latents)
     score = jax.vmap(evidence.score_all, (0, 0, None))
-    return [score(z[a], z[b], rho[a] * rho[b]) for a, b in list_pairs(len(z))]
+    return [score(latents[a], latents[b], rho[a] * rho[b]) for a, b in list_pairs(len(latents))]
 
 
 def _both_seen(seen: Bool[Array, "s f b"]) -> Bool[Array, "q f b"]:
@@ -357,20 +348,20 @@ def _likely(
     few = slice(None, None, stride)
     latents = tuple(z[:, number, few] for z in tried.latents)
     scores, valid, weights = all_pairs(
-        tried.covariances[number], latents, size, seen[:, :, few], w[chosen[:, few]]
+        tried.rho[number], latents, size, seen[:, :, few], w[chosen[:, few]]
     )
     _, found = evidence.fit_search_slope(scores, valid, weights)
     return found, weights
 
 
 def all_pairs(
-    covariances: Array,
+    rho: Float[Array, "s k"],
     latents: tuple[Array, ...],
     size: Array | int,
     seen: Bool[Array, "s f b"],
     w: Float[Array, "f b"],
 ) -> tuple[Float[Array, "g b b"], Bool[Array, "g b"], Float[Array, "g b"]]:
     """Scores of every pair of sides, fold after fold, which rows they hold, and their weights."""
-    scores = jnp.concatenate(_score_sides(covariances, latents, size))
+    scores = jnp.concatenate(_score_sides(rho, latents, size))
     valid = jnp.concatenate(list(_both_seen(seen)))
     return scores, valid, jnp.where(valid, jnp.tile(w, (len(valid) // len(w), 1)), 0)

@@ -34,7 +34,6 @@ from perfalign_jax._selection import (
     list_lifts,
     list_pairs,
     plan_rows,
-    scale_latents,
     take_rows,
     try_features,
     try_lifts,
@@ -312,12 +311,10 @@ def _weigh(
     few = tuple(jnp.take_along_axis(z, thin[:, :, None], axis=1) for z in latents)
     chosen = jnp.take_along_axis(order, thin, axis=1)
     seen = jnp.repeat((chosen >= 0)[None], len(few), axis=0)
-    slope, offset, _ = calibrate(tried.covariances[0], few, size, seen, w * probability, chosen)
-    rho = _folds.reliabilities(tried.covariances[0])
-    rho = jnp.where(jnp.arange(rho.shape[1]) < size, rho, 0)
-    z = scale_latents(tried.covariances[0], latents)
+    slope, offset, _ = calibrate(tried.rho[0], few, size, seen, w * probability, chosen)
+    rho = jnp.where(jnp.arange(tried.rho.shape[-1]) < size, tried.rho[0], 0)
     score = jax.vmap(evidence.score_pairs, (0, 0, None))
-    pairs = [score(z[a], z[b], rho[a] * rho[b]) for a, b in list_pairs(len(z))]
+    pairs = [score(latents[a], latents[b], rho[a] * rho[b]) for a, b in list_pairs(len(latents))]
     odds = slope * jnp.mean(jnp.stack(pairs), axis=0) + offset
     valid = order >= 0
     weights = jnp.where(valid, w[order], 0)
