@@ -129,9 +129,8 @@ def _parser() -> argparse.ArgumentParser:
             text = f"which view the {name} is, counted from 0 (default: {default})"
             _add_number(added, f"--{name}", kind=int, text=text)
             added.set_defaults(**{name: default})
-    _add_number(search, "--top", kind=int, text="candidates to name (default: 10)")
+    _add_number(search, "--top", kind=int, text="candidates to name (default: 10, or all)")
     _add_number(pairs, "--show", kind=int, text="least credible pairs to print (default: 10)")
-    search.set_defaults(top=10)
     pairs.set_defaults(show=10)
     _add_out(predict, "predicted.npy", "the predicted rows to write, shape (n, d)")
     _add_out(search, "hits.npz", "indices, log_odds and probability to write")
@@ -361,7 +360,7 @@ def _search(options: argparse.Namespace) -> None:
         for rows, view in zip(readers, (source, target), strict=True):
             _suit(rows, alignment, (view,))
         (x1,), (x2,) = (rows.whole() for rows in readers)
-        top = min(options.top, len(x2)) if options.top > 0 else options.top
+        top = min(10, len(x2)) if options.top is None else options.top
         found = pa.search(alignment, x1, x2, source=source, target=target, top=top)
         with open_whole(options.out) as file:
             arrays: dict[str, Any] = {n: np.asarray(getattr(found, n)) for n in _FOUND}
@@ -379,6 +378,8 @@ def _pairs(options: argparse.Namespace) -> None:
     """Say how credible each pair of rows is, least credible first."""
     from perfalign_jax.serialization import open_whole
 
+    if options.show < 0:
+        raise InputError(f"--show must be at least 0, got {options.show}.")
     check_out(options.out, ".npy", (options.alignment, options.x1, options.x2))
     with computing() as notes:
         import perfalign_jax as pa
@@ -395,7 +396,7 @@ def _pairs(options: argparse.Namespace) -> None:
         with open_whole(options.out) as file:
             np.save(file, found)
         with after_writing(f"the log-odds are written to {options.out}"):
-            order = np.argsort(found)[: max(options.show, 0)].tolist()
+            order = np.argsort(found)[: options.show].tolist()
             facts: dict[str, Any] = {"out": str(options.out), "n": rows.n}
             facts |= {"median_log_odds": float(np.median(found))}
             facts |= {"below_zero": int((found < 0).sum())}

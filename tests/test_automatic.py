@@ -128,6 +128,7 @@ def test_unrelated_views_are_said_to_be_so():
     assert recall(alignment, x1, reversed_ @ np.eye(5, 6, dtype="f4")) < 0.1
 
 
+@pytest.mark.slow
 def test_a_kernel_is_chosen_where_no_line_helps():
     rng = np.random.default_rng(1)
     angle = rng.uniform(0, 2 * np.pi, 300)

@@ -154,6 +154,8 @@ def test_align_from_moments_where_the_rows_do_not_fit(files, capsys, monkeypatch
     ("arguments", "words"),
     [
         (("search", "a.safetensors", "x1.npy", "x2.npy", "--top", 0), "top must be between 1"),
+        (("search", "a.safetensors", "x1.npy", "x2.npy", "--top", 9999), "top must be between 1"),
+        (("pairs", "a.safetensors", "x1.npy", "x2.npy", "--show", -2), "--show must be at least 0"),
         (("search", "a.safetensors", "x2.npy", "x1.npy"), "must have 12 columns like view 0"),
         (("predict", "a.safetensors", "x1.npy", "--target", 2), "--target must be between 0 and 1"),
         (("pairs", "a.safetensors", "x1.npy", "x1.npy", "--target", 0), "of different sides"),

@@ -93,6 +93,11 @@ def test_migrate(tmp_path):
     few, many = (by["align"] for by in result["values"]["kept"].values())
     assert all(a < b for a, b in zip(few, many, strict=True))
     assert many[2] > 70
+    rivals = result["values"]["kept"]["1000"]["ridge regression"]
+    assert many[2] > rivals[2] - 1.5  # half a point less when written; draws differ by as much
+    for pairs, gate in result["values"]["gate"].items():
+        least, most = 100 * np.mean(gate, axis=0)
+        assert least < result["values"]["kept"][pairs]["align"][2] < most
     row = rows_of(result)["nDCG@10 that align keeps with 1,000 pairs, %"]
     assert "ridge regression" in row["verdict"]
     assert "foretold" in row["verdict"]
