@@ -46,7 +46,10 @@ def finite(value: Any, name: str, *, first: int = 0) -> None:
     # A finite sum proves every entry finite and needs one pass and no memory; an infinite one
     # may still be overflow, so only then is the array searched.
     with np.errstate(all="ignore"):
-        if np.isfinite(value.sum()):
+        total = value.sum()
+        if is_traced(total):  # a known array inside jit: sums of it are of the program
+            total = np.asarray(value).sum()
+        if np.isfinite(total):
             return
     host = np.asarray(value)
     bad = ~np.isfinite(host)

@@ -195,3 +195,14 @@ def test_bad_input_is_named(aligned):
     broken[3, 0] = np.nan
     with pytest.raises(ValueError, match="row 3 has NaN"):
         pa.search(aligned, broken, x2)
+
+
+def test_known_arrays_may_stand_inside_jit(rng):
+    x = jax.numpy.asarray(rng.normal(size=(50, 4)), "f4")
+    fixed = {"lift": None, "ridge": 0.1, "k": 2}
+    found = jax.jit(lambda y: (pa.fit((x, y), k=2).coupling, pa.align((x, y), **fixed).coupling))(x)
+    direct = pa.fit((x, x), k=2).coupling, pa.align((x, x), **fixed).coupling
+    for a, b in zip(found, direct, strict=True):
+        assert np.allclose(a, b, atol=1e-4)
+    with pytest.raises(ValueError, match="finite"):
+        jax.jit(lambda y: pa.fit((x.at[0].set(y), np.full((50, 4), np.nan)), k=2).coupling)(1.0)
