@@ -294,22 +294,20 @@ def choose(
             hits.append(each)
             trials.append(Trial(candidate.name, float(ridges[i]), ks[j], mean, error))
     best = int(np.argmax([trial.recall for trial in trials]))
-    among = []
+    likely: dict[int, float] = {}
     for s, (c, i, size) in enumerate(settings):
         lead, error = _mean_and_error(hits[best] - hits[s], share)
         if lead <= max(error, 1 / max(rows, 1)):  # one row more or less proves nothing
-            likely = _log_likelihood(candidates[c].tried, i, size, plan, w)
-            trials[s] = dataclasses.replace(trials[s], log_likelihood=likely)
-            among.append(s)
-    most = max(trials[s].log_likelihood for s in among)
-    likely_too = [s for s in among if trials[s].log_likelihood >= most - _ALIKE]
+            likely[s] = _log_likelihood(candidates[c].tried, i, size, plan, w)
+            trials[s] = dataclasses.replace(trials[s], log_likelihood=likely[s])
+    likely_too = [s for s in likely if likely[s] >= max(likely.values()) - _ALIKE]
     told = [_tell(candidates[settings[s][0]].tried, *settings[s][1:]) for s in likely_too]
     chosen = likely_too[int(np.argmax(told))]
     if len(trials) == 1:
         reason = "everything was given"
     else:
         reason = (
-            f"of {len(among)} setting(s) within one standard error of the best R@1 "
+            f"of {len(likely)} setting(s) within one standard error of the best R@1 "
             f"({100 * trials[best].recall:.1f} %), rows compared in pairs, partners are "
             f"about as probable under {len(likely_too)} as under the best, and of these it carries "
             "most held-out information"

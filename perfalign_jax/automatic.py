@@ -87,7 +87,8 @@ def align(
         groups: shape ``(n,)``, such as subjects or sessions: rows of one group are never in
             different folds.
         wrong_pairs: some pairs may be wrong; weigh each by how probably it is right. The alignment
-            then has ``right_share`` and ``right_probability``.
+            then has ``right_share``, which with fewer than some hundred rows is too high, and
+            ``right_probability``. For two sides.
         folds: how many parts the rows are held out in.
 
     Returns:
@@ -138,6 +139,11 @@ def align(
     _check_options(lift, ridge, k, views)
     n = state.samples
     folds = _checks.integer(folds, "folds", low=2)
+    if wrong_pairs and len(places) > 2:
+        raise ValueError(
+            f"wrong_pairs must be False with {len(places)} sides: which of a row's views is wrong "
+            "is not looked for. Give two sides, such as sides=((0, 1), (2,))."
+        )
     plan = plan_rows(n, folds, groups, len(places))
     traced = _checks.is_traced((state, ridge, lift))
     if traced and ("auto" in (ridge, k) or isinstance(lift, str) or wrong_pairs):

@@ -13,6 +13,7 @@ measured on held-out right and shuffled pairs, a slope and an offset, calibrate 
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -126,7 +127,7 @@ def _two_posteriors(
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     solver.check_alignment(alignment)
     rows = [
-        solver.check_given(x, view, alignment, name, role)
+        solver.check_given(x, None if isinstance(x, Mapping) else view, alignment, name, role)
         for x, view, name, role in ((x1, source, "x1", "source"), (x2, target, "x2", "target"))
     ]
     sides = [

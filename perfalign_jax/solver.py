@@ -219,6 +219,8 @@ def check_given(x: Any, view: Any, alignment: Alignment, name: str, role: str) -
             )
         view = _check_view(view, role, alignment)
         return {view: _check_features(x, name, alignment, view)}
+    if view is not None:
+        raise TypeError(f"{role} must not be given where {name} maps views to rows, got {view!r}.")
     if not x:
         raise ValueError(f"{name} must map at least one view to its rows, got none.")
     rows: dict[int, Array] = {}
@@ -462,6 +464,8 @@ def predict(
 
     With evidence (``align``) it is the posterior mean of the target: every axis moves it by no more
     than its held-out correlation allows, and ``variance=True`` says how much remains unknown.
+    A view that is itself among those given comes back as what its axes carry of it, and one of the
+    same side as the source only as far as the other sides share it.
     Otherwise it is the smallest target row with the source's latent; with ``k = d_target`` and a
     perfect alignment of ``trailing`` directions that is total least squares,
     ``A_target^-1 A_source``.

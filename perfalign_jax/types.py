@@ -57,7 +57,7 @@ class Trial:
         recall: share of held-out rows that find their partner first (R@1), mean of all ways.
         error: standard error of ``recall`` over the rows.
         log_likelihood: mean log-probability of the partner among the fold's candidates in nats, at
-            the slope that suits the setting; NaN where it was not needed.
+            the slope that suits the setting; None where it was not needed.
 
     Example:
         >>> from perfalign_jax.types import Trial
@@ -70,7 +70,7 @@ class Trial:
     k: int
     recall: float
     error: float
-    log_likelihood: float = float("nan")
+    log_likelihood: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

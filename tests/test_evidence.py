@@ -206,3 +206,23 @@ def test_known_arrays_may_stand_inside_jit(rng):
         assert np.allclose(a, b, atol=1e-4)
     with pytest.raises(ValueError, match="finite"):
         jax.jit(lambda y: pa.fit((x.at[0].set(y), np.full((50, 4), np.nan)), k=2).coupling)(1.0)
+
+
+def test_a_source_is_not_named_twice(aligned):
+    x1, _ = draw(np.random.default_rng(1), 5)
+    with pytest.raises(TypeError, match="source must not be given where x maps views"):
+        pa.predict(aligned, {0: x1}, source=0, target=1)
+
+
+def test_wrong_pairs_are_a_question_of_two_sides():
+    x1, x2 = draw(np.random.default_rng(1), 60)
+    with pytest.raises(ValueError, match="wrong_pairs must be False with 3 sides"):
+        pa.align((x1, x2, x1), lift=None, wrong_pairs=True)
+
+
+def test_what_was_chosen_is_loaded_as_it_was(tmp_path):
+    alignment = pa.align(draw(np.random.default_rng(1), 60), lift=None)
+    pa.save(alignment, tmp_path / "a.safetensors")
+    loaded = pa.load(tmp_path / "a.safetensors")
+    assert loaded.choice == alignment.choice
+    assert jax.tree.structure(loaded) == jax.tree.structure(alignment)
