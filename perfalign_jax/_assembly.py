@@ -14,7 +14,15 @@ from perfalign_jax import _checks, _folds, evidence, solver
 from perfalign_jax import lift as lifting
 from perfalign_jax._folds import Axes, Folds, Tried
 from perfalign_jax._numerics import matmul
-from perfalign_jax._selection import Candidate, Plan, Sides, all_pairs, list_pairs, variances_of
+from perfalign_jax._selection import (
+    LIKELY,
+    Candidate,
+    Plan,
+    Sides,
+    all_pairs,
+    list_pairs,
+    variances_of,
+)
 from perfalign_jax.lift import Lift
 from perfalign_jax.types import Alignment, Choice, CollapseWarning, Evidence
 
@@ -200,11 +208,13 @@ def calibrate(
     seen: Array,
     w: Array,
     chosen: Array,
-) -> tuple[Array, Array, Array]:
-    """Slope and offset of the log-odds, and the slope among many candidates."""
+) -> tuple[Array, Array, Array, Array]:
+    """Slope and offset of the log-odds; slope among many candidates, and lapse."""
     scores, valid, weights = all_pairs(rho, latents, size, seen, w[chosen])
     slope, offset = evidence.fit_calibration(scores, valid, weights)
-    return slope, offset, evidence.fit_search_slope(scores, valid, weights)[0]
+    few = slice(None, None, max(1, scores.shape[1] // LIKELY))
+    among = scores[:, few, few], valid[:, few], weights[:, few]
+    return slope, offset, *evidence.fit_lapse(*among)
 
 
 def finish(
@@ -275,7 +285,7 @@ def build(
     fitted: Fitted,
     places: Sides,
     ridge: Array,
-    slopes: tuple[Array, Array, Array],
+    slopes: tuple[Array, Array, Array, Array],
     loaded: Loaded,
     explained: tuple[Array, ...] | None,
     choice: Choice | None,

@@ -56,7 +56,7 @@ def align_parts(parts: list[Any], places: Sides, ridge: Any, k: Any) -> Alignmen
     loaded = _load_moments(fitted, scalings, places, tuple(dims))
     lifts = tuple(scalings)
     ridge = jnp.asarray(chosen, folds.mean.dtype)
-    return build(lifts, fitted, places, ridge, (one, 0 * one, one), loaded, None, choice)
+    return build(lifts, fitted, places, ridge, (one, 0 * one, one, 0 * one), loaded, None, choice)
 
 
 def _of_parts(parts: list[Any], order: list[int]) -> tuple[Folds, tuple[kernels.Standardise, ...]]:

@@ -22,6 +22,7 @@ from perfalign_jax.types import Choice, Trial
 
 __all__ = [
     "AXES",
+    "LIKELY",
     "RIDGES",
     "Candidate",
     "Plan",
@@ -47,7 +48,7 @@ _LANDMARKS = 2000
 AXES = 512  # looked for at most
 _ROWS = 2000  # held-out rows that choose
 _ALIKE = 0.01  # nats: partners whose probability differs by one percent are as probable
-_LIKELY = 200  # of them in each fold, for the likelihood
+LIKELY = 200  # of them in each fold, for the likelihood
 Sides = tuple[tuple[int, ...], ...]
 
 
@@ -325,7 +326,7 @@ def _mean_and_error(values: np.ndarray, share: np.ndarray) -> tuple[float, float
 
 def _log_likelihood(tried: Tried, i: int, size: int, plan: Plan, w: Array) -> float:
     """Mean log-probability of held-out rows' partners among the candidates of their fold."""
-    stride = max(1, plan.chosen.shape[1] // _LIKELY)
+    stride = max(1, plan.chosen.shape[1] // LIKELY)
     likely, weights = _likely(tried, i, size, plan.seen, w, plan.chosen, stride=stride)
     shares = np.asarray(weights, np.float64)
     return float((np.asarray(likely, np.float64) * shares).sum() / max(shares.sum(), 1e-300))

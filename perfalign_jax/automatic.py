@@ -317,7 +317,7 @@ def _weigh(
     few = tuple(jnp.take_along_axis(z, thin[:, :, None], axis=1) for z in latents)
     chosen = jnp.take_along_axis(order, thin, axis=1)
     seen = jnp.repeat((chosen >= 0)[None], len(few), axis=0)
-    slope, offset, _ = calibrate(tried.rho[0], few, size, seen, w * probability, chosen)
+    slope, offset, *_ = calibrate(tried.rho[0], few, size, seen, w * probability, chosen)
     rho = jnp.where(jnp.arange(tried.rho.shape[-1]) < size, tried.rho[0], 0)
     score = jax.vmap(evidence.score_pairs, (0, 0, None))
     pairs = [score(latents[a], latents[b], rho[a] * rho[b]) for a, b in list_pairs(len(latents))]

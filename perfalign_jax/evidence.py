@@ -24,7 +24,15 @@ from perfalign_jax import _checks, solver
 from perfalign_jax._numerics import matmul
 from perfalign_jax.types import Alignment
 
-__all__ = ["Found", "fit_calibration", "fit_search_slope", "log_odds", "score_all", "search"]
+__all__ = [
+    "Found",
+    "fit_calibration",
+    "fit_lapse",
+    "fit_search_slope",
+    "log_odds",
+    "score_all",
+    "search",
+]
 
 _CANDIDATES = 8192  # compared with a block of queries at once
 
@@ -188,7 +196,8 @@ def search(
     raw, indices, total = _search(
         z1, z2, rho1 * rho2, evidence.search_slope, top=top, chunk=min(chunk, len(z1))
     )
-    probability = jnp.exp(evidence.search_slope * raw[:, 0] - total)
+    found = jnp.exp(evidence.search_slope * raw[:, 0] - total)
+    probability = (1 - evidence.lapse) * found + evidence.lapse / len(z2)
     return Found(indices, evidence.slope * raw + evidence.offset, probability)
 
 
@@ -337,3 +346,48 @@ def fit_search_slope(
     low, high = jax.lax.fori_loop(0, _HALVINGS, halve, tuple(ends))
     slope = jnp.exp((low + high) / 2)
     return slope, rise(slope)[1]
+
+
+_ALTERNATIONS = 6  # of slope and lapse: the lapse of real data moves by less than 0.01 after
+
+
+@jax.jit
+def fit_lapse(
+    scores: Float[Array, "f b b"], valid: Bool[Array, "f b"], weights: Float[Array, "f b"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Slope among many candidates, and the share of rows whose partner can be anyone.
+
+    A few rows whose partners score very badly, as heavy tails make them, would flatten the slope
+    for all. With probability ``lapse`` a partner is therefore taken to be any of the candidates.
+
+    Args:
+        scores: of held-out rows, fold by fold; partners stand on the diagonals.
+        valid: which rows are there.
+        weights: of the rows.
+
+    Returns:
+        Slope and lapse, by expectation maximisation.
+
+    Source: Wichmann and Hill (2001) for lapses of psychometric functions.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from perfalign_jax.evidence import fit_lapse
+        >>> scores = jnp.array([[[3.0, -1.0], [-2.0, 1.0]]])
+        >>> bool(fit_lapse(scores, jnp.ones((1, 2), bool), jnp.ones((1, 2)))[1] < 0.5)
+        True
+    """
+    w = jnp.where(valid, weights, 0)
+    total = jnp.maximum(jnp.sum(w), jnp.finfo(w.dtype).tiny)
+    chance = 1 / jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1).astype(w.dtype)
+
+    def step(_: int | Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        _, lapse, told = state
+        slope, found = fit_search_slope(scores, valid, w * told)
+        own = (1 - lapse) * jnp.exp(found)
+        told = own / jnp.maximum(own + lapse * chance, jnp.finfo(w.dtype).tiny)
+        return slope, jnp.clip(1 - jnp.sum(w * told) / total, 1e-4, 0.5), told
+
+    start = jnp.ones((), w.dtype), jnp.full((), 0.05, w.dtype), jnp.ones_like(w)
+    slope, lapse, _ = jax.lax.fori_loop(0, _ALTERNATIONS, step, start)
+    return slope, lapse

@@ -25,7 +25,7 @@ _VERSION = 2
 _LIFTS: dict[str, Any] = {
     kind.__name__: kind for kind in (Fourier, Nystroem, Principal, Span, Standardise)
 }
-_SLOPES = ("slope", "offset", "search_slope")
+_SLOPES = ("slope", "offset", "search_slope", "lapse")
 _BY_VIEW = ("loadings", "centres", "variances", "explained")
 _RIGHT = ("right_share", "right_probability")
 

@@ -140,6 +140,7 @@ class Evidence:
         slope: shape ``()``, what a sum over axes is multiplied by: they are not independent.
         offset: shape ``()``, added to the log-odds, in nats.
         search_slope: shape ``()``, the same among many candidates, where the tails decide.
+        lapse: shape ``()``, how probably a partner is like any other candidate.
         loadings: shapes ``(k, d_m)``, regressions of each view's features on all axes together.
         centres: shapes ``(d_m,)``, means of each view's features.
         variances: shapes ``(d_m,)``, variances of each view's features.
@@ -161,6 +162,7 @@ class Evidence:
     slope: Float[Array, ""]
     offset: Float[Array, ""]
     search_slope: Float[Array, ""]
+    lapse: Float[Array, ""]
     loadings: tuple[Float[Array, "k _"], ...]
     centres: tuple[Float[Array, " _"], ...]
     variances: tuple[Float[Array, " _"], ...]

@@ -91,10 +91,30 @@ def test_search_finds_what_log_odds_say_and_how_probable_it_is(aligned):
     assert (np.diff(found.log_odds, axis=1) <= 1e-6).all()
     scaled = float(aligned.evidence.search_slope) * scores
     expected = np.exp(scaled.max(axis=1)) / np.exp(scaled).sum(axis=1)
+    lapse = float(aligned.evidence.lapse)
+    assert lapse < 0.02  # Gaussian pairs have none
+    expected = (1 - lapse) * expected + lapse / 1500
     assert np.allclose(found.probability, expected, atol=1e-3)
     # And it comes true: the mean stated probability is the share that is right.
     right = (np.asarray(found.indices)[:, 0] == np.arange(1500)).mean()
     assert abs(right - np.asarray(found.probability).mean()) < 4 * 0.5 / np.sqrt(1500)
+
+
+def test_a_few_hopeless_rows_do_not_flatten_the_slope_for_all(rng):
+    z1, z2 = rng.normal(size=(2, 5, 100, 4))
+    scores = np.asarray(
+        [evidence.score_all(*pair, R) for pair in zip(z1, R * z1 + 0.2 * z2, strict=True)]
+    )
+    everyone, ones = np.ones((5, 100), bool), np.ones((5, 100), "f4")
+    clean, none = evidence.fit_lapse(scores.astype("f4"), everyone, ones)
+    broken = scores.copy()
+    broken[:, range(5), range(5)] = -200.0  # one partner in twenty
+    flat, _ = evidence.fit_search_slope(broken.astype("f4"), everyone, ones)
+    slope, lapse = evidence.fit_lapse(broken.astype("f4"), everyone, ones)
+    assert none < 0.02
+    assert float(lapse) == pytest.approx(0.05, abs=0.02)
+    assert abs(slope - clean) < 0.25 * clean
+    assert flat < 0.5 * clean
 
 
 def test_search_with_more_candidates_than_a_block_is_the_same(aligned, monkeypatch):

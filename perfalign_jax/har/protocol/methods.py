@@ -211,7 +211,7 @@ def align_all(
         >>> exam = transfer.Exam(labels=np.arange(20), partners=z, bound=z)
         >>> listed = methods.list_methods(dimensions=(2, 99))
         >>> [method.name for method, _, _ in methods.align_all(task, exam, methods=listed)][4:]
-        ['ridge CCA, k ≤ 128', 'PA, trailing k = 2', 'PA, energy k = 2']
+        ['ridge CCA, k ≤ 128', 'PA, trailing k = 2', 'PA, energy k = 2', 'align']
     """
     task, exam = _both((task, exam), _as_latents, _as_latents)
     for x, name in zip(task.pairs, ("pairs[0]", "pairs[1]"), strict=True):
