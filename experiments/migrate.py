@@ -1,8 +1,8 @@
 """Changing the embedding model without embedding everything again.
 
 Command:  python experiments/migrate.py [--quick | --full] [--out results]
-Time:     about 4 minutes on 2 cores (--quick a minute and a half; --full, 20 draws, up to 4,000
-          pairs and lifts, hours), and once 6 minutes for the vectors of the sentence encoders
+Time:     6 minutes on 2 cores (--quick 140 s; --full, 20 draws, up to 4,000 pairs and lifts,
+          hours), and once 6 minutes for the vectors of the sentence encoders
 Expect:   more of the new model's own retrieval kept with every pair that is embedded by both, about
           as much as ridge regression keeps, and what is kept between the two ends of the gate
 

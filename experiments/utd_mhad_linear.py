@@ -2,8 +2,8 @@
 
 Command:  UTD_MHAD_ROOT=<folder> python experiments/utd_mhad_linear.py [--quick | --full]
           [--out results] [--root <folder>]
-Time:     155 s on 2 cores, 20 s less once <out>/cache has the small depth videos (--quick, skeleton
-          only, 25 s)
+Time:     not timed by itself since align and the two sources together were added; more than 10
+          minutes on 2 cores beside other work (155 s before)
 Expect:   top-1 on the authors' split, informative part of perfect alignment: 74 % (skeleton, raw
           signals), 97 % (skeleton, random convolutions), 92 % (depth, random convolutions); over
           twelve draws of the kernels (--seed 0 to 11) 96.4 +- 0.7 and 93.4 +- 1.8 (mean +- standard
