@@ -217,6 +217,7 @@ def test_the_methods_come_in_order_and_align_their_pairs(by_method):
         "PA, energy k = 3",
         "PA, energy k = 8",
         INFORMATIVE,
+        methods.ALIGN.name,
     ]
     for method, (z1, z2) in by_method.items():
         assert len(z1) == len(z2) == 120
