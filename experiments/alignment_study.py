@@ -1,7 +1,7 @@
 """Which alignment to use: held-out retrieval of ``align`` and its rivals on pairs of real views.
 
 Command:  UTD_MHAD_ROOT=<folder> python experiments/alignment_study.py [--quick | --full]
-          [--out results] [--root <folder>]
+          [--out results] [--root <folder>] [--no-resume]
 Time:     not timed by itself: two splits had not ended after 30 minutes on 2 cores beside other
           work, the default is one (--quick, one pair of views, 160 s; --full, 20 splits, hours)
 Expect:   ``align`` at or above the best baseline by hindsight on every pair, but for noise; stated
@@ -11,31 +11,43 @@ Every method sees the same pairs of rows and is asked for the partners of others
 ``align`` does not: their number of dimensions and their metric are those that turn out best on the
 rows they are tested on. Pairs come with scikit-learn (halves of handwritten digits, groups of
 measurements of tumours, neighbouring patches and colours of a photograph), from two embeddings of
-texts (200 pairs to fit), and from UTD-MHAD: two views each, skeleton and depth as one side against
-the sensor, and subjects that were not fitted. Wide views baselines get in the span of the training
-rows, sides of two views as one.
+texts (200 pairs to fit), and from UTD-MHAD (random-convolution features): two views each, skeleton
+and depth as one side against the sensor, and subjects that were not fitted. Wide views baselines
+get in the span of the training rows, sides of two views as one.
+
+What is finished of a pair and split is kept in ``<out>/alignment_study``: an interrupted run goes
+on where it stopped, a longer one takes up a shorter one's. Seconds include the compilation of what
+was not compiled before, so only many splits tell how long a fit takes.
 """
 
 import dataclasses
-from collections.abc import Callable
+import hashlib
+import io
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import scipy.stats
 from _kit.options import start
 from _kit.report import Row, reduce
-from _kit.rows import estimate_hits, finish
+from _kit.rows import finish
 from _texts import embed
-from _transfer_data import TARGET, TransferOptions, read_clips, thin
+from _transfer_data import TARGET, TransferOptions, convolve, read_clips
 from rich.progress import track
 from sklearn import datasets
 
 import perfalign_jax as pa
 from perfalign_jax import baselines, contrastive, kernels, lift
+from perfalign_jax.har.protocol.estimates import Estimate
 from perfalign_jax.plotting import Panel, plot_panels
+from perfalign_jax.serialization import write_whole
 
 NAME = "alignment_study"
-ALIGN, LINEAR = "align", "align, linear"
+ALIGN, LINEAR, RAW = "align", "align, linear", "raw"
+PAPERS, CV = "perfect alignment (the paper)", "ridge CCA, cross-validated"
 ALL_SPLITS, ALL_PAIRS = 20, 13
 ONE = "tumours, mean and worst"
 SPLITS = {"quick": 1, "default": 1, "full": ALL_SPLITS}
@@ -43,6 +55,18 @@ MOST_TRAIN, MOST_TEST = 800, 400
 RIDGE = 0.1  # of baselines that need one given
 MISSING, WRONG = (0.0, 0.2, 0.4), (0.0, 0.1, 0.2, 0.4)
 Views = tuple[np.ndarray, ...]
+Cell = dict[str, np.ndarray]  # what was found on a pair of views and a split
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyOptions(TransferOptions):
+    """Options of this study.
+
+    Attributes:
+        resume: take what an earlier run left in ``<out>/alignment_study``; otherwise start afresh.
+    """
+
+    resume: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +104,7 @@ class Pair:
         return tuple(np.concatenate([x[rows] for x in side], axis=1) for side in self.sides)
 
 
-def load_pairs(options: TransferOptions) -> dict[str, Pair]:
+def load_pairs(options: StudyOptions) -> dict[str, Pair]:
     """Pairs of real views by name."""
     digits = datasets.load_digits().images
     tumours = datasets.load_breast_cancer().data
@@ -103,8 +127,8 @@ def load_pairs(options: TransferOptions) -> dict[str, Pair]:
         vectors = embed(options.out / "cache")
         pairs["texts, two embeddings"] = Pair(((vectors.old,), (vectors.new,)), most=200)
         _, recordings, series, _, _ = read_clips(options, modalities=(TARGET, "skeleton", "depth"))
-        flat = thin(series)
-        skeleton, depth, sensor = (flat[m] for m in ("skeleton", "depth", TARGET))
+        features = convolve(series, options, seed=options.seed)
+        skeleton, depth, sensor = (features[m] for m in ("skeleton", "depth", TARGET))
         named = {
             "skeleton and sensor": Pair(((skeleton,), (sensor,))),
             "depth and sensor": Pair(((depth,), (sensor,))),
@@ -138,16 +162,22 @@ def in_span(train: Views, test: Views) -> tuple[Views, Views]:
     return tuple(a for a, _ in done), tuple(b for _, b in done)
 
 
-def hits_of_search(
-    alignment: Any, test: Views, places: tuple[tuple[int, ...], ...] = ((0,), (1,))
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Share of ways in which each row finds its partner first; stated probabilities, outcomes."""
+def ask(alignment: Any, test: Views, places: Iterable[tuple[int, ...]] = ((0,), (1,))) -> Cell:
+    """Of held-out pairs, both ways: whether the partner comes first, and what is said of it.
+
+    And the log-odds of every pair, and of every row with the partner of another.
+    """
     own = np.arange(len(test[0]))
     first, second = ({m: test[m] for m in side} for side in places)
     ways = [pa.search(alignment, a, b, top=1) for a, b in ((first, second), (second, first))]
     right = np.stack([np.asarray(found.indices)[:, 0] == own for found in ways])
-    stated = np.stack([np.asarray(found.probability) for found in ways])
-    return right.mean(axis=0), stated.ravel(), right.ravel()
+    shuffled = {m: np.roll(x, 1, axis=0) for m, x in second.items()}
+    return {
+        "hits": right.mean(axis=0),
+        "stated": np.stack([np.asarray(found.probability) for found in ways]).ravel(),
+        "right": right.ravel(),
+        "odds": np.stack([pa.log_odds(alignment, first, x) for x in (second, shuffled)]),
+    }
 
 
 def hits_of_latents(z1: Any, z2: Any, metric: str) -> np.ndarray:
@@ -187,10 +217,8 @@ def list_baselines(seed: int) -> dict[str, Callable[[Views], list[Any]]]:
         return tuple(np.asarray(lift.apply(lift.fit_standardise(x), x)) for x in views)
 
     return {
-        "perfect alignment (the paper)": lambda v: [
-            pa.fit(v, k=most(v), select="energy", center=True, check=False)
-        ],
-        "ridge CCA, cross-validated": lambda v: [
+        PAPERS: lambda v: [pa.fit(v, k=most(v), select="energy", center=True, check=False)],
+        CV: lambda v: [
             baselines.ridge_cca_cv(v, k=min(8, most(v))),
             baselines.ridge_cca_cv(v, k=most(v)),
         ],
@@ -234,97 +262,166 @@ def calibration_error(stated: np.ndarray, right: np.ndarray, bins: int = 10) -> 
     return 100 * float(np.sum(gaps))
 
 
-def damage(pair: Pair, seeds: range) -> dict[str, dict[float, list[float]]]:
-    """R@1 in percent where views are missing or pairs are wrong, by share and split."""
-    found: dict[str, dict[float, list[float]]] = {
-        "missing views": {s: [] for s in MISSING},
-        "wrong pairs, looked for": {s: [] for s in WRONG},
-        "wrong pairs, not looked for": {s: [] for s in WRONG},
+def measure(pair: Pair, seed: int) -> Cell:
+    """Hits of every method on a split, seconds to fit, and what ``align`` says of its answers."""
+    chosen, test = pair.split(seed)
+    train, held = (tuple(x[part] for x in pair.views) for part in (chosen, test))
+    groups = None if pair.groups is None else pair.groups[chosen]
+    cell: Cell = {"rows": test if pair.groups is None else pair.groups[test]}
+    for method, how in ((ALIGN, "auto"), (LINEAR, "linear")):
+        began = time.perf_counter()
+        alignment = pa.align(train, sides=pair.places, lift=how, groups=groups)
+        jax.block_until_ready(alignment.projections)
+        cell[f"seconds, {method}"] = np.array(time.perf_counter() - began)
+        found = ask(alignment, held, pair.places)
+        cell[f"hits, {method}"] = found["hits"]
+        if method == ALIGN:
+            cell |= {name: found[name] for name in ("stated", "right", "odds")}
+    joined = pair.joined(test)
+    if len({x.shape[1] for x in joined}) == 1:
+        hits = [hits_of_latents(*joined, metric) for metric in ("euclidean", "cosine")]
+        cell[f"hits, {RAW}"] = max(hits, key=np.mean)
+    train, held = standardised(*in_span(pair.joined(chosen), joined))
+    for method, fit in list_baselines(seed).items():
+        began = time.perf_counter()
+        fitted = jax.block_until_ready(fit(train))
+        cell[f"seconds, {method}"] = np.array(time.perf_counter() - began) / len(fitted)
+        cell[f"hits, {method}"] = by_hindsight(fitted, held)
+    return cell
+
+
+def damage(pair: Pair, seed: int) -> Cell:
+    """R@1 in percent where views are missing or pairs are wrong, by share."""
+    rows, test = pair.split(seed)
+    train, held = (tuple(x[part] for x in pair.views) for part in (rows, test))
+    rng = np.random.default_rng(1000 + seed)
+    found: dict[str, list[float]] = {}
+
+    def recall(what: str, data: Views, **options: Any) -> None:
+        hits = ask(pa.align(data, lift="linear", **options), held)["hits"]
+        found.setdefault(what, []).append(100 * hits.mean())
+
+    for share in MISSING:
+        mask = rng.random((len(rows), len(train))) >= share
+        mask[mask.sum(axis=1) == 0] = True
+        recall("missing views", train, mask=mask)
+        both = mask.all(axis=1)
+        recall("missing views, complete rows alone", tuple(x[both] for x in train))
+    for share in WRONG:
+        wrong = rng.permutation(len(rows))[: int(share * len(rows))]
+        second = train[1].copy()
+        second[wrong] = np.roll(second[wrong], 1, axis=0)
+        for name, flag in (("looked for", True), ("not looked for", False)):
+            recall(f"wrong pairs, {name}", (train[0], second), wrong_pairs=flag)
+    return {what: np.array(values) for what, values in found.items()}
+
+
+def keep(path: Path, compute: Callable[[], Cell], *, resume: bool) -> Cell:
+    """What is computed, or what was before."""
+    if resume and path.exists():
+        with np.load(path) as found:
+            return dict(found)
+    cell, buffer = compute(), io.BytesIO()
+    np.savez(buffer, **cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, buffer.getvalue())
+    return cell
+
+
+def bootstrap(values: list[np.ndarray], units: list[np.ndarray]) -> Estimate:
+    """Mean over splits and rows in percent; its interval by resampling rows, or subjects.
+
+    A row that several splits hold out is one unit, whatever it gives in each: splits share rows.
+    """
+    each, unit = np.concatenate(values), np.unique(np.concatenate(units), return_inverse=True)[1]
+    sums, counts = np.bincount(unit, each), np.bincount(unit)
+    mean = 100 * float(sums.sum() / counts.sum())
+    if np.ptp(sums / counts) == 0:
+        return Estimate(mean, mean, mean)
+    found = scipy.stats.bootstrap(
+        (sums, counts),
+        lambda s, c, axis: 100 * s.sum(axis=axis) / c.sum(axis=axis),
+        paired=True,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return Estimate(mean, float(found.low), float(found.high))
+
+
+def compare(cells: list[Cell]) -> tuple[dict[str, float], str, Estimate, Estimate]:
+    """Mean R@1 by method, the best baseline, R@1 of align, and its lead on that baseline."""
+    units = [cell["rows"] for cell in cells]
+    hits = {
+        name.removeprefix("hits, "): [cell[name] for cell in cells]
+        for name in cells[0]
+        if name.startswith("hits, ")
     }
-    for seed in seeds:
-        rows, test = pair.split(seed)
-        train, held = (tuple(x[part] for x in pair.views) for part in (rows, test))
-        rng = np.random.default_rng(1000 + seed)
-        for share in MISSING:
-            mask = rng.random((len(rows), len(train))) >= share
-            mask[mask.sum(axis=1) == 0] = True
-            alignment = pa.align(train, mask=mask, lift="linear")
-            found["missing views"][share].append(100 * hits_of_search(alignment, held)[0].mean())
-        for share in WRONG:
-            wrong = rng.permutation(len(rows))[: int(share * len(rows))]
-            second = train[1].copy()
-            second[wrong] = np.roll(second[wrong], 1, axis=0)
-            for name, flag in (("looked for", True), ("not looked for", False)):
-                alignment = pa.align((train[0], second), lift="linear", wrong_pairs=flag)
-                recall = 100 * hits_of_search(alignment, held)[0].mean()
-                found[f"wrong pairs, {name}"][share].append(recall)
-    return found
+    means = {m: 100 * float(np.concatenate(each).mean()) for m, each in hits.items()}
+    best = max((m for m in hits if m not in (ALIGN, LINEAR)), key=means.__getitem__)
+    lead = [a - b for a, b in zip(hits[ALIGN], hits[best], strict=True)]
+    return means, best, bootstrap(hits[ALIGN], units), bootstrap(lead, units)
 
 
-def main(options: TransferOptions) -> None:
-    seeds = range(options.seed, options.seed + SPLITS[options.scale])
+def say(values: Mapping[str, float], digits: int = 1) -> str:
+    return "; ".join(f"{name} {value:.{digits}f}" for name, value in values.items())
+
+
+def run_all(options: StudyOptions, seeds: range) -> tuple[dict[str, list[Cell]], list[Cell]]:
+    """All pairs and splits, split by split, and the damaged pair."""
     pairs = load_pairs(options)
-    hits: dict[str, dict[str, list[np.ndarray]]] = {name: {} for name in pairs}
-    stated, right = [], []
-    for name, pair in track(pairs.items(), description="pairs of views", transient=True):
-        for seed in seeds:
-            chosen, test = pair.split(seed)
-            train, held = (tuple(x[part] for x in pair.views) for part in (chosen, test))
-            groups = None if pair.groups is None else pair.groups[chosen]
-            for method in (ALIGN, LINEAR):
-                alignment = pa.align(
-                    train,
-                    sides=pair.places,
-                    lift="auto" if method == ALIGN else "linear",
-                    groups=groups,
-                )
-                own, said, true = hits_of_search(alignment, held, pair.places)
-                hits[name].setdefault(method, []).append(own)
-                if method == ALIGN:
-                    stated.append(said)
-                    right.append(true)
-            train, held = standardised(*in_span(pair.joined(chosen), pair.joined(test)))
-            for method, fit in list_baselines(seed).items():
-                own = by_hindsight(fit(train), held)
-                hits[name].setdefault(method, []).append(own)
-    means = {
-        name: {
-            method: 100 * float(np.mean([h.mean() for h in each])) for method, each in by.items()
-        }
-        for name, by in hits.items()
+    folder = options.out / NAME
+    done: dict[str, list[Cell]] = {name: [] for name in pairs}
+    hurt = []
+    jobs = [(name, seed) for seed in seeds for name in (*pairs, "")]
+    digests = {
+        name: hashlib.sha256(b"".join(x.tobytes() for x in (*pair.views, np.array(pair.most))))
+        for name, pair in pairs.items()
     }
-    rows, gains = [], []
-    for name, by in hits.items():
-        rivals = [method for method in by if method not in (ALIGN, LINEAR)]
-        best = max(rivals, key=means[name].__getitem__)
-        entry, gain = estimate_hits(by[ALIGN]), estimate_hits(by[ALIGN], against=by[best])
-        gains.append(gain["value"])
-        note = "; ".join(f"{method} {value:.1f}" for method, value in means[name].items())
+    for name, seed in track(jobs, description="pairs of views", transient=True):
+        pair, digest = pairs[name or ONE], digests[name or ONE].hexdigest()[:12]
+        what = "cell" if name else "damage"
+        subjects = "" if pair.groups is None else "-subjects"
+        path = folder / f"{what}-{digest}{subjects}-{seed}.npz"
+        job = measure if name else damage
+        cell = keep(path, lambda job=job, p=pair, s=seed: job(p, s), resume=options.resume)
+        (done[name] if name else hurt).append(cell)
+    return done, hurt
+
+
+def main(options: StudyOptions) -> None:
+    seeds = range(options.seed, options.seed + SPLITS[options.scale])
+    done, damaged = run_all(options, seeds)
+    rows, gains, means = [], [], {}
+    for name, cells in done.items():
+        means[name], best, own, lead = compare(cells)
+        gains.append(lead.value)
+        verdict = judge(lead.low, lead.high)
         rows.append(
             Row(
                 f"{name}: R@1 of align, %",
-                ours=f"{entry['value']:.1f}",
-                interval=f"[{entry['low']:.1f}, {entry['high']:.1f}]",
+                ours=f"{own.value:.1f}",
+                interval=f"[{own.low:.1f}, {own.high:.1f}]",
                 verdict=(
-                    f"{judge(gain['low'], gain['high'])}: {gain['value']:+.1f} "
-                    f"[{gain['low']:+.1f}, {gain['high']:+.1f}] against {best} by hindsight"
+                    f"{verdict}: {lead.value:+.1f} [{lead.low:+.1f}, {lead.high:+.1f}] against "
+                    f"{best}, dimensions and metric by hindsight"
                 ),
-                note=note,
+                note=say(means[name]),
             )
         )
-    averages = {
-        m: float(np.mean([by[m] for by in means.values()])) for m in means[next(iter(means))]
-    }
+    methods = [m for m in means[ONE] if m != RAW]  # not all pairs have features in common
+    averages = {m: float(np.mean([by[m] for by in means.values()])) for m in methods}
     rows.insert(
         0,
         Row(
             "all pairs of views, mean R@1 of align, %",
             ours=f"{averages[ALIGN]:.1f}",
             verdict=f"{min(gains):+.1f} points against the best baseline on the worst pair",
-            note="; ".join(f"{method} {value:.1f}" for method, value in averages.items()),
+            note=say(averages),
         ),
     )
-    said, true = np.concatenate(stated), np.concatenate(right)
+    every = [cell for cells in done.values() for cell in cells]
+    said, true = (np.concatenate([cell[name] for cell in every]) for name in ("stated", "right"))
     rows.append(
         Row(
             "stated probability of the best candidate, calibration error, points",
@@ -332,40 +429,67 @@ def main(options: TransferOptions) -> None:
             note=f"{len(said):,} searches; {true.mean():.1%} were right, {said.mean():.1%} stated.",
         )
     )
-    hurt = damage(pairs[ONE], seeds)
-    for what, by_share in hurt.items():
-        text = ", ".join(f"{share:.0%}: {np.mean(v):.1f}" for share, v in by_share.items())
+    odds = np.concatenate([cell["odds"] for cell in every], axis=1)
+    probability, is_pair = 1 / (1 + np.exp(-odds.ravel())), np.repeat([True, False], odds.shape[1])
+    rows.append(
+        Row(
+            "probability by the log-odds that two rows are a pair, calibration error, points",
+            ours=f"{calibration_error(probability, is_pair):.1f}",
+            note=f"{odds.shape[1]:,} right pairs and as many wrong ones.",
+        )
+    )
+    seconds = {
+        m: float(np.median([[c[f"seconds, {m}"] for c in cells] for cells in done.values()]))
+        for m in methods
+    }
+    rows.append(Row("seconds to fit, median", ours=f"{seconds[ALIGN]:.1f}", note=say(seconds)))
+    hurt = {what: np.stack([cell[what] for cell in damaged]) for what in damaged[0]}
+    for what, values in hurt.items():
+        shares = MISSING if "missing" in what else WRONG
+        told = zip(shares, values.mean(axis=0), strict=True)
+        text = ", ".join(f"{share:.0%}: {value:.1f}" for share, value in told)
         rows.append(Row(f"{ONE}: R@1 by share of {what}, %", ours=text))
-    less = f"{len(seeds)} of {ALL_SPLITS} splits, {len(pairs)} of {ALL_PAIRS} pairs of views"
+    less = f"{len(seeds)} of {ALL_SPLITS} splits, {len(done)} of {ALL_PAIRS} pairs of views"
     finish(
         options,
         NAME,
         title="Which alignment to use: retrieval of held-out rows on pairs of real views",
         summary=(
-            f"{len(pairs)} pairs of views, {len(seeds)} splits each, up to {MOST_TRAIN} pairs to "
+            f"{len(done)} pairs of views, {len(seeds)} splits each, up to {MOST_TRAIN} pairs to "
             f"fit. Mean R@1: align {averages[ALIGN]:.1f}, linear {averages[LINEAR]:.1f}, the "
-            f"paper's method {averages['perfect alignment (the paper)']:.1f}, cross-validated "
-            f"ridge CCA {averages['ridge CCA, cross-validated']:.1f} % "
-            "(baselines with dimensions and metric by hindsight). Use fit where views are free of "
-            "noise or have more independent features than pairs and exactness is the point; align "
-            "for everything else; neither where align says that no axis agrees on held-out rows."
+            f"paper's method {averages[PAPERS]:.1f}, cross-validated ridge CCA "
+            f"{averages[CV]:.1f} % (baselines with dimensions and metric by hindsight). Use fit "
+            "where views are free of noise or have more independent features than pairs and "
+            "exactness is the point; align for everything else; neither where align says that no "
+            "axis agrees on held-out rows."
         ),
         rows=reduce(rows, less if options.scale == "default" else ""),
         less=less,
         figures={f"{NAME}.png": draw(hurt, said, true)},
-        values={"means": means, "averages": averages, "damage": hurt},
-        config={"splits": len(seeds), "pairs": list(pairs)},
+        values={
+            "means": means,
+            "averages": averages,
+            "seconds": seconds,
+            "damage": {what: values.tolist() for what, values in hurt.items()},
+        },
+        config={"splits": len(seeds), "pairs": list(done)},
     )
 
 
-def draw(hurt: dict[str, Any], said: np.ndarray, true: np.ndarray) -> tuple:
+def draw(hurt: dict[str, np.ndarray], said: np.ndarray, true: np.ndarray) -> tuple:
     place = np.minimum((said * 10).astype(int), 9)
     bins = [b for b in range(10) if (place == b).sum() > 4]
     middle = np.array([100 * said[place == b].mean() for b in bins])
     shares = np.array([100 * true[place == b].mean() for b in bins])
-    curves = {what: np.array(list(by.values())).T for what, by in hurt.items()}
-    missing = {"linear, EM": curves.pop("missing views")}
-    wrong = {what.removeprefix("wrong pairs, "): values for what, values in curves.items()}
+    missing = {
+        "all rows": hurt["missing views"],
+        "complete rows alone": hurt["missing views, complete rows alone"],
+    }
+    wrong = {
+        what.removeprefix("wrong pairs, "): values
+        for what, values in hurt.items()
+        if "wrong" in what
+    }
     recall = "R@1 of held-out rows (%)"
     panels = [
         Panel(
@@ -386,4 +510,4 @@ def draw(hurt: dict[str, Any], said: np.ndarray, true: np.ndarray) -> tuple:
 
 
 if __name__ == "__main__":
-    start(main, TransferOptions, __doc__, bits=32)
+    start(main, StudyOptions, __doc__, bits=32)

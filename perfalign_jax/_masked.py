@@ -1,12 +1,12 @@
 """Alignment of views of which some rows are missing, through the moments that EM completes."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from perfalign_jax import _folds, _missing, kernels
 from perfalign_jax import lift as lifting
@@ -28,12 +28,53 @@ from perfalign_jax._selection import (
     plan_rows,
     try_features,
 )
+from perfalign_jax.lift import Lift
 from perfalign_jax.types import Alignment
 
 __all__ = ["align_masked"]
 
 _MASKED = 512  # principal features in all where views are missing: EM takes their cube
 _SETTLED = 1e-3  # change of the covariance in a step of EM, relative to its size
+_COMPLETE = 100  # rows without gaps that are enough to choose a lift by
+
+
+class _Lifted(NamedTuple):
+    """Views under one lift, in principal coordinates, side by side in the order of the sides."""
+
+    name: str
+    lifts: tuple[Lift, ...]
+    x: Float[Array, "n p"]  # zero where missing
+    blocks: Int[np.ndarray, " p"]  # view of each feature
+    sides: Int[np.ndarray, " p"]  # and its side
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return tuple(np.bincount(self.sides).tolist())
+
+    @property
+    def features(self) -> tuple[Float[Array, "n _"], ...]:
+        return tuple(_folds.split(self.x, self.sizes))
+
+
+def _lift(
+    name: str,
+    lifts: tuple[Lift, ...],
+    views: tuple[Array, ...],
+    present: Bool[np.ndarray, "n m"],
+    w: Float[Array, " n"],
+    places: Sides,
+) -> _Lifted:
+    width = max(64, _MASKED // len(views))
+    narrow, parts = [], []
+    for m, (fitted, x) in enumerate(zip(lifts, views, strict=True)):
+        rows = np.flatnonzero(present[:, m])
+        narrow.append(kernels.fit_principal(fitted, x[rows], most=width, weights=w[rows]))
+        parts.append(jnp.where(present[:, m, None], lifting.apply(narrow[m], x), 0))
+    order = [m for side in places for m in side]
+    home = [s for s, side in enumerate(places) for _ in side]
+    widths = [parts[m].shape[1] for m in order]
+    x = jnp.concatenate([parts[m] for m in order], axis=1)
+    return _Lifted(name, tuple(narrow), x, np.repeat(order, widths), np.repeat(home, widths))
 
 
 def align_masked(
@@ -47,75 +88,71 @@ def align_masked(
     groups: Any,
     lift: Any,
 ) -> Alignment:
-    """Align views of which some rows are missing, through the moments that EM completes."""
+    """Align views of which some rows are missing, through the moments that EM completes.
+
+    EM takes long, so which lift is asked of the complete rows alone.
+    """
     n, dtype = state.samples, state.dtype
     have = np.stack([present[:, list(side)].any(axis=1) for side in places], axis=1)
     if not (have.sum(axis=1) > 1).any():
         raise ValueError("mask must leave some rows with two sides, to align them by; got none.")
     plan = plan_rows(n, folds, groups, len(places), have)
     w = jnp.ones((n,), dtype) if state.weights is None else state.weights
-    order = [m for side in places for m in side]
-    width = max(64, _MASKED // len(views))
     ridges = RIDGES if isinstance(ridge, str) else (ridge,)
     levels = _missing.RIDGES if isinstance(ridge, str) else (float(ridge),)
-    there = [x[np.flatnonzero(seen)] for x, seen in zip(views, present.T, strict=True)]
-    candidates: list[Candidate] = []
-    wholes: list[_missing.Completed | None] = []
-    whole_rows = np.asarray(present.all(axis=1))
-    complete = w * jnp.asarray(whole_rows, dtype)
-    in_folds = [int(whole_rows[rows[rows >= 0]].sum()) for rows in plan.order]
+    most, auto = AXES if k == "auto" else int(k), k == "auto"
+    complete = w * jnp.asarray(present.all(axis=1), dtype)
+    in_folds = [int(present[rows[rows >= 0]].all(axis=1).sum()) for rows in plan.order]
     fitted_rows = sum(in_folds) - max(in_folds)
-    for kind, lifts in list_lifts(tuple(there), lift):
-        narrow = tuple(
-            kernels.fit_principal(fitted, x, most=width, weights=w[np.flatnonzero(seen)])
-            for fitted, x, seen in zip(lifts, there, present.T, strict=True)
-        )
-        widths = [narrow[m].basis.shape[1] for m in order]
-        blocks = np.repeat(order, widths)
-        sides = np.repeat([s for s, side in enumerate(places) for _ in side], widths)
-        sizes = tuple(int((sides == number).sum()) for number in range(len(places)))
-        shown = present[:, blocks]
-        x = jnp.concatenate([lifting.apply(narrow[m], views[m]) for m in order], axis=1)
-        x = jnp.where(shown, x, 0)
-        most = AXES if k == "auto" else int(k)
-        size = most_axes(sizes, n - plan.order.shape[1], most)
-        if min(in_folds) > 1:
-            candidates.append(
-                try_features(
-                    f"{kind}, complete rows alone",
-                    narrow,
-                    tuple(_folds.split(x, sizes)),
-                    complete,
-                    ridges,
-                    plan,
-                    most_axes(sizes, fitted_rows, most),
-                    k == "auto",
-                )
+    there = tuple(x[np.flatnonzero(seen)] for x, seen in zip(views, present.T, strict=True))
+    listed = list_lifts(there, lift)
+    remarks: tuple[str, ...] = (f"{1 - present.mean():.0%} of the views' rows are missing",)
+    if len(listed) > 1 and fitted_rows < _COMPLETE:
+        listed = listed[:1]
+        remarks += (f"{sum(in_folds)} rows without gaps are too few to choose a lift by",)
+    lifted = [_lift(name, lifts, views, present, w, places) for name, lifts in listed]
+    candidates: list[Candidate] = []
+    if min(in_folds) > 1:
+        candidates = [
+            try_features(
+                f"{one.name}, complete rows alone",
+                one.lifts,
+                one.features,
+                complete,
+                ridges,
+                plan,
+                most_axes(one.sizes, fitted_rows, most),
+                auto,
             )
-            wholes.append(None)
-        patterns = _missing.of_rows(x, shown, plan.order, w)
-        for level in levels:
-            last, before, gain = None, -1.0, 0.0
-            while gain > before and (last is None or last.change > _SETTLED):
-                before = gain
-                last = _missing.complete(patterns, blocks, level, last)
-                held, chosen, incomplete = _fill_folds(x, shown, have, w, last, sides, sizes, plan)
-                tried = _folds.try_ridges(
-                    held, chosen, jnp.asarray(ridges, dtype), k=size, incomplete=incomplete
-                )
-                counted = count_hits(tried, jnp.asarray(plan.seen), ks=ladder(size, k == "auto"))
-                hits = np.asarray(counted, np.float64)
-                gain = float(hits.mean(axis=(2, 3)).max())
-                filled = _missing.fill_rows(x, shown, last.mean, last.covariance, last.noise, sides)
-                name = f"{kind}, EM with ridge {level:g}, {last.cycles} cycles"
-                features = tuple(_folds.split(filled, sizes))
-                candidates.append(Candidate(name, narrow, features, held, tried, hits))
-                wholes.append(last)
-    picked, number, size, choice = choose(candidates, ridges, w, plan, k == "auto")
+            for one in lifted
+        ]
+    wholes: list[_missing.Completed | None] = [None for _ in candidates]
+    one = lifted[choose(candidates, ridges, complete, plan, auto)[0] if len(lifted) > 1 else 0]
+    shown = present[:, one.blocks]
+    size = most_axes(one.sizes, n - plan.order.shape[1], most)
+    patterns = _missing.of_rows(one.x, shown, plan.order, w)
+    for level in levels:
+        last, before, gain = None, -1.0, 0.0
+        while gain > before and (last is None or last.change > _SETTLED):
+            before = gain
+            last = _missing.complete(patterns, one.blocks, level, last)
+            held, chosen, incomplete = _fill_folds(one, shown, have, w, last, plan)
+            tried = _folds.try_ridges(
+                held, chosen, jnp.asarray(ridges, dtype), k=size, incomplete=incomplete
+            )
+            counted = count_hits(tried, jnp.asarray(plan.seen), ks=ladder(size, auto))
+            hits = np.asarray(counted, np.float64)
+            gain = float(hits.mean(axis=(2, 3)).max())
+            filled = _missing.fill_rows(
+                one.x, shown, last.mean, last.covariance, last.noise, one.sides
+            )
+            name = f"{one.name}, EM with ridge {level:g}, {last.cycles} cycles"
+            features = one._replace(x=filled).features
+            candidates.append(Candidate(name, one.lifts, features, held, tried, hits))
+            wholes.append(last)
+    picked, number, size, choice = choose(candidates, ridges, w, plan, auto)
     best, completed = candidates[picked], wholes[picked]
-    share = 1 - present.mean()
-    note = f"{share:.0%} of the views' rows are missing"
-    choice = dataclasses.replace(choice, remarks=(*choice.remarks, note))
+    choice = dataclasses.replace(choice, remarks=(*choice.remarks, *remarks))
     if completed is None:
         return finish(views, best, number, ridges[number], size, complete, places, plan, choice)
     whole = (completed.mean, completed.covariance)
@@ -126,24 +163,22 @@ def align_masked(
 
 
 def _fill_folds(
-    x: Float[Array, "n p"],
+    one: _Lifted,
     shown: Bool[np.ndarray, "n p"],
     have: Bool[np.ndarray, "n s"],
     w: Float[Array, " n"],
     completed: _missing.Completed,
-    sides: np.ndarray,
-    sizes: tuple[int, ...],
     plan: Plan,
 ) -> tuple[Folds, Float[Array, "f b p"], Incomplete]:
     """Folds of rows filled in by the others, those of them that choose, and what they hold out."""
-    pairs = list_pairs(len(sizes))
+    pairs = list_pairs(len(one.sizes))
     both = np.stack([have[:, a] & have[:, b] for a, b in pairs])
     weights, scatters, own, chosen = [], [], [], []
     for f, row in enumerate(plan.order):
         rows = row[row >= 0]
         mean = completed.means[f]
         filled = _missing.fill_rows(
-            x[rows], shown[rows], mean, completed.covariances[f], completed.noise, sides
+            one.x[rows], shown[rows], mean, completed.covariances[f], completed.noise, one.sides
         )
         weights.append(jnp.sum(w[rows]))
         scatters.append(_scatter(filled, mean, w[rows]))
@@ -155,7 +190,7 @@ def _fill_folds(
         place = np.searchsorted(rows, plan.chosen[f])
         chosen.append(filled[np.minimum(place, len(rows) - 1)])
     held = Folds(
-        jnp.stack(weights), 0 * completed.mean, completed.means, jnp.stack(scatters), sizes
+        jnp.stack(weights), 0 * completed.mean, completed.means, jnp.stack(scatters), one.sizes
     )
     incomplete = Incomplete(
         completed.means,

@@ -120,11 +120,12 @@ class RowReader:
         """Whether a block is read at a time."""
         return self.step < self.n
 
-    def blocks(self, doing: str) -> Iterator[tuple[np.ndarray, ...]]:
-        """Read the rows, finite and in ``dtype``, block by block, with a bar in a terminal.
+    def blocks(self, doing: str, *, look: bool = True) -> Iterator[tuple[np.ndarray, ...]]:
+        """Read the rows in ``dtype``, block by block, with a bar in a terminal.
 
         Raises:
-            ValueError: if a value is not finite; the message names the file and the row.
+            ValueError: if a value is not finite, unless nobody is to ``look``; the message names
+                the file and the row.
         """
         starts: Any = range(0, self.n, self.step)
         if self.in_blocks and sys.stderr.isatty():
@@ -133,7 +134,7 @@ class RowReader:
 
             starts = track(starts, doing, console=Console(stderr=True), transient=True)
         for start in starts:
-            yield tuple(self._read(file, start) for file in self.files)
+            yield tuple(self._read(file, start, look) for file in self.files)
 
     def survey(self, *, varied: bool) -> Any:
         """Read all rows once into a statistic: of the rows as they are or, in blocks, their factor.
@@ -169,9 +170,9 @@ class RowReader:
         """Bytes of all rows in memory."""
         return self.n * sum(file.shape[1] for file in self.files) * self.dtype.itemsize
 
-    def whole(self) -> tuple[np.ndarray, ...]:
+    def whole(self, *, look: bool = True) -> tuple[np.ndarray, ...]:
         """Read all rows."""
-        blocks = list(self.blocks("reading"))
+        blocks = list(self.blocks("reading", look=look))
         return tuple(np.concatenate(parts) for parts in zip(*blocks, strict=True))
 
     def survey_parts(self, count: int) -> list[Any]:
@@ -185,10 +186,11 @@ class RowReader:
             parts[number % count] = new if old is None else statistics.merge(old, new)
         return [part for part in parts if part is not None]
 
-    def _read(self, file: ArrayFile, start: int) -> np.ndarray:
+    def _read(self, file: ArrayFile, start: int, look: bool) -> np.ndarray:
         with np.errstate(all="ignore"):
             block = file.rows(start, start + self.step).astype(self.dtype, copy=False)
-            if np.isfinite(block.sum()) or np.isfinite(block).all():  # the first is fast
+            # The sum is fast.
+            if not look or np.isfinite(block.sum()) or np.isfinite(block).all():
                 return block
             row, count = start + int(np.argmax(~np.isfinite(block).all(axis=1))), 0
             for later in range(start, self.n, self.step):

@@ -80,9 +80,10 @@ def align(
             view, are used as they are.
         ridge: relative to the mean eigenvalue of each side.
         k: number of axes; axes without held-out correlation are left out in any case.
-        mask: shape ``(n, M)``, True where a row has a view; what is not there is never read. Rows
-            of a single view are welcome. Views, or what the lift makes of them, are then cut to
-            their leading principal coordinates, 512 in all. Not together with ``wrong_pairs``.
+        mask: shape ``(n, M)``, True where a row has a view; what is not there is never read. With
+            "nan" a view is missing where all its features are NaN. Rows of a single view are
+            welcome. Views, or what the lift makes of them, are then cut to their leading principal
+            coordinates, 512 in all. Not together with ``wrong_pairs``.
         weights: shape ``(n,)``, as in ``fit``.
         groups: shape ``(n,)``, such as subjects or sessions: rows of one group are never in
             different folds.
@@ -128,11 +129,14 @@ def align(
         places = _check_sides(sides, len(parts[0].dims))
         _check_options(None, ridge, k, ())
         return align_parts(parts, places, ridge, k)
-    present = None if mask is None else _check_mask(mask, data, wrong_pairs)
-    if present is not None and present.all():
-        present = None
-    if present is not None:
-        data = _hide(cast(Views, data), present)
+    present = None
+    if mask is not None:
+        if _checks.is_traced((data, weights, ridge, lift)):
+            raise ValueError("mask must be None under jit, vmap and grad.")
+        data, _ = _checks.views(data, look=False)
+        present = _check_mask(mask, data, wrong_pairs)
+        data = _hide(data, present)
+        present = None if present.all() else present
     state: Any = statistics.as_statistic(data, weights=weights, center=True)
     views = state.views
     places = _check_sides(sides, len(views))
@@ -152,8 +156,6 @@ def align(
             "wrong_pairs must be False."
         )
     if present is not None:
-        if traced:
-            raise ValueError("mask must be None under jit, vmap and grad.")
         return align_masked(views, present, state, ridge, k, places, folds, groups, lift)
     if not traced:
         _check_moving(views)
@@ -220,13 +222,17 @@ def _check_options(lift: Any, ridge: Any, k: Any, views: tuple[Array, ...]) -> N
         _checks.integer(k, "k", low=1)
 
 
-def _check_mask(mask: Any, data: Any, wrong: bool) -> Bool[np.ndarray, "n m"]:
+def _check_mask(mask: Any, views: tuple[Array, ...], wrong: bool) -> Bool[np.ndarray, "n m"]:
     if wrong:
         raise ValueError("wrong_pairs must be False with a mask: both at once are not supported.")
-    present = np.asarray(mask)
-    shape = (len(data[0]), len(data)) if isinstance(data, Sequence) and len(data) else None
+    if isinstance(mask, str):
+        _checks.one_of(mask, "mask", ("nan",))
+        present = np.stack([~np.isnan(x).all(axis=1) for x in views], axis=1)
+    else:
+        present = np.asarray(mask)
     if present.dtype != bool:
         raise TypeError(f"mask must hold booleans, True where present, got dtype {present.dtype}.")
+    shape = (len(views[0]), len(views))
     if present.shape != shape:
         raise ValueError(f"mask must have shape (n, M) = {shape}, got {present.shape}.")
     for m, seen in enumerate(present.T):
@@ -241,12 +247,10 @@ def _check_mask(mask: Any, data: Any, wrong: bool) -> Bool[np.ndarray, "n m"]:
     return present
 
 
-def _hide(data: Views, present: Bool[np.ndarray, "n m"]) -> tuple[Any, ...]:
+def _hide(views: tuple[Array, ...], present: Bool[np.ndarray, "n m"]) -> tuple[Any, ...]:
     """The views with zeros where they are not there."""
-    return tuple(
-        np.where(seen[:, None], x, np.zeros((), x.dtype))
-        for x, seen in zip(map(np.asarray, data), present.T, strict=True)
-    )
+    pairs = zip(map(np.asarray, views), present.T, strict=True)
+    return tuple(np.where(seen[:, None], x, np.zeros((), x.dtype)) for x, seen in pairs)
 
 
 def _check_moving(views: tuple[Array, ...]) -> None:

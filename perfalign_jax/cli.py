@@ -107,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     align.add_argument("--sides", help=text)
     text = "array of n labels, such as subjects: their rows are held out together"
     align.add_argument("--groups", metavar="FILE", help=text)
+    text = "array (n, M), True where a row has a view; or nan: views are NaN where they are missing"
+    align.add_argument("--mask", metavar="FILE", help=text)
     text = "some pairs may be wrong: weigh each by how probably it is right"
     align.add_argument("--wrong-pairs", action="store_true", help=text)
     _add_number(align, "--folds", kind=int, text="parts that rows are held out in (default: 5)")
@@ -241,7 +243,8 @@ def _align(options: argparse.Namespace) -> None:
     """Align two or more views of your own, everything chosen on held-out rows."""
     if len(options.views) < 2:
         raise InputError(f"align needs two or more views, got {len(options.views)}.")
-    files = (*options.views, *([options.groups] if options.groups else []))
+    mask = options.mask
+    files = (*options.views, *filter(None, (options.groups, mask if mask != "nan" else None)))
     check_out(options.out, ".safetensors", files)
     sides = None if options.sides is None else _read_sides(options.sides)
     with computing() as notes:
@@ -256,13 +259,16 @@ def _align(options: argparse.Namespace) -> None:
                     f"--groups must have shape ({rows.n},), a label for each row, got "
                     f"{groups.shape}."
                 )
+        if mask not in (None, "nan"):
+            mask = open_array(mask).rows()
         given: dict[str, Any] = {"sides": sides, "lift": options.lift}
         given["lift"] = None if options.lift == "none" else options.lift
         given |= {"ridge": "auto" if options.ridge is None else options.ridge}
         given |= {"k": "auto" if options.k is None else options.k}
         folds = 5 if options.folds is None else options.folds
         data: Any
-        if rows.size > _MOST_ROWS and groups is None and not options.wrong_pairs:
+        in_parts = groups is None and mask is None and not options.wrong_pairs
+        if rows.size > _MOST_ROWS and in_parts:
             data = rows.survey_parts(folds)
             warnings.warn(
                 f"the views hold {rows.size / 2**30:.1f} GiB: aligned from their moments alone, "
@@ -271,8 +277,13 @@ def _align(options: argparse.Namespace) -> None:
                 stacklevel=2,
             )
         else:
-            data = rows.whole()
-            given |= {"groups": groups, "wrong_pairs": options.wrong_pairs, "folds": folds}
+            data = rows.whole(look=mask is None)
+            given |= {
+                "mask": mask,
+                "groups": groups,
+                "wrong_pairs": options.wrong_pairs,
+                "folds": folds,
+            }
         alignment = pa.align(data, **given)
         pa.save(alignment, options.out)
         with after_writing(f"the alignment is written to {options.out}"):

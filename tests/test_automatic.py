@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import perfalign_jax as pa
-from perfalign_jax import _folds, _selection, kernels
+from perfalign_jax import _folds, _masked, _selection, kernels
 
 RNG = np.random.default_rng(11)
-MAPS = [RNG.normal(size=(3, d)) for d in (5, 6, 4)]
+MAPS = [RNG.normal(size=(3, d)) for d in (5, 6, 4, 5, 7)]
 
 
 def draw(seed, n=300, *, noise=0.1, views=2):
@@ -236,6 +236,9 @@ def test_missing_views_are_never_read_and_cost_little(rng):
     broken = [np.where(seen[:, None], x, np.nan) for x, seen in zip(views, mask.T, strict=True)]
     sides = ((0, 2), (1,))
     few = pa.align(broken, mask=mask, sides=sides, lift=None)
+    same = pa.align(broken, mask="nan", sides=sides, lift=None)
+    assert same.choice == few.choice
+    assert np.array_equal(same.reliability, few.reliability)
     ask = ({0: test[0], 2: test[2]}, {1: test[1]})
     whole = mask.all(axis=1)
     alone = pa.align([x[whole] for x in views], sides=sides, lift=None)
@@ -245,6 +248,56 @@ def test_missing_views_are_never_read_and_cost_little(rng):
     assert "missing" in str(few.choice)
     joint = pa.align(broken, mask=mask, lift=None, ridge=0.01)
     assert recall(joint, test[0], test[1]) > 0.5
+
+
+def test_five_views_with_missing_ones_in_double_precision(rng, x64):
+    wide, test = ([x.astype(np.float64) for x in draw(seed, 200, views=5)] for seed in (3, 8))
+    missing = rng.random((200, 5)) < 0.4
+    for x, gone in zip(wide, missing.T, strict=True):
+        x[gone] = np.nan
+    whole = draw(3, 200, views=5)
+    sides = ((0, 1, 2, 3), (4,))
+    given = {"lift": None, "ridge": 0.01, "sides": sides}
+    few, full = pa.align(wide, mask="nan", **given), pa.align(whole, **given)
+    assert few.reliability.dtype == np.float64
+    ask = (dict(enumerate(test[:4])), {4: test[4]})
+    assert recall(few, *ask) > recall(full, *ask) - 0.1
+
+
+def test_lifts_of_views_that_are_missing(rng):
+    angle, wanted = rng.uniform(-3, 3, (300, 1)), rng.uniform(-3, 3, (60, 1))
+    train, test = (
+        (np.abs(a).astype(np.float32), np.hstack([np.cos(a), np.cos(2 * a)]).astype(np.float32))
+        for a in (angle, wanted)
+    )
+    mask = rng.random((300, 2)) > 0.2
+    mask[mask.sum(axis=1) == 0] = True
+    lifts = [kernels.fit_nystroem(x, landmarks=30) for x in train]
+    found = [pa.align(train, mask=mask, lift=lift) for lift in (None, lifts)]
+    plain, lifted = (recall(alignment, *test) for alignment in found)
+    assert lifted > plain + 0.2
+
+
+def test_the_lift_is_chosen_by_rows_without_gaps(monkeypatch):
+    monkeypatch.setattr(_masked, "_MASKED", 16)
+    views = draw(3)
+    mask = np.ones((300, 2), bool)
+    mask[::3, 0], mask[1::30, 1] = False, False
+    tried = {trial.lift.split(",")[0] for trial in pa.align(views, mask=mask).choice.trials}
+    assert tried == {"none", "gaussian"}
+    mask[60:, 0] = np.arange(240) % 8 == 0
+    few = pa.align(views, mask=mask)
+    assert {trial.lift.split(",")[0] for trial in few.choice.trials} == {"none"}
+    assert "rows without gaps are too few to choose a lift by" in str(few.choice)
+
+
+def test_rows_of_one_view_that_mislead_are_left_out(rng):
+    x1, x2 = (np.concatenate(parts) for parts in zip(draw(3), draw(5), strict=True))
+    x1[300:] = 30 * rng.normal(size=(300, 1)) * rng.normal(size=5)  # another population
+    mask = np.column_stack([np.ones(600, bool), np.arange(600) < 300])
+    alignment = pa.align((x1, x2), mask=mask, lift=None)
+    assert "complete rows alone" in alignment.choice.chosen.lift
+    assert recall(alignment, *draw(8)) > recall(pa.align(draw(3), lift=None), *draw(8)) - 0.03
 
 
 def em_in_numpy(x, present, noise, steps):
@@ -320,6 +373,17 @@ def test_missing_views_of_real_things_cost_little():
 def test_bad_masks_are_named(mask, error, words):
     with pytest.raises(error, match=words):
         pa.align(draw(0, 60), mask=mask)
+
+
+def test_bad_views_beside_a_mask_are_named():
+    x1, x2 = draw(0, 60)
+    with pytest.raises(ValueError, match="x1 and x2 must have the same number of rows"):
+        pa.align((x1, x2[1:]), mask=np.ones((60, 2), bool))
+    x1[7, 2] = np.nan
+    with pytest.raises(ValueError, match="x1 must be finite, but row 7"):
+        pa.align((x1, x2), mask="nan")
+    with pytest.raises(ValueError, match="mask must be one of 'nan', got 'auto'"):
+        pa.align((x1, x2), mask="auto")
 
 
 def test_weights_are_repeated_rows():
