@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from perfalign_jax import _checks, _folds, evidence, solver
 from perfalign_jax import lift as lifting
@@ -44,6 +44,7 @@ class Fitted(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("k",))
 def solve(
     folds: Folds,
+    out: Array | int,
     covariances: Float[Array, "s s k"],
     trained: Float[Array, "s k"],
     rho: Float[Array, "s k"],
@@ -52,8 +53,12 @@ def solve(
     *,
     k: int,
 ) -> Fitted:
-    """Axes of all rows, in units in which the coordinates of new rows have variance one."""
-    mean, covariance = _folds.others(folds, -1) if whole is None else whole
+    """Axes of all folds but one, in units in which coordinates of new rows have variance one.
+
+    ``out`` is the fold left out, -1 for none; ``whole`` are mean and covariance where they are not
+    the folds' own.
+    """
+    mean, covariance = _folds.others(folds, out) if whole is None else whole
     dims = folds.dims
     axes = _folds.axes_of(covariance, dims, ridge, k)
     held_out = variances_of(covariances)[:, :k]
@@ -144,53 +149,60 @@ def load_views(
     return Loaded(tuple(b for _, b in found), tuple(c for c, _ in found), tuple(variances))
 
 
-@functools.partial(jax.jit, static_argnames=("places", "k"))
-def share_explained(
+class _Known(NamedTuple):
+    """An alignment as predictions need it: coordinates of all rows, and what they load on."""
+
+    latents: tuple[Float[Array, "n k"], ...]
+    loaded: Loaded
+
+
+def _know(
     views: tuple[Array, ...],
     features: tuple[Array, ...],
-    latents: tuple[Array, ...],
-    folds: Folds,
-    covariances: Float[Array, "s s k"],
+    fitted: Fitted,
+    weights: Float[Array, "m n"],
+    places: Sides,
+) -> _Known:
+    latents = coordinates(features, fitted.mean, fitted.directions)
+    return _Known(latents, load_views(views, latents, weights, places=places))
+
+
+@functools.partial(jax.jit, static_argnames=("places",))
+def share_explained(
+    views: tuple[Array, ...],
+    whole: _Known,
+    without: _Known,
     rho: Float[Array, "s k"],
-    loaded: Loaded,
-    ridge: Array,
     w: Float[Array, " n"],
-    rows: Int[Array, " b"],
+    inside: Float[Array, " n"],
     *,
     places: Sides,
-    k: int,
 ) -> tuple[Float[Array, ""], ...]:
     """Of the variance that predictions have, how much of it held-out rows confirm, view by view.
 
     Loadings are least squares, so with few rows predictions vary more than they explain. What is
-    left on the fitted rows is corrected by how much more is left on the ``rows`` of the first fold
-    (filled up with -1) when they are not fitted than when they are.
+    left on the fitted rows is corrected by how much more is left on the rows ``inside`` a fold when
+    it is not fitted than when it is.
     """
-    mean, covariance = _folds.others(folds, 0)
-    axes = _folds.axes_of(covariance, folds.dims, ridge, k)
-    held_out = variances_of(covariances)[:, :k]
-    inverse = jnp.where(held_out > 0, jax.lax.rsqrt(jnp.where(held_out > 0, held_out, 1)), 0)
-    directions = [a * v[None, :] for a, v in zip(axes.directions, inverse, strict=True)]
-    without = coordinates(features, folds.mean + mean, directions)
-    others = w.at[jnp.where(rows >= 0, rows, len(w))].set(0, mode="drop")
-    own = jnp.where(rows >= 0, w[rows], 0)
-    tiny = jnp.finfo(w.dtype).tiny
     found: dict[int, Array] = {}
     for s, side in enumerate(places):
         rest = [o for o in range(len(places)) if o != s]
-        known, fresh = (
-            solver.combine(tuple(z[o] for o in rest), tuple(rho[o] for o in rest))
-            for z in (latents, tuple(z[rows] for z in without))
-        )
-        r = known[1] * rho[s]
+        weights = [
+            solver.combine(tuple(known.latents[o] for o in rest), tuple(rho[o] for o in rest))
+            for known in (whole, without)
+        ]
+        r = weights[0][1] * rho[s]
         for m in side:
-            centre, loadings = load(views[m], without[s], others)
-            fitted = _left(views[m], known[0] * r[None, :], loaded.centres[m], loaded.loadings[m])
-            new = _left(views[m][rows], fresh[0] * r[None, :], centre, loadings)
-            optimism = jnp.sum(own * new) / jnp.maximum(jnp.sum(own * fitted[rows]), tiny)
-            remains = jnp.sum(w * fitted) / jnp.sum(w) * optimism
-            said = jnp.sum((r[:, None] * loaded.loadings[m]) ** 2)
-            confirmed = (jnp.sum(loaded.variances[m]) - remains) / jnp.maximum(said, tiny)
+            left, left_out = (
+                _left(views[m], z * r[None, :], known.loaded.centres[m], known.loaded.loadings[m])
+                for known, (z, _) in zip((whole, without), weights, strict=True)
+            )
+            held_out, fitted = (jnp.sum(w * inside * part) for part in (left_out, left))
+            optimism = held_out / jnp.maximum(fitted, jnp.finfo(w.dtype).tiny)
+            remains = jnp.sum(w * left) / jnp.sum(w) * optimism
+            said = jnp.sum((r[:, None] * whole.loaded.loadings[m]) ** 2)
+            confirmed = jnp.sum(whole.loaded.variances[m]) - remains
+            confirmed = confirmed / jnp.maximum(said, jnp.finfo(w.dtype).tiny)
             found[m] = jnp.clip(confirmed, 0, 2)
     return tuple(found[m] for m in range(len(views)))
 
@@ -249,28 +261,19 @@ def finish(
                 CollapseWarning,
             )
     ridge = jnp.asarray(ridge, covariances.dtype)
-    fitted = solve(best.folds, covariances, trained, rho, ridge, whole, k=k)
+    fitted = solve(best.folds, -1, covariances, trained, rho, ridge, whole, k=k)
     slopes = calibrate(rho, held_out, k, plan.seen, w, plan.chosen)
     weights = jnp.tile(w, (len(views), 1)) if present is None else present * w[None, :]
-    latents = coordinates(best.features, fitted.mean, fitted.directions)
-    loaded = load_views(views, latents, weights, places=places)
+    known = _know(views, best.features, fitted, weights, places)
     explained = None
     if whole is None:  # the folds of rows completed by EM are not those that were fitted
-        explained = share_explained(
-            views,
-            best.features,
-            latents,
-            best.folds,
-            covariances,
-            fitted.rho,
-            loaded,
-            ridge,
-            w,
-            jnp.asarray(plan.order[0]),
-            places=places,
-            k=k,
-        )
-    return build(best.lifts, fitted, places, ridge, slopes, loaded, explained, choice, right)
+        inside = np.zeros(plan.n)
+        inside[plan.order[0][plan.order[0] >= 0]] = 1
+        inside = jnp.asarray(inside, w.dtype)
+        others = solve(best.folds, 0, covariances, trained, rho, ridge, None, k=k)
+        without = _know(views, best.features, others, weights * (1 - inside)[None, :], places)
+        explained = share_explained(views, known, without, fitted.rho, w, inside, places=places)
+    return build(best.lifts, fitted, places, ridge, slopes, known.loaded, explained, choice, right)
 
 
 @jax.jit

@@ -51,7 +51,9 @@ def align_parts(parts: list[Any], places: Sides, ridge: Any, k: Any) -> Alignmen
     size = max(1, int(((np.asarray(rho) > 0).sum(axis=0) > 1).sum()))
     setting = Trial("none", chosen, size, math.nan, math.nan)
     choice = Choice(trials, setting, 0, 0, reason, remarks)
-    fitted = solve(folds, covariances, trained, rho, jnp.asarray(chosen, folds.mean.dtype), k=size)
+    fitted = solve(
+        folds, -1, covariances, trained, rho, jnp.asarray(chosen, folds.mean.dtype), k=size
+    )
     one = jnp.ones((), folds.mean.dtype)
     loaded = _load_moments(fitted, scalings, places, tuple(dims))
     lifts = tuple(scalings)

@@ -465,7 +465,9 @@ def predict(
     With evidence (``align``) it is the posterior mean of the target: every axis moves it by no more
     than its held-out correlation allows, and ``variance=True`` says how much remains unknown.
     A view that is itself among those given comes back as what its axes carry of it, and one of the
-    same side as the source only as far as the other sides share it.
+    same side as the source only as far as the other sides share it. Several sides are taken to
+    share nothing but the axes: where they repeat each other otherwise, ridge regression on all of
+    them predicts better.
     Otherwise it is the smallest target row with the source's latent; with ``k = d_target`` and a
     perfect alignment of ``trailing`` directions that is total least squares,
     ``A_target^-1 A_source``.

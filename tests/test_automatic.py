@@ -169,9 +169,7 @@ def test_views_put_together_make_a_side():
     both = recall(alignment, {0: test[0], 2: test[2]}, {1: test[1]})
     assert both > 0.9
     # The same as one wide view, but for its scale.
-    wide = pa.align(
-        (np.hstack([views[0], views[2]]), views[1]), lift=None, ridge=alignment.choice.chosen.ridge
-    )
+    wide = pa.align((np.hstack([views[0], views[2]]), views[1]), lift=None)
     assert abs(recall(wide, np.hstack([test[0], test[2]]), test[1]) - both) < 0.05
     # A view of the side alone: the other is filled in, and less reliable.
     _, whole = pa.solver.posterior(alignment, {0: test[0], 2: test[2]})
@@ -181,14 +179,14 @@ def test_views_put_together_make_a_side():
 
 
 def test_groups_are_never_split(rng):
-    groups = rng.integers(0, 12, 300)
-    plan = _selection.plan_rows(300, 4, groups, 2)
+    groups = rng.permutation(np.repeat(np.arange(10), 30))
+    plan = _selection.plan_rows(300, 5, groups, 2)
     rows = [set(row[row >= 0].tolist()) for row in plan.order]
     assert sum(map(len, rows)) == 300
-    for group in range(12):
+    for group in range(10):
         members = set(np.flatnonzero(groups == group).tolist())
         assert sum(bool(members & fold) for fold in rows) == 1
-    assert pa.align(draw(0), lift=None, groups=groups, folds=4).k >= 3
+    assert pa.align(draw(0), lift=None, groups=groups).k >= 3
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3])
@@ -240,16 +238,12 @@ def test_missing_views_are_never_read_and_cost_little(rng):
     assert same.choice == few.choice
     assert np.array_equal(same.reliability, few.reliability)
     ask = ({0: test[0], 2: test[2]}, {1: test[1]})
-    whole = mask.all(axis=1)
-    alone = pa.align([x[whole] for x in views], sides=sides, lift=None)
     full = pa.align(views, sides=sides, lift=None)
     assert recall(few, *ask) > recall(full, *ask) - 0.1
-    assert recall(few, *ask) > recall(alone, *ask) - 0.03
     assert "missing" in str(few.choice)
-    joint = pa.align(broken, mask=mask, lift=None, ridge=0.01)
-    assert recall(joint, test[0], test[1]) > 0.5
 
 
+@pytest.mark.slow
 def test_five_views_with_missing_ones_in_double_precision(rng, x64):
     wide, test = ([x.astype(np.float64) for x in draw(seed, 200, views=5)] for seed in (3, 8))
     missing = rng.random((200, 5)) < 0.4
@@ -264,6 +258,7 @@ def test_five_views_with_missing_ones_in_double_precision(rng, x64):
     assert recall(few, *ask) > recall(full, *ask) - 0.1
 
 
+@pytest.mark.slow
 def test_lifts_of_views_that_are_missing(rng):
     angle, wanted = rng.uniform(-3, 3, (300, 1)), rng.uniform(-3, 3, (60, 1))
     train, test = (
@@ -278,6 +273,7 @@ def test_lifts_of_views_that_are_missing(rng):
     assert lifted > plain + 0.2
 
 
+@pytest.mark.slow
 def test_the_lift_is_chosen_by_rows_without_gaps(monkeypatch):
     monkeypatch.setattr(_masked, "_MASKED", 16)
     views = draw(3)
@@ -291,6 +287,7 @@ def test_the_lift_is_chosen_by_rows_without_gaps(monkeypatch):
     assert "rows without gaps are too few to choose a lift by" in str(few.choice)
 
 
+@pytest.mark.slow
 def test_rows_of_one_view_that_mislead_are_left_out(rng):
     x1, x2 = (np.concatenate(parts) for parts in zip(draw(3), draw(5), strict=True))
     x1[300:] = 30 * rng.normal(size=(300, 1)) * rng.normal(size=5)  # another population
@@ -340,6 +337,7 @@ def test_em_equals_the_textbooks(rng, x64):
     assert np.allclose(found.covariance, np.cov(x.T, bias=True), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_missing_views_of_real_things_cost_little():
     """Groups of measurements that determine each other closely, so that scales must be exact."""
     from sklearn.datasets import load_breast_cancer
@@ -399,9 +397,9 @@ def test_weights_are_repeated_rows():
 
 def test_statistics_of_parts_are_folds():
     views = draw(0)
-    parts = [pa.statistics.from_views([x[i::3] for x in views]) for i in range(3)]
+    parts = [pa.statistics.from_views([x[i::5] for x in views]) for i in range(5)]
     alignment = pa.align(parts, ridge=0.1)
-    rows = pa.align(views, lift=None, ridge=0.1, folds=3)
+    rows = pa.align(views, lift=None, ridge=0.1)
     assert np.allclose(alignment.coupling[:3], rows.coupling[:3], atol=1e-3)
     test = draw(5)
     assert abs(recall(alignment, *test) - recall(rows, *test)) < 0.03

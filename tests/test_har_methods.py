@@ -112,6 +112,7 @@ def rank_by_everything(task):
     return ranks
 
 
+@pytest.mark.slow
 def test_what_may_not_be_seen_changes_nothing(data, rng):
     """Labels of pairs and target, target of labelled clips, source of unseen ones: all spoilt."""
     recordings, labels, split = data
@@ -172,7 +173,7 @@ def test_lifted_alignment_is_the_informative_part(data):
 
 def test_names_say_what_is_fitted(data):
     task, exam = flatten(*pose(data))
-    listed = every((5, 99), (5, 24), size=48)
+    listed = [m for m in every((5, 99), (5, 24), size=48) if m != methods.ALIGN]
     found = {method.name: t for method, t, _ in methods.align_all(task, exam, methods=listed)}
     assert next(iter(found)) == "PA, trailing k = 48 (the paper)"
     assert "PA, energy k = 5" in found
@@ -207,7 +208,7 @@ def test_latents_of_a_narrow_layer_are_aligned_all_the_same(data, rng, x64):
     narrow = rng.normal(size=(48, 3)) @ rng.normal(size=(3, 10))
     task, exam = flatten(*pose(data))
     task, exam = (one.encode(lambda x: x @ narrow, lambda x: x @ narrow) for one in (task, exam))
-    listed = every((2,), size=10)
+    listed = [m for m in every((2,), size=10) if m != methods.ALIGN]
     found = {method.kind: t for method, t, _ in methods.align_all(task, exam, methods=listed)}
     assert found["ridge_cca"].unseen.shape[1] == 3
 

@@ -317,6 +317,7 @@ def test_bad_grids_are_named(options, error, message):
         sweeps.make_grid(**{"n": 10, "d": 4, "k": 2, **options})
 
 
+@pytest.mark.slow
 def test_one_pair_has_no_variance(x64):
     grid = sweeps.make_grid(n=(1, 2), d=4, k=1, noise=1.0, held_out=50)
     result = run(grid)
@@ -344,6 +345,7 @@ def test_arrays_are_as_good_as_tuples():
         result.get("train_cmae", n=np.array([5, 6]))
 
 
+@pytest.mark.slow
 def test_keys_whose_numbers_depend_on_the_batch_are_refused():
     grid = sweeps.make_grid(n=5, d=4, k=2)
     with pytest.raises(ValueError, match=r"key must be of the kind threefry2x32.*got rbg"):
