@@ -202,13 +202,14 @@ def _couple(
     block = cross[: dims[0], dims[0] :]
     # From the smaller Gram matrix: couplings below sqrt(eps) are lost, and are none.
     turned = block if dims[0] <= dims[1] else block.T
-    squares, first = _leading_eigenpairs(matmul(turned, turned.T), k)
+    _, first = _leading_eigenpairs(matmul(turned, turned.T), k)
     second = matmul(turned.T, first)
-    positive = jnp.sum(second**2, axis=0) > 0
-    length = jnp.sqrt(jnp.where(positive, jnp.sum(second**2, axis=0), 1))
+    squares = jnp.sum(second**2, axis=0)  # the eigenvalues, never below zero by rounding
+    positive = squares > 0
+    length = jnp.sqrt(jnp.where(positive, squares, 1))
     second = second / length[None, :]
     pair = [first, second] if dims[0] <= dims[1] else [second, first]
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squares, 1)), 0), pair
+    return jnp.where(positive, length, 0), pair
 
 
 class _Turned(NamedTuple):

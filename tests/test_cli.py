@@ -125,7 +125,8 @@ def test_align_more_views_in_sides_with_groups(files, capsys, rng, x64):
     np.save("x4.npy", np.where(np.arange(60)[:, None] % 7 > 0, files[0], np.nan))
     np.save("mask.npy", np.ones((60, 3), bool))
     two = ("align", "x4.npy", "x2.npy", "--lift", "none", "--ridge", 0.1, "--json")
-    status, out, _ = run(capsys, *two, "--mask", "nan")
+    status, out, err = run(capsys, *two, "--mask", "nan")
+    assert err == ""
     assert status == 0
     assert json.loads(out)["held_out_recall_at_1"] > 0.5
     status, _, err = run(capsys, *two)
