@@ -82,7 +82,7 @@ class RowReader:
     a block is 4 MiB or, where that is more, twice as many rows as features. Fewer rows are one
     block, so a wide matrix stays what it is: a statistic of it would hold more numbers.
 
-    Nothing but shapes and dtypes is read before ``blocks`` or ``survey``.
+    Nothing but shapes and dtypes is read before ``blocks``.
 
     Example:
         >>> import tempfile, numpy as np
@@ -116,18 +116,31 @@ class RowReader:
         self.step = step if self.n > 4 * step else max(self.n, 1)
 
     @property
+    def dims(self) -> tuple[int, ...]:
+        """Number of features of each view."""
+        return tuple(file.shape[1] for file in self.files)
+
+    @property
+    def coarsest(self) -> float:
+        """Eps of the coarsest dtype among the files, as in ``Factor``."""
+        kinds = [f.dtype for f in self.files if np.issubdtype(f.dtype, np.floating)]
+        return max((float(np.finfo(kind).eps) for kind in kinds), default=0.0)
+
+    @property
     def in_blocks(self) -> bool:
         """Whether a block is read at a time."""
         return self.step < self.n
 
-    def blocks(self, doing: str, *, look: bool = True) -> Iterator[tuple[np.ndarray, ...]]:
-        """Read the rows in ``dtype``, block by block, with a bar in a terminal.
+    def blocks(
+        self, doing: str, *, look: bool = True, first: int = 0
+    ) -> Iterator[tuple[np.ndarray, ...]]:
+        """Read the rows from ``first`` on, in ``dtype``, block by block, with a bar in a terminal.
 
         Raises:
             ValueError: if a value is not finite, unless nobody is to ``look``; the message names
                 the file and the row.
         """
-        starts: Any = range(0, self.n, self.step)
+        starts: Any = range(first, self.n, self.step)
         if self.in_blocks and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import track
@@ -135,35 +148,6 @@ class RowReader:
             starts = track(starts, doing, console=Console(stderr=True), transient=True)
         for start in starts:
             yield tuple(self._read(file, start, look) for file in self.files)
-
-    def survey(self, *, varied: bool) -> Any:
-        """Read all rows once into a statistic: of the rows as they are or, in blocks, their factor.
-
-        Raises:
-            ValueError: if a value is not finite or, where they have to be ``varied``, if all rows
-                of a view are equal.
-        """
-        import jax.numpy as jnp
-
-        from perfalign_jax import statistics
-
-        state: Any = None
-        first: tuple[np.ndarray, ...] = ()
-        constant = [varied] * len(self.files)
-        for block in self.blocks("reading"):
-            first = first or tuple(x[:1].copy() for x in block)
-            constant = [
-                same and not (x != one).any()
-                for same, x, one in zip(constant, block, first, strict=True)
-            ]
-            part = statistics.from_views(block, kind="factor" if self.in_blocks else "samples")
-            state = part if state is None else statistics.merge(state, part)
-        for file, same in zip(self.files, constant, strict=True):
-            if same:
-                raise ValueError(f"{file.spec} has no variance: all its {self.n:,} rows are equal.")
-        kinds = [f.dtype for f in self.files if np.issubdtype(f.dtype, np.floating)]
-        coarsest = max((float(np.finfo(kind).eps) for kind in kinds), default=0.0)
-        return dataclasses.replace(state, coarsest=jnp.asarray(coarsest, self.dtype))
 
     @property
     def size(self) -> int:
@@ -174,17 +158,6 @@ class RowReader:
         """Read all rows."""
         blocks = list(self.blocks("reading", look=look))
         return tuple(np.concatenate(parts) for parts in zip(*blocks, strict=True))
-
-    def survey_parts(self, count: int) -> list[Any]:
-        """Read all rows once into moments of that many parts, block after block in turn."""
-        from perfalign_jax import statistics
-
-        parts: list[Any] = [None] * count
-        for number, block in enumerate(self.blocks("reading")):
-            new = statistics.from_views(block, kind="gram")
-            old = parts[number % count]
-            parts[number % count] = new if old is None else statistics.merge(old, new)
-        return [part for part in parts if part is not None]
 
     def _read(self, file: ArrayFile, start: int, look: bool) -> np.ndarray:
         with np.errstate(all="ignore"):

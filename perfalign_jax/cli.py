@@ -69,6 +69,10 @@ def _parser() -> argparse.ArgumentParser:
         text = "share of the largest singular value that counts as zero (default: rounding)"
         _add_number(added, "--rtol", kind=float, text=text)
 
+    def add_checkpoint(added: argparse.ArgumentParser) -> None:
+        text = "where reading long files is kept: an interrupted run goes on from there"
+        added.add_argument("--checkpoint", type=Path, metavar="FILE", help=text)
+
     fit = command(_fit, "fit")
     add_views(fit)
     text = "latent dimensions; with --select energy may be left out: all that carry energy"
@@ -88,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         help="how the subspace is computed (default: %(default)s)",
     )
     add_fitting(fit)
+    add_checkpoint(fit)
 
     align = command(_align, "align")
     align.add_argument("views", nargs="+", metavar="x.npy", help="two or more views, paired rows")
@@ -112,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "some pairs may be wrong: weigh each by how probably it is right"
     align.add_argument("--wrong-pairs", action="store_true", help=text)
     _add_number(align, "--folds", kind=int, text="parts that rows are held out in (default: 5)")
+    add_checkpoint(align)
     _add_out(align, "alignment.safetensors", "the alignment file to write")
 
     predict = command(_predict, "predict")
@@ -205,7 +211,8 @@ def _fit(options: argparse.Namespace) -> None:
         from perfalign_jax import metrics
 
         rows = _training_rows(options)
-        data = rows.survey(varied=True)
+        data = _survey(rows, checkpoint=options.checkpoint)
+        moments = _moments_that_vary(data, rows)
         alignment = pa.fit(
             data,
             k=options.k,
@@ -214,7 +221,6 @@ def _fit(options: argparse.Namespace) -> None:
             center=options.center,
             rtol=options.rtol,
         )
-        moments = measure_moments(data)
         del data
         pa.save(alignment, options.out)
         with after_writing(f"the alignment is written to {options.out}"):
@@ -249,6 +255,7 @@ def _align(options: argparse.Namespace) -> None:
     sides = None if options.sides is None else _read_sides(options.sides)
     with computing() as notes:
         import perfalign_jax as pa
+        from perfalign_jax import streaming
 
         rows = RowReader(*options.views)
         groups = None
@@ -269,7 +276,7 @@ def _align(options: argparse.Namespace) -> None:
         data: Any
         in_parts = groups is None and mask is None and not options.wrong_pairs
         if rows.size > _MOST_ROWS and in_parts:
-            data = rows.survey_parts(folds)
+            data = streaming.survey(rows, kind="gram", parts=folds, checkpoint=options.checkpoint)
             warnings.warn(
                 f"the views hold {rows.size / 2**30:.1f} GiB: aligned from their moments alone, "
                 "without a lift.",
@@ -458,7 +465,7 @@ def _score(options: argparse.Namespace) -> None:
         _suit(rows, alignment, (0, 1))
         if rows.n < 1:
             raise InputError(f"{options.x1} must have at least one row, got none.")
-        moments = measure_moments(rows.survey(varied=False))
+        moments = measure_moments(_survey(rows))
         kept: list[tuple[Any, ...]] = []
         measured, latents = _measure(alignment, rows, moments, kept)
         facts: dict[str, Any] = {"n": rows.n, "k": alignment.k, **measured}
@@ -484,9 +491,11 @@ def _diagnose(options: argparse.Namespace) -> None:
     with computing() as notes:
         import perfalign_jax as pa
 
-        data = _training_rows(options).survey(varied=True)
+        rows = _training_rows(options)
+        data = _survey(rows)
+        moments = _moments_that_vary(data, rows)
         found = pa.diagnose(data, center=options.center, rtol=options.rtol)
-        _hint_at_means(options, measure_moments(data))
+        _hint_at_means(options, moments)
         if not options.json:
             say_notes(notes)
             print(in_own_words(str(found)))
@@ -543,6 +552,26 @@ def _training_rows(options: argparse.Namespace) -> RowReader:
         )
         warnings.warn(f"{each}: computed in {rows.dtype}.", PrecisionWarning, stacklevel=2)
     return rows
+
+
+def _survey(rows: RowReader, checkpoint: Path | None = None) -> Any:
+    """All rows as they are or, where they are read in blocks, their factor."""
+    from perfalign_jax import statistics, streaming
+
+    if rows.in_blocks:
+        return streaming.survey(rows, checkpoint=checkpoint)
+    state = statistics.from_views(rows.whole(), kind="samples")
+    return dataclasses.replace(state, coarsest=np.asarray(rows.coarsest, rows.dtype))
+
+
+def _moments_that_vary(data: Any, rows: RowReader) -> list[Moments]:
+    """The views' moments, or an error where all rows of one are equal, but for rounding."""
+    moments = measure_moments(data)
+    least = (8 * float(np.finfo(rows.dtype).eps)) ** 2
+    for file, view in zip(rows.files, moments, strict=True):
+        if view.spread <= least * view.common:
+            raise InputError(f"{file.spec} has no variance: all its {rows.n:,} rows are equal.")
+    return moments
 
 
 def _suit(rows: RowReader, alignment: "Alignment", views: tuple[int, ...]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import secrets
@@ -15,13 +16,15 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from perfalign_jax import statistics
 from perfalign_jax.lift import Fourier, Nystroem, Principal, Span, Standardise
+from perfalign_jax.statistics import Factor, Gram
 from perfalign_jax.types import Alignment, Choice, Evidence, Trial
 
 __all__ = ["load", "save"]
 
-_FORMAT = "perfalign_jax.Alignment"
-_VERSION = 2
+_FORMAT, _MOMENTS = "perfalign_jax.Alignment", "perfalign_jax.Moments"
+_VERSION = 3
 _LIFTS: dict[str, Any] = {
     kind.__name__: kind for kind in (Fourier, Nystroem, Principal, Span, Standardise)
 }
@@ -30,14 +33,15 @@ _BY_VIEW = ("loadings", "centres", "variances", "explained")
 _RIGHT = ("right_share", "right_probability")
 
 
-def save(alignment: Alignment, path: str | os.PathLike[str]) -> None:
-    """Write an alignment to a safetensors file; the file appears whole or not at all.
+def save(alignment: Alignment | Factor | Gram, path: str | os.PathLike[str]) -> None:
+    """Write an alignment, or moments of data, to a safetensors file, whole or not at all.
 
     The arrays keep their dtype; how it was made, and what was tried and chosen, goes into the
-    metadata. An existing file is replaced.
+    metadata, and a checksum. An existing file is replaced. Moments that were saved where the data
+    is merge anywhere (``statistics.merge``).
 
     Raises:
-        TypeError: if it is no ``Alignment``.
+        TypeError: if it is none of them.
         ValueError: if it is a batch of alignments, or holds a value that is not finite.
         OSError: if the path is a folder, or nothing can be written there.
 
@@ -49,8 +53,15 @@ def save(alignment: Alignment, path: str | os.PathLike[str]) -> None:
         ...     pa.load(f"{folder}/a.safetensors").k
         2
     """
+    moments = statistics.take_apart(alignment)
+    if moments is not None:
+        _check_finite("moments", moments[1])
+        write_arrays(path, moments[1], _MOMENTS, {"kind": moments[0]})
+        return
     if not isinstance(alignment, Alignment):
-        raise TypeError(f"alignment must be an Alignment, got {type(alignment).__name__}.")
+        raise TypeError(
+            f"alignment must be an Alignment, a Factor or a Gram, got {type(alignment).__name__}."
+        )
     if jnp.ndim(alignment.offset) != 1:
         raise ValueError(
             "alignment must be a single one, got a batch of shape "
@@ -70,9 +81,7 @@ def save(alignment: Alignment, path: str | os.PathLike[str]) -> None:
         arrays |= parts
         lifts.append(words)
     _check_finite("alignment", arrays)
-    metadata = {
-        "format": _FORMAT,
-        "version": str(_VERSION),
+    words = {
         "made_by": json.dumps(
             {
                 "method": alignment.method,
@@ -85,10 +94,15 @@ def save(alignment: Alignment, path: str | os.PathLike[str]) -> None:
             }
         ),
     }
-    content = safetensors.numpy.save(
-        {name: np.asarray(value, order="C") for name, value in arrays.items()}, metadata
-    )
-    write_whole(path, content)
+    write_arrays(path, arrays, _FORMAT, words)
+
+
+def _check_dtype(source: Path, dtype: Any, what: str) -> None:
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise ValueError(
+            f"{source} holds a {dtype} {what}; call "
+            'jax.config.update("jax_enable_x64", True) first to load it without loss.'
+        )
 
 
 def _list_evidence(evidence: Evidence | None) -> dict[str, Any]:
@@ -134,6 +148,46 @@ def _put_together(words: dict[str, Any], arrays: dict[str, np.ndarray], name: st
         if field.name not in values:
             values[field.name] = jnp.asarray(arrays[f"{name}.{field.name}"])
     return kind(**values)
+
+
+def write_arrays(
+    path: str | os.PathLike[str], arrays: dict[str, Any], kind: str, words: dict[str, str]
+) -> None:
+    """Write arrays with words about them, whole or not at all, and a checksum of them."""
+    host = {name: np.asarray(value, order="C") for name, value in arrays.items()}
+    metadata = {"format": kind, "version": str(_VERSION), **words}
+    write_whole(path, safetensors.numpy.save(host, metadata | {"sha256": _sum(host, metadata)}))
+
+
+def read_arrays(
+    path: str | os.PathLike[str], what: str, *kinds: str
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Read what ``write_arrays`` wrote, and check that it is."""
+    source = Path(path)
+    with open_safetensors(source, f"{what} file") as file:
+        metadata = dict(file.metadata() or {})
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    if metadata.get("format") not in kinds:
+        raise ValueError(
+            f"{source} is a safetensors file but holds no {what.split()[-1]} "
+            f"(format {metadata.get('format')!r}, expected {' or '.join(map(repr, kinds))})."
+        )
+    if metadata.get("version") != str(_VERSION):
+        raise ValueError(
+            f"{source} was written in version {metadata.get('version')!r} of the file format; "
+            f"this package reads version {_VERSION}."
+        )
+    if metadata.pop("sha256", None) != _sum(arrays, metadata):
+        raise ValueError(f"{source} is damaged: its checksum is not that of what it holds.")
+    return arrays, metadata
+
+
+def _sum(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def check_target(path: str | os.PathLike[str]) -> Path:
@@ -199,13 +253,13 @@ def _create_beside(target: Path) -> tuple[int, Path]:
         ) from None
 
 
-def load(path: str | os.PathLike[str]) -> Alignment:
-    """Read an alignment that ``save`` wrote, with the dtype it was saved in.
+def load(path: str | os.PathLike[str]) -> Any:
+    """Read an alignment or moments that ``save`` wrote, with the dtype they were saved in.
 
     Raises:
         FileNotFoundError, IsADirectoryError: if there is no such file.
-        ValueError: if the file is truncated, of another kind, or holds float64 while JAX's 64-bit
-            mode is off.
+        ValueError: if the file is truncated, damaged, of another kind, or holds float64 while JAX's
+            64-bit mode is off.
 
     Example:
         >>> import perfalign_jax as pa
@@ -214,19 +268,10 @@ def load(path: str | os.PathLike[str]) -> Alignment:
         FileNotFoundError: there is no file no-such-file.safetensors.
     """
     source = Path(path)
-    with open_safetensors(source, "an alignment file") as file:
-        metadata = file.metadata() or {}
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-    if metadata.get("format") != _FORMAT:
-        raise ValueError(
-            f"{source} is a safetensors file but holds no alignment "
-            f"(format {metadata.get('format')!r}, expected {_FORMAT!r})."
-        )
-    if metadata.get("version") != str(_VERSION):
-        raise ValueError(
-            f"{source} was written in version {metadata.get('version')!r} of the file format; "
-            f"this package reads version {_VERSION}."
-        )
+    arrays, metadata = read_arrays(source, "an alignment", _FORMAT, _MOMENTS)
+    if metadata["format"] == _MOMENTS:
+        _check_dtype(source, arrays["total"].dtype, "statistic")
+        return statistics.put_together(metadata["kind"], arrays)
     return _assemble(source, arrays, metadata)
 
 
@@ -251,11 +296,7 @@ def _assemble(source: Path, arrays: dict[str, np.ndarray], metadata: dict[str, s
         raise ValueError(f"{source} holds arrays that do not fit together: {came}.")
     _check_finite(str(source), arrays)
     dtype = next(iter(dtypes))
-    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-        raise ValueError(
-            f"{source} holds a {dtype} alignment; call "
-            'jax.config.update("jax_enable_x64", True) first to load it without loss.'
-        )
+    _check_dtype(source, dtype, "alignment")
     try:
         made_by = json.loads(metadata["made_by"])
         words = {name: str(made_by[name]) for name in ("method", "select", "space")}

@@ -29,8 +29,8 @@ from perfalign_jax import _checks
 from perfalign_jax._numerics import compress, matmul, rounding
 from perfalign_jax.types import Views
 
-__all__ = ["Factor", "Gram", "Rows", "Samples", "as_parts", "as_statistic", "from_views"]
-__all__ += ["init", "merge", "rows", "update"]
+__all__ = ["Factor", "Gram", "Rows", "Samples", "as_parts", "as_statistic", "from_moments"]
+__all__ += ["from_views", "init", "merge", "put_together", "rows", "take_apart", "update"]
 
 Blocks = tuple[Float[Array, "r _"], ...]
 
@@ -503,6 +503,49 @@ def from_views(views: Views, *, weights: Any = None, kind: Kind = "factor") -> S
     return state
 
 
+def from_moments(
+    weight: float,
+    samples: int,
+    mean: Float[np.ndarray, " d"],
+    spread: Float[np.ndarray, "r d"],
+    dims: tuple[int, ...],
+    dtype: Any,
+    coarsest: float,
+    kind: str,
+) -> Factor | Gram:
+    """The statistic of moments that were computed elsewhere.
+
+    Args:
+        weight: total weight.
+        samples: number of samples.
+        mean: weighted mean of all views side by side, shape ``(d,)``.
+        spread: the scatter about it, shape ``(d, d)``, for a ``Gram``; a root of it for a
+            ``Factor``: any rows of shape ``(r, d)`` with the scatter as their Gram matrix.
+        dims: number of features of each view.
+        dtype: of the statistic.
+        coarsest: as in ``Factor``.
+        kind: "factor" or "gram".
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import statistics
+        >>> statistics.from_moments(4.0, 4, np.zeros(3), np.eye(3), (2, 1), "f4", 0.0, "gram")
+        Gram(samples=4, dims=(2, 1), dtype=float32)
+    """
+    dtype = jnp.dtype(dtype)
+    high = float(np.asarray(weight, dtype))
+    fields: Any = {
+        "total": jnp.asarray([high, weight - high], dtype),
+        "means": tuple(jnp.asarray(m, dtype) for m in np.split(mean, np.cumsum(dims)[:-1])),
+        "count": _pair(samples, dtype),
+        "coarsest": jnp.asarray(coarsest, dtype),
+    }
+    rows = jnp.asarray(spread, dtype)
+    if kind == "gram":
+        return Gram(**fields, scatter=rows)
+    return Factor(**fields, blocks=_split(rows, dims))
+
+
 def update(state: Statistic, views: Views, *, weights: Any = None) -> Statistic:
     """Return the statistic of what ``state`` has seen and one more batch.
 
@@ -619,6 +662,51 @@ def as_statistic(
             f"{' to be centred' if center else ''}, got shape {state.views[0].shape}."
         )
     return state
+
+
+def take_apart(state: Any) -> tuple[str, dict[str, Array]] | None:
+    """The kind of a ``Factor`` or ``Gram`` and its arrays by name; None of anything else.
+
+    Raises:
+        ValueError: if it is a batch of them.
+
+    Example:
+        >>> from perfalign_jax import statistics
+        >>> kind, arrays = statistics.take_apart(statistics.init((2, 1), kind="gram"))
+        >>> kind, sorted(arrays)
+        ('Gram', ['coarsest', 'count', 'means.0', 'means.1', 'scatter', 'total'])
+    """
+    if not isinstance(state, Factor | Gram):
+        return None
+    if jnp.ndim(state.coarsest):
+        raise ValueError("a statistic must be of one dataset, got a batch; take one of them.")
+    arrays: dict[str, Any] = {}
+    for field in dataclasses.fields(state):
+        value = getattr(state, field.name)
+        parts = enumerate(value) if isinstance(value, tuple) else ()
+        arrays |= {f"{field.name}.{m}": part for m, part in parts} or {field.name: value}
+    return type(state).__name__, arrays
+
+
+def put_together(kind: str, arrays: dict[str, Any]) -> Factor | Gram:
+    """The statistic that was taken apart.
+
+    Example:
+        >>> from perfalign_jax import statistics
+        >>> state = statistics.init((2, 1), kind="gram")
+        >>> statistics.put_together(*statistics.take_apart(state))
+        Gram(samples=0, dims=(2, 1), dtype=float32)
+    """
+    made = {"Factor": Factor, "Gram": Gram}[kind]
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(made):
+        count = sum(name.startswith(f"{field.name}.") for name in arrays)
+        values[field.name] = (
+            tuple(jnp.asarray(arrays[f"{field.name}.{m}"]) for m in range(count))
+            if count
+            else jnp.asarray(arrays[field.name])
+        )
+    return made(**values)
 
 
 def as_parts(data: Any) -> list[Any] | None:

@@ -9,9 +9,11 @@ import chex
 import jax
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 
 import perfalign_jax as pa
+from perfalign_jax import serialization
 from perfalign_jax.serialization import check_target, write_whole
 
 
@@ -65,7 +67,7 @@ def test_foreign_files_are_named(alignment, tmp_path):
         pa.load(path)
     pa.save(alignment, path)
     good = safetensors.numpy.load_file(path)
-    metadata = {"format": "perfalign_jax.Alignment", "version": "2", "made_by": "{}"}
+    form = "perfalign_jax.Alignment"
     made_by = json.dumps(
         {
             "method": "svd",
@@ -79,14 +81,24 @@ def test_foreign_files_are_named(alignment, tmp_path):
     )
     for arrays, extra, match in [
         (good, {"version": "99"}, "version '99'"),
-        (good, {}, "does not say how"),
+        (good, {"made_by": "{}"}, "does not say how"),
         ({"offset": good["offset"]}, {"made_by": made_by}, "must hold the arrays"),
         (good | {"offset": np.ones(7, np.float32)}, {"made_by": made_by}, "do not fit together"),
         (good | {"means.0": good["means.0"].astype(int)}, {"made_by": made_by}, "do not fit"),
     ]:
-        safetensors.numpy.save_file(arrays, path, metadata | extra)
+        serialization.write_arrays(path, arrays, form, extra)
         with pytest.raises(ValueError, match=match):
             pa.load(path)
+
+
+def test_a_changed_bit_is_noticed(alignment, tmp_path):
+    path = tmp_path / "a.safetensors"
+    pa.save(alignment, path)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="is damaged: its checksum"):
+        pa.load(path)
 
 
 def test_any_number_of_views(alignment, tmp_path):
@@ -101,9 +113,10 @@ def test_any_number_of_views(alignment, tmp_path):
     assert pa.load(path).dims == (3, 4, 5)
     whole = safetensors.numpy.load_file(path)
     with safetensors.safe_open(path, "numpy") as file:
-        metadata = file.metadata()
+        words = {"made_by": file.metadata()["made_by"]}
     for gone in ("projections.0", "means.1", "projections.2"):
-        safetensors.numpy.save_file({n: a for n, a in whole.items() if n != gone}, path, metadata)
+        rest = {n: a for n, a in whole.items() if n != gone}
+        serialization.write_arrays(path, rest, "perfalign_jax.Alignment", words)
         with pytest.raises(ValueError, match="must hold the arrays"):
             pa.load(path)
 
