@@ -267,9 +267,8 @@ def finish(
     known = _know(views, best.features, fitted, weights, places)
     explained = None
     if whole is None:  # the folds of rows completed by EM are not those that were fitted
-        inside = np.zeros(plan.n)
-        inside[plan.order[0][plan.order[0] >= 0]] = 1
-        inside = jnp.asarray(inside, w.dtype)
+        first = plan.order[0][plan.order[0] >= 0]
+        inside = jnp.zeros_like(w).at[first].set(1)
         others = solve(best.folds, 0, covariances, trained, rho, ridge, None, k=k)
         without = _know(views, best.features, others, weights * (1 - inside)[None, :], places)
         explained = share_explained(views, known, without, fitted.rho, w, inside, places=places)

@@ -83,7 +83,9 @@ class Moments:
                 stacked = np.vstack([self.spread, x, step[None, :]])
                 finite = bool(np.isfinite(stacked.sum()))
                 few = len(stacked) <= stacked.shape[1]
-                spread = stacked if few or not finite else np.linalg.qr(stacked, mode="r")
+                spread = stacked
+                if finite and not few:
+                    spread = np.asarray(np.linalg.qr(stacked, mode="r"))
             else:
                 spread = self.spread + part
                 spread += np.outer(step, step)

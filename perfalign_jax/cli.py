@@ -560,7 +560,7 @@ def _survey(rows: RowReader, checkpoint: Path | None = None) -> Any:
 
     if rows.in_blocks:
         return streaming.survey(rows, checkpoint=checkpoint)
-    state = statistics.from_views(rows.whole(), kind="samples")
+    state: Any = statistics.from_views(rows.whole(), kind="samples")
     return dataclasses.replace(state, coarsest=np.asarray(rows.coarsest, rows.dtype))
 
 

@@ -262,6 +262,7 @@ class _Pass:
         serialization.write_arrays(self.path, arrays, _FORMAT, words)
 
     def _resume(self) -> None:
+        assert self.path is not None
         arrays, words = serialization.read_arrays(self.path, "a checkpoint", _FORMAT)
         if words.get("made_of") != self.made_of:
             raise ValueError(
