@@ -253,7 +253,8 @@ def plot_transfer(
 
     Args:
         accuracies: for each panel (its title), for each method, for each kind of split, ``(value,
-            low, high)`` in percent; an infinite interval is not drawn. Panels fill two columns.
+            low, high)`` in percent; an infinite interval is not drawn. Three panels stand beside
+            each other, others fill two columns.
         chance: accuracy of guessing, in percent: a dotted line.
         quantity: label of the axis.
 
@@ -277,7 +278,9 @@ def plot_transfer(
     methods = list(dict.fromkeys(m for panel in accuracies.values() for m in panel))
     looks = _assign(kinds, [(COLORS[i % len(COLORS)], "osD^v"[i % 5]) for i in range(35)])
     row = 0.8 + 0.27 * len(methods)
-    figure, panels = _grid(len(accuracies), 2, row=row, add=0.4, share=True)
+    columns = 3 if len(accuracies) == 3 else 2
+    width = 10.0 if columns == 3 else 7.5
+    figure, panels = _grid(len(accuracies), columns, row=row, add=0.4, width=width, share=True)
     places = {method: len(methods) - 1 - i for i, method in enumerate(methods)}
     shifts = np.linspace(0.24, -0.24, len(kinds)) if len(kinds) > 1 else np.zeros(1)
     for axes, (title, panel) in zip(panels, accuracies.items(), strict=True):
@@ -295,7 +298,7 @@ def plot_transfer(
         axes.set(xlim=(0, 100), ylim=(-0.5, len(methods) - 0.5))
         _tidy(axes)
         axes.grid(visible=False, axis="y")
-    for axes in panels[-2:]:
+    for axes in panels[-2:-1] if columns == 3 else panels[-2:]:
         axes.set_xlabel(quantity)
     handles = [Line2D([], [], color=c, marker=m, ms=5, label=k) for k, (c, m) in looks.items()]
     handles.append(Line2D([], [], color=GREY, lw=0.9, ls=":", label="chance"))

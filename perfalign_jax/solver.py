@@ -26,6 +26,7 @@ Method = Literal["auto", "svd", "qr", "gram", "null", "dual"]
 @functools.partial(jax.jit, static_argnames=("k", "select", "method", "center", "check"))
 def _fit(
     state: Statistic,
+    second: Array | None,
     rtol: Any,
     *,
     k: int | None,
@@ -34,14 +35,16 @@ def _fit(
     center: bool,
     check: bool,
 ) -> tuple[Alignment, Array | None, Array, Evidence | None]:
-    """Fit; without k all that can carry energy, and how many of the directions do."""
+    """Fit; without k all that can carry energy, and how many of the directions do.
+
+    ``second`` are the products of the rows, where they are known.
+    """
     rows = statistics.rows(state, center=center)
     if rtol is not None:
         rows = rows._replace(rounding=jnp.asarray(rtol, rows.rounding.dtype))
     r, informative = rows.blocks[0].shape[0], None
     tall = (len(state.dims) - 1) * r >= sum(state.dims)
-    second = None
-    if method == "gram" or (check and tall):
+    if second is None and (method == "gram" or (check and tall)):
         second = _subspace.moments(rows.blocks)
     if k is None:
         k = min(r, *state.dims)
@@ -159,14 +162,20 @@ def fit(
         )
     shapes = jax.eval_shape(functools.partial(statistics.rows, center=bool(center)), state)
     chosen = _subspace.choose_method(method, select, shapes.blocks[0].shape[0], dims, k=k)
+    check = bool(check) and not _checks.is_traced(state)
+    tall = (len(dims) - 1) * shapes.blocks[0].shape[0] >= sum(dims)
+    second = None
+    if chosen == "gram" or (check and tall):
+        second = statistics.products(state, center=bool(center))
     alignment, informative, enough, evidence = _fit(
         state,
+        second,
         rtol,
         k=k,
         select=select,
         method=chosen,
         center=bool(center),
-        check=bool(check) and not _checks.is_traced(state),
+        check=check,
     )
     if chosen == "gram":  # whether it was enough is known once it has run
         ran = "gram or qr" if _checks.is_traced(enough) else "gram" if enough else "qr"

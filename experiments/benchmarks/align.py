@@ -12,8 +12,6 @@ compiled programs, medians of the repeats, beside the first call with its compil
 
 import dataclasses
 import json
-import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -27,6 +25,8 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 RIDGES, FOLDS = (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001), 5
 
@@ -163,6 +163,7 @@ SLOW = ("landmarks given", "landmarks", "search")  # once: minutes each, compila
 
 def run_task(name: str, repeats: int) -> dict[str, Any]:
     import jax
+    from _kit import report
 
     run, times = TASKS[name][0](), []
     for _ in range(1 if name in SLOW else repeats + 1):
@@ -170,17 +171,8 @@ def run_task(name: str, repeats: int) -> dict[str, Any]:
         jax.block_until_ready(run())
         times.append(time.perf_counter() - start)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kB on Linux
-    device = jax.devices()[0].device_kind
-    if jax.default_backend() == "cpu":
-        device = f"{len(os.sched_getaffinity(0))} x {_processor()}"
+    device = report.provenance()["device"]
     return {"first": times[0], "warm": times[1:], "peak MB": memory, "device": device}
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor()
 
 
 def main(settings: Settings) -> None:
