@@ -163,7 +163,7 @@ SLOW = ("landmarks given", "landmarks", "search")  # once: minutes each, compila
 
 def run_task(name: str, repeats: int) -> dict[str, Any]:
     import jax
-    from _kit import report
+    from _kit.report import provenance
 
     run, times = TASKS[name][0](), []
     for _ in range(1 if name in SLOW else repeats + 1):
@@ -171,7 +171,7 @@ def run_task(name: str, repeats: int) -> dict[str, Any]:
         jax.block_until_ready(run())
         times.append(time.perf_counter() - start)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kB on Linux
-    device = report.provenance()["device"]
+    device = provenance()["device"]
     return {"first": times[0], "warm": times[1:], "peak MB": memory, "device": device}
 
 

@@ -113,9 +113,9 @@ def main(settings: Settings) -> None:
     finally:
         shutil.rmtree(folder)
     Console().print(table)
-    from _kit import report  # with JAX, which no process that is measured shares
+    from _kit.report import provenance  # with JAX, which no process that is measured shares
 
-    device = report.provenance()["device"]
+    device = provenance()["device"]
     slug = "".join(c if c.isalnum() else "_" for c in device.lower()).strip("_")
     out = settings.out or Path(__file__).parent / "results" / f"streaming_{slug}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
