@@ -285,7 +285,7 @@ def measure(pair: Pair, seed: int) -> Cell:
     if first.shape[1] == second.shape[1]:
         hits = [hits_of_latents(first, second, metric) for metric in ("euclidean", "cosine")]
         cell[f"hits, {RAW}"] = max(hits, key=np.mean)
-    train, held = standardised(*in_span(pair.joined(chosen), joined))
+    train, held = in_span(*standardised(pair.joined(chosen), joined))
     for method, fit in list_baselines(seed).items():
         began = time.perf_counter()
         fitted = jax.block_until_ready(fit(train))

@@ -217,12 +217,13 @@ def calibrate(
     rho: Float[Array, "s k"],
     latents: tuple[Array, ...],
     size: Array | int,
+    unit: Array | float,
     seen: Array,
     w: Array,
     chosen: Array,
 ) -> tuple[Array, Array, Array, Array]:
     """Slope and offset of the log-odds; slope among many candidates, and lapse."""
-    scores, valid, weights = all_pairs(rho, latents, size, seen, w[chosen])
+    scores, valid, weights = all_pairs(rho, latents, size, unit, seen, w[chosen])
     slope, offset = evidence.fit_calibration(scores, valid, weights)
     few = slice(None, None, max(1, scores.shape[1] // LIKELY))
     among = scores[:, few, few], valid[:, few], weights[:, few]
@@ -262,7 +263,8 @@ def finish(
             )
     ridge = jnp.asarray(ridge, covariances.dtype)
     fitted = solve(best.folds, -1, covariances, trained, rho, ridge, whole, k=k)
-    slopes = calibrate(rho, held_out, k, plan.seen, w, plan.chosen)
+    unit = float(best.unit)
+    slopes = calibrate(rho, held_out, k, unit, plan.seen, w, plan.chosen)
     weights = jnp.tile(w, (len(views), 1)) if present is None else present * w[None, :]
     known = _know(views, best.features, fitted, weights, places)
     explained = None
@@ -272,7 +274,9 @@ def finish(
         others = solve(best.folds, 0, covariances, trained, rho, ridge, None, k=k)
         without = _know(views, best.features, others, weights * (1 - inside)[None, :], places)
         explained = share_explained(views, known, without, fitted.rho, w, inside, places=places)
-    return build(best.lifts, fitted, places, ridge, slopes, known.loaded, explained, choice, right)
+    return build(
+        best.lifts, fitted, places, ridge, slopes, known.loaded, explained, choice, right, unit
+    )
 
 
 @jax.jit
@@ -292,6 +296,7 @@ def build(
     explained: tuple[Array, ...] | None,
     choice: Choice | None,
     right: tuple[Array, Array] | None = None,
+    unit: float = 0.0,
 ) -> Alignment:
     widths = tuple(_width(f) for f in lifts)
     projections, centres, fills = _part(fitted, ridge, places=places, widths=widths)
@@ -305,6 +310,7 @@ def build(
         evidence=Evidence(
             fitted.rho,
             *slopes,
+            jnp.asarray(unit, fitted.left.dtype),
             **loaded._asdict(),
             explained=(
                 tuple(jnp.ones_like(fitted.left[0]) for _ in lifts)

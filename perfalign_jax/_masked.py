@@ -19,6 +19,7 @@ from perfalign_jax._selection import (
     Candidate,
     Plan,
     Sides,
+    at_one_length,
     choose,
     count_hits,
     ladder,
@@ -140,7 +141,7 @@ def align_masked(
             tried = _folds.try_ridges(
                 held, chosen, jnp.asarray(ridges, dtype), k=size, incomplete=incomplete
             )
-            counted = count_hits(tried, jnp.asarray(plan.seen), ks=ladder(size, auto))
+            counted = count_hits(tried, jnp.asarray(plan.seen), 0.0, ks=ladder(size, auto))
             hits = np.asarray(counted, np.float64)
             gain = float(hits.mean(axis=(2, 3)).max())
             filled = _missing.fill_rows(
@@ -150,6 +151,9 @@ def align_masked(
             features = one._replace(x=filled).features
             candidates.append(Candidate(name, one.lifts, features, held, tried, hits))
             wholes.append(last)
+    if len(ridges) > 1 or auto:
+        candidates += [at_one_length(candidate, plan, auto) for candidate in candidates]
+        wholes += wholes
     picked, number, size, choice = choose(candidates, ridges, w, plan, auto)
     best, completed = candidates[picked], wholes[picked]
     choice = dataclasses.replace(choice, remarks=(*choice.remarks, *remarks))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from perfalign_jax import _checks, _folds, evidence, kernels
+from perfalign_jax import _checks, _folds, evidence, kernels, solver
 from perfalign_jax import lift as lifting
 from perfalign_jax._folds import Folds, Tried
 from perfalign_jax.lift import Lift
@@ -28,6 +28,7 @@ __all__ = [
     "Plan",
     "Sides",
     "all_pairs",
+    "at_one_length",
     "choose",
     "count_hits",
     "fit_lifts",
@@ -61,6 +62,7 @@ class Candidate(NamedTuple):
     folds: Folds
     tried: Tried
     hits: Float[np.ndarray, "l k f b"]
+    unit: bool = False  # rows compared at one length
 
 
 class Plan(NamedTuple):
@@ -212,8 +214,16 @@ def try_features(
     tried = _folds.try_ridges(folds, rows, jnp.asarray(ridges, rows.dtype), k=k)
     if _checks.is_traced(tried):
         return Candidate(name, lifts, features, folds, tried, np.zeros(()))
-    hits = count_hits(tried, jnp.asarray(plan.seen), ks=ladder(k, auto))
+    hits = count_hits(tried, jnp.asarray(plan.seen), 0.0, ks=ladder(k, auto))
     return Candidate(name, lifts, features, folds, tried, np.asarray(hits, np.float64))
+
+
+def at_one_length(candidate: Candidate, plan: Plan, auto: bool) -> Candidate:
+    """The same with rows compared at one length."""
+    ks = ladder(candidate.tried.covariances.shape[-1], auto)
+    hits = count_hits(candidate.tried, jnp.asarray(plan.seen), 1.0, ks=ks)
+    name = f"{candidate.name}, rows at one length"
+    return candidate._replace(name=name, hits=np.asarray(hits, np.float64), unit=True)
 
 
 @jax.jit
@@ -232,12 +242,14 @@ def list_pairs(sides: int) -> list[tuple[int, int]]:
 
 
 @functools.partial(jax.jit, static_argnames=("ks",))
-def count_hits(tried: Tried, seen: Array, *, ks: tuple[int, ...]) -> Float[Array, "l k f b"]:
+def count_hits(
+    tried: Tried, seen: Array, unit: Array | float, *, ks: tuple[int, ...]
+) -> Float[Array, "l k f b"]:
     """Share of ways and pairs of sides in which each held-out row finds its partner first."""
 
     def one(rho: Array, *latents: Array) -> Array:
         def with_k(size: Array) -> Array:
-            scores = _score_sides(rho, latents, size)
+            scores = _score_sides(rho, latents, size, unit)
             valid = _both_seen(seen)
             found = [_first(pair, both) for pair, both in zip(scores, valid, strict=True)]
             ways = jnp.sum(valid, axis=0).astype(scores[0].dtype)
@@ -250,12 +262,18 @@ def count_hits(tried: Tried, seen: Array, *, ks: tuple[int, ...]) -> Float[Array
 
 
 def _score_sides(
-    rho: Float[Array, "s k"], latents: tuple[Array, ...], size: Array | int
+    rho: Float[Array, "s k"], latents: tuple[Array, ...], size: Array | int, unit: Array | float
 ) -> list[Float[Array, "f b b"]]:
     """Scores of held-out rows against each other by the first axes, for every pair of sides."""
     rho = jnp.where(jnp.arange(rho.shape[1]) < size, rho, 0)
     score = jax.vmap(evidence.score_all, (0, 0, None))
-    return [score(latents[a], latents[b], rho[a] * rho[b]) for a, b in list_pairs(len(latents))]
+    found = []
+    for a, b in list_pairs(len(latents)):
+        r = rho[a] * rho[b]
+        one = jnp.asarray(unit, r.dtype)
+        first, second = (solver.at_length(latents[s], r, one) for s in (a, b))
+        found.append(score(first, second, r))
+    return found
 
 
 def _both_seen(seen: Bool[Array, "s f b"]) -> Bool[Array, "q f b"]:
@@ -299,7 +317,7 @@ def choose(
     for s, (c, i, size) in enumerate(settings):
         lead, error = _mean_and_error(hits[best] - hits[s], share)
         if lead <= max(error, 1 / max(rows, 1)):  # one row more or less proves nothing
-            likely[s] = _log_likelihood(candidates[c].tried, i, size, plan, w)
+            likely[s] = _log_likelihood(candidates[c], i, size, plan, w)
             trials[s] = dataclasses.replace(trials[s], log_likelihood=likely[s])
     likely_too = [s for s in likely if likely[s] >= max(likely.values()) - _ALIKE]
     told = [_tell(candidates[settings[s][0]].tried, *settings[s][1:]) for s in likely_too]
@@ -324,10 +342,13 @@ def _mean_and_error(values: np.ndarray, share: np.ndarray) -> tuple[float, float
     return mean, float(np.sqrt((share**2 * (values - mean) ** 2).sum()))
 
 
-def _log_likelihood(tried: Tried, i: int, size: int, plan: Plan, w: Array) -> float:
+def _log_likelihood(candidate: Candidate, i: int, size: int, plan: Plan, w: Array) -> float:
     """Mean log-probability of held-out rows' partners among the candidates of their fold."""
     stride = max(1, plan.chosen.shape[1] // LIKELY)
-    likely, weights = _likely(tried, i, size, plan.seen, w, plan.chosen, stride=stride)
+    unit = float(candidate.unit)
+    likely, weights = _likely(
+        candidate.tried, i, size, unit, plan.seen, w, plan.chosen, stride=stride
+    )
     shares = np.asarray(weights, np.float64)
     return float((np.asarray(likely, np.float64) * shares).sum() / max(shares.sum(), 1e-300))
 
@@ -341,13 +362,21 @@ def _tell(tried: Tried, i: int, size: int) -> float:
 
 @functools.partial(jax.jit, static_argnames=("stride",))
 def _likely(
-    tried: Tried, number: Array, size: Array, seen: Array, w: Array, chosen: Array, *, stride: int
+    tried: Tried,
+    number: Array,
+    size: Array,
+    unit: Array,
+    seen: Array,
+    w: Array,
+    chosen: Array,
+    *,
+    stride: int,
 ) -> tuple[Float[Array, "g b"], Float[Array, "g b"]]:
     """Log-probability of held-out rows' partners among the candidates of their fold; weights."""
     few = slice(None, None, stride)
     latents = tuple(z[:, number, few] for z in tried.latents)
     scores, valid, weights = all_pairs(
-        tried.rho[number], latents, size, seen[:, :, few], w[chosen[:, few]]
+        tried.rho[number], latents, size, unit, seen[:, :, few], w[chosen[:, few]]
     )
     _, found = evidence.fit_search_slope(scores, valid, weights)
     return found, weights
@@ -357,10 +386,11 @@ def all_pairs(
     rho: Float[Array, "s k"],
     latents: tuple[Array, ...],
     size: Array | int,
+    unit: Array | float,
     seen: Bool[Array, "s f b"],
     w: Float[Array, "f b"],
 ) -> tuple[Float[Array, "g b b"], Bool[Array, "g b"], Float[Array, "g b"]]:
     """Scores of every pair of sides, fold after fold, which rows they hold, and their weights."""
-    scores = jnp.concatenate(_score_sides(rho, latents, size))
+    scores = jnp.concatenate(_score_sides(rho, latents, size, unit))
     valid = jnp.concatenate(list(_both_seen(seen)))
     return scores, valid, jnp.where(valid, jnp.tile(w, (len(valid) // len(w), 1)), 0)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from perfalign_jax import _checks, _folds, evidence, statistics
+from perfalign_jax import _checks, _folds, evidence, solver, statistics
 from perfalign_jax._assembly import calibrate, finish
 from perfalign_jax._folds import Tried
 from perfalign_jax._masked import align_masked
@@ -29,6 +29,7 @@ from perfalign_jax._selection import (
     Candidate,
     Plan,
     Sides,
+    at_one_length,
     choose,
     fit_lifts,
     list_lifts,
@@ -170,6 +171,8 @@ def align(
         try_lifts(views, name, lifts, w, ridges, places, plan, most, k == "auto")
         for name, lifts in list_lifts(views, lift)
     ]
+    if len(candidates) > 1 or len(ridges) > 1 or k == "auto":
+        candidates += [at_one_length(candidate, plan, k == "auto") for candidate in candidates]
     picked, number, size, choice = choose(candidates, ridges, w, plan, k == "auto")
     best = candidates[picked]
     del candidates
@@ -287,8 +290,9 @@ def _with_wrong_pairs(
         folds = _folds.of_rows(best.features, plan.order, w * probability)
         rows = take_rows(best.features, folds.mean, plan.order)
         tried = _folds.try_ridges(folds, rows, ridge[None], k=k)
+        unit = jnp.asarray(best.unit, w.dtype)
         share, probability = _weigh(
-            tried, jnp.asarray(size), plan.order, plan.thin, w, probability, share
+            tried, jnp.asarray(size), unit, plan.order, plan.thin, w, probability, share
         )
     if float(share) * plan.n < 2 * len(plan.order):
         _checks.warn(
@@ -299,7 +303,9 @@ def _with_wrong_pairs(
         probability = jnp.maximum(probability, 1e-3)
     weighed = w * probability
     again = try_features(best.name, best.lifts, best.features, weighed, ridges, plan, k, auto)
-    _, number, size, chosen = choose([again], ridges, weighed, plan, auto)
+    both = [again, at_one_length(again, plan, auto)] if auto or len(ridges) > 1 else [again]
+    picked, number, size, chosen = choose(both, ridges, weighed, plan, auto)
+    again = both[picked]
     wrong = f"{float(1 - share):.1%} of the pairs are estimated to be wrong"
     choice = dataclasses.replace(choice, chosen=chosen.chosen, remarks=(*choice.remarks, wrong))
     right = (share, probability)
@@ -310,6 +316,7 @@ def _with_wrong_pairs(
 def _weigh(
     tried: Tried,
     size: Array,
+    unit: Array,
     order: Array,
     thin: Array,
     w: Array,
@@ -321,10 +328,14 @@ def _weigh(
     few = tuple(jnp.take_along_axis(z, thin[:, :, None], axis=1) for z in latents)
     chosen = jnp.take_along_axis(order, thin, axis=1)
     seen = jnp.repeat((chosen >= 0)[None], len(few), axis=0)
-    slope, offset, *_ = calibrate(tried.rho[0], few, size, seen, w * probability, chosen)
+    slope, offset, *_ = calibrate(tried.rho[0], few, size, unit, seen, w * probability, chosen)
     rho = jnp.where(jnp.arange(tried.rho.shape[-1]) < size, tried.rho[0], 0)
     score = jax.vmap(evidence.score_pairs, (0, 0, None))
-    pairs = [score(latents[a], latents[b], rho[a] * rho[b]) for a, b in list_pairs(len(latents))]
+    pairs = []
+    for a, b in list_pairs(len(latents)):
+        r = rho[a] * rho[b]
+        first, second = (solver.at_length(latents[s], r, unit) for s in (a, b))
+        pairs.append(score(first, second, r))
     odds = slope * jnp.mean(jnp.stack(pairs), axis=0) + offset
     valid = order >= 0
     weights = jnp.where(valid, w[order], 0)

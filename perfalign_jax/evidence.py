@@ -147,7 +147,11 @@ def _two_posteriors(
         raise ValueError(
             f"x1 and x2 must be of different sides of the alignment, but both have side {shared}."
         )
-    return solver.posterior(alignment, rows[0]), solver.posterior(alignment, rows[1])
+    (z1, rho1), (z2, rho2) = (solver.posterior(alignment, given) for given in rows)
+    evidence = alignment.evidence
+    assert evidence is not None
+    z1, z2 = (solver.at_length(z, rho1 * rho2, evidence.unit) for z in (z1, z2))
+    return (z1, rho1), (z2, rho2)
 
 
 def search(

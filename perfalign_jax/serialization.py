@@ -28,7 +28,7 @@ _VERSION = 3
 _LIFTS: dict[str, Any] = {
     kind.__name__: kind for kind in (Fourier, Nystroem, Principal, Span, Standardise)
 }
-_SLOPES = ("slope", "offset", "search_slope", "lapse")
+_SLOPES = ("slope", "offset", "search_slope", "lapse", "unit")
 _BY_VIEW = ("loadings", "centres", "variances", "explained")
 _RIGHT = ("right_share", "right_probability")
 

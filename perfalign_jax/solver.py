@@ -383,9 +383,26 @@ def combine(coordinates: tuple[Array, ...], rho: tuple[Array, ...]) -> tuple[Arr
     return functools.reduce(jnp.add, terms) / scale[None, :], together
 
 
+def at_length(
+    z: Float[Array, "*n k"], r: Float[Array, " k"], unit: Float[Array, ""]
+) -> Float[Array, "*n k"]:
+    """Coordinates brought to one length over the axes with evidence, if ``unit`` is 1.
+
+    Rows of heavy-tailed views differ in length for reasons of each view's own, and pairs are then
+    told by direction. The length is the mean one of coordinates of variance one.
+
+    Source: Garcia-Romero and Espy-Wilson (2011), length normalisation in speaker verification.
+    """
+    seen = (r > 0).astype(z.dtype)
+    square = matmul(z**2, seen)[..., None]
+    size = jnp.sqrt(jnp.sum(seen) / jnp.where(square > 0, square, 1))
+    return z * jnp.where(unit > 0, size, 1)
+
+
 @jax.jit
-def _lengthen(coordinates: Array, rho: Array) -> Array:
+def _lengthen(coordinates: Array, rho: Array, unit: Array) -> Array:
     """Latents whose distances follow the evidence: scaled by sqrt(r / (1 - r^2)), r = rho^2."""
+    coordinates = at_length(coordinates, rho, unit)
     return coordinates * (rho * jax.lax.rsqrt(1 - rho**4))[None, :]
 
 
@@ -418,7 +435,7 @@ def encode(alignment: Alignment, x: Any, *, view: int | None = None) -> Float[Ar
     check_alignment(alignment)
     rows = check_given(x, view, alignment, "x", "view")
     if alignment.evidence is not None:
-        return _lengthen(*_posterior(alignment, rows))
+        return _lengthen(*_posterior(alignment, rows), alignment.evidence.unit)
     if len(rows) > 1:
         raise ValueError(
             f"x must be rows of one view: {alignment.method} has no evidence to join views by, "
@@ -462,7 +479,8 @@ def transform(alignment: Alignment, views: Views) -> tuple[Float[Array, "n k"], 
     if alignment.evidence is not None:
         rows = dict(enumerate(arrays))
         sides = enumerate(sides_of(alignment))
-        return tuple(_lengthen(*_side(alignment, side, s, rows)) for s, side in sides)
+        unit = alignment.evidence.unit
+        return tuple(_lengthen(*_side(alignment, side, s, rows), unit) for s, side in sides)
     return tuple(_through(alignment, x, m) for m, x in enumerate(arrays))
 
 

@@ -141,6 +141,8 @@ class Evidence:
         offset: shape ``()``, added to the log-odds, in nats.
         search_slope: shape ``()``, the same among many candidates, where the tails decide.
         lapse: shape ``()``, how probably a partner is like any other candidate.
+        unit: shape ``()``, 1 where rows are compared at one length, as their own says nothing of
+            what they are; 0 where it counts.
         loadings: shapes ``(k, d_m)``, regressions of each view's features on all axes together.
         centres: shapes ``(d_m,)``, means of each view's features.
         variances: shapes ``(d_m,)``, variances of each view's features.
@@ -163,6 +165,7 @@ class Evidence:
     offset: Float[Array, ""]
     search_slope: Float[Array, ""]
     lapse: Float[Array, ""]
+    unit: Float[Array, ""]
     loadings: tuple[Float[Array, "k _"], ...]
     centres: tuple[Float[Array, " _"], ...]
     variances: tuple[Float[Array, " _"], ...]

@@ -1,5 +1,6 @@
 """The automatic alignment: known answers, what is chosen, sides, wrong pairs, and bad input."""
 
+import dataclasses
 import warnings
 
 import jax
@@ -126,6 +127,27 @@ def test_unrelated_views_are_said_to_be_so():
     assert float(np.max(alignment.reliability)) ** 2 < 4 / np.sqrt(300)
     reversed_ = np.concatenate([x1[:, :1], -x1[:, 1:]], axis=1)
     assert recall(alignment, x1, reversed_ @ np.eye(5, 6, dtype="f4")) < 0.1
+
+
+def test_rows_of_any_length_are_compared_at_one():
+    """Each view scales every row by a factor of its own: direction alone tells the pairs."""
+    rng = np.random.default_rng(2)
+
+    def scaled(seed):
+        return [x * np.exp(rng.normal(size=(len(x), 1))).astype("f4") for x in draw(seed)]
+
+    train, test = scaled(3), scaled(8)
+    alignment = pa.align(train, lift=None)
+    assert alignment.choice.chosen.lift.endswith("rows at one length")
+    kept = dataclasses.replace(
+        alignment, evidence=dataclasses.replace(alignment.evidence, unit=jnp.zeros(()))
+    )
+    assert recall(alignment, *test) > 2 * recall(kept, *test)  # 16 % and 4 %
+    z1, z2 = pa.transform(alignment, test)
+    rho = alignment.reliability[0] ** 2
+    lengths = np.linalg.norm(z1 / np.sqrt(rho / (1 - rho**2)), axis=1)
+    assert np.allclose(lengths, np.sqrt(alignment.k), rtol=1e-4)
+    assert pa.retrieval(z1, z2).recall_12[0] > 2 * recall(kept, *test)
 
 
 @pytest.mark.slow
