@@ -26,16 +26,16 @@ class Hint(UserWarning):
     """What the command line itself advises."""
 
 
-def check_out(out: Path, suffix: str, inputs: tuple[str, ...]) -> None:
+def check_out(out: Path, suffix: str, inputs: tuple[str, ...], name: str = "--out") -> None:
     from perfalign_jax.serialization import check_target
 
     if out.suffix.lower() != suffix:
-        raise InputError(f"--out must end in {suffix}, got {out}.")
+        raise InputError(f"{name} must end in {suffix}, got {out}.")
     for spec in inputs:
         # Also file.npz:name: what is before the colon is the file.
         for path in (Path(spec), Path(spec.rpartition(":")[0])):
             if path.is_file() and out.exists() and out.samefile(path):
-                raise InputError(f"--out {out} would overwrite an input.")
+                raise InputError(f"{name} {out} would overwrite an input.")
     check_target(out)
 
 

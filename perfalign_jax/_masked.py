@@ -98,6 +98,12 @@ def align_masked(
     if not (have.sum(axis=1) > 1).any():
         raise ValueError("mask must leave some rows with two sides, to align them by; got none.")
     plan = plan_rows(n, folds, groups, len(places), have)
+    fewest = int((plan.seen.sum(axis=0) > 1).sum(axis=1).min())
+    if fewest < 2:
+        raise ValueError(
+            f"mask must leave at least two rows with two sides in each of the {folds} folds, to "
+            f"choose by, got {fewest}."
+        )
     w = jnp.ones((n,), dtype) if state.weights is None else state.weights
     ridges = RIDGES if isinstance(ridge, str) else (ridge,)
     levels = _missing.RIDGES if isinstance(ridge, str) else (float(ridge),)

@@ -132,7 +132,7 @@ def align(
         return align_parts(parts, places, ridge, k)
     present = None
     if mask is not None:
-        if _checks.is_traced((data, weights, ridge, lift)):
+        if _checks.is_traced((data, mask, weights, ridge, lift)):
             raise ValueError("mask must be None under jit, vmap and grad.")
         data, _ = _checks.views(data, look=False)
         present = _check_mask(mask, data, wrong_pairs)
@@ -157,6 +157,10 @@ def align(
             "wrong_pairs must be False."
         )
     if present is not None:
+        if state.weights is not None:  # rows without weight are not there
+            present &= np.asarray(state.weights > 0)[:, None]
+        _check_met(present)
+        _check_moving(tuple(x[np.flatnonzero(s)] for x, s in zip(views, present.T, strict=True)))
         return align_masked(views, present, state, ridge, k, places, folds, groups, lift)
     if not traced:
         _check_moving(views)
@@ -232,22 +236,39 @@ def _check_mask(mask: Any, views: tuple[Array, ...], wrong: bool) -> Bool[np.nda
         _checks.one_of(mask, "mask", ("nan",))
         present = np.stack([~np.isnan(x).all(axis=1) for x in views], axis=1)
     else:
-        present = np.asarray(mask)
+        try:
+            present = np.asarray(mask)
+        except ValueError:  # rows of several lengths
+            raise TypeError("mask must be an array of booleans, got a ragged list.") from None
     if present.dtype != bool:
         raise TypeError(f"mask must hold booleans, True where present, got dtype {present.dtype}.")
     shape = (len(views[0]), len(views))
     if present.shape != shape:
         raise ValueError(f"mask must have shape (n, M) = {shape}, got {present.shape}.")
+    return present.copy()
+
+
+def _check_met(present: Bool[np.ndarray, "n m"]) -> None:
+    """Every view must be linked to every other by views that are seen together."""
     for m, seen in enumerate(present.T):
         if seen.sum() < 2:
             raise ValueError(f"mask must leave view {m} at least two rows, got {seen.sum()}.")
-    for m, seen in enumerate(present.T):
-        if not (present[seen].sum(axis=1) > 1).any():
+    views = present.shape[1]
+    linked = (present.T.astype(int) @ present) > 0
+    for _ in range(views):
+        linked = (linked.astype(int) @ linked) > 0
+    for m in range(views):
+        apart = np.flatnonzero(~linked[m]).tolist()
+        if len(apart) == views - 1:
             raise ValueError(
                 f"mask must show every view together with another somewhere, but view {m} is "
                 "always alone."
             )
-    return present
+        if apart:
+            raise ValueError(
+                f"mask must link all views by rows that have two of them, but nothing links view "
+                f"{m} to {', '.join(map(str, apart))}."
+            )
 
 
 def _hide(views: tuple[Array, ...], present: Bool[np.ndarray, "n m"]) -> tuple[Any, ...]:

@@ -206,6 +206,7 @@ def _fit(options: argparse.Namespace) -> None:
     if options.k is None and options.select != "energy":
         raise InputError("-k is required unless --select energy, got none.")
     check_out(options.out, ".safetensors", (options.x1, options.x2))
+    _check_checkpoint(options.checkpoint, (options.x1, options.x2, options.out))
     with computing() as notes:
         import perfalign_jax as pa
         from perfalign_jax import metrics
@@ -252,6 +253,7 @@ def _align(options: argparse.Namespace) -> None:
     mask = options.mask
     files = (*options.views, *filter(None, (options.groups, mask if mask != "nan" else None)))
     check_out(options.out, ".safetensors", files)
+    _check_checkpoint(options.checkpoint, (*files, options.out))
     sides = None if options.sides is None else _read_sides(options.sides)
     with computing() as notes:
         import perfalign_jax as pa
@@ -268,13 +270,18 @@ def _align(options: argparse.Namespace) -> None:
                 )
         if mask not in (None, "nan"):
             mask = open_array(mask).rows()
+        in_parts = groups is None and mask is None and not options.wrong_pairs
+        if options.checkpoint and not in_parts:
+            raise InputError(
+                "--checkpoint keeps the reading of rows into moments; --mask, --groups and "
+                "--wrong-pairs need the rows themselves."
+            )
         given: dict[str, Any] = {"sides": sides, "lift": options.lift}
         given["lift"] = None if options.lift == "none" else options.lift
         given |= {"ridge": "auto" if options.ridge is None else options.ridge}
         given |= {"k": "auto" if options.k is None else options.k}
         folds = 5 if options.folds is None else options.folds
         data: Any
-        in_parts = groups is None and mask is None and not options.wrong_pairs
         if rows.size > _MOST_ROWS and in_parts:
             data = streaming.survey(rows, kind="gram", parts=folds, checkpoint=options.checkpoint)
             warnings.warn(
@@ -284,6 +291,7 @@ def _align(options: argparse.Namespace) -> None:
                 stacklevel=2,
             )
         else:
+            _say_if_short(options.checkpoint)
             data = rows.whole(look=mask is None)
             given |= {
                 "mask": mask,
@@ -560,8 +568,27 @@ def _survey(rows: RowReader, checkpoint: Path | None = None) -> Any:
 
     if rows.in_blocks:
         return streaming.survey(rows, checkpoint=checkpoint)
+    _say_if_short(checkpoint)
     state: Any = statistics.from_views(rows.whole(), kind="samples")
     return dataclasses.replace(state, coarsest=np.asarray(rows.coarsest, rows.dtype))
+
+
+def _check_checkpoint(path: Path | None, files: tuple[Any, ...]) -> None:
+    if path is None:
+        return
+    *inputs, out = files
+    check_out(path, ".safetensors", tuple(map(str, inputs)), "--checkpoint")
+    if path.resolve() == out.resolve():
+        raise InputError(f"--checkpoint and --out must be two files, got {path} for both.")
+
+
+def _say_if_short(checkpoint: Path | None) -> None:
+    if checkpoint is not None:
+        warnings.warn(
+            f"the views are short enough to be read at once: {checkpoint} is not needed.",
+            Hint,
+            stacklevel=3,
+        )
 
 
 def _moments_that_vary(data: Any, rows: RowReader) -> list[Moments]:

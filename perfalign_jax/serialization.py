@@ -270,8 +270,13 @@ def load(path: str | os.PathLike[str]) -> Any:
     source = Path(path)
     arrays, metadata = read_arrays(source, "an alignment", _FORMAT, _MOMENTS)
     if metadata["format"] == _MOMENTS:
+        _check_finite(str(source), arrays)
+        try:
+            state = statistics.put_together(metadata.get("kind", "?"), arrays)
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{source} holds no statistic: {error}") from None
         _check_dtype(source, arrays["total"].dtype, "statistic")
-        return statistics.put_together(metadata["kind"], arrays)
+        return state
     return _assemble(source, arrays, metadata)
 
 

@@ -689,8 +689,14 @@ def take_apart(state: Any) -> tuple[str, dict[str, Array]] | None:
     return type(state).__name__, arrays
 
 
+_SHAPES = (("total", (2,)), ("count", (2,)), ("coarsest", ()))
+
+
 def put_together(kind: str, arrays: dict[str, Any]) -> Factor | Gram:
     """The statistic that was taken apart.
+
+    Raises:
+        ValueError: if the arrays do not fit together.
 
     Example:
         >>> from perfalign_jax import statistics
@@ -698,7 +704,24 @@ def put_together(kind: str, arrays: dict[str, Any]) -> Factor | Gram:
         >>> statistics.put_together(*statistics.take_apart(state))
         Gram(samples=0, dims=(2, 1), dtype=float32)
     """
-    made = {"Factor": Factor, "Gram": Gram}[kind]
+    made = {"Factor": Factor, "Gram": Gram}.get(kind)
+    d = sum(a.size for name, a in arrays.items() if name.startswith("means."))
+    scatter = arrays.get("scatter")
+    good = (
+        made is not None
+        and all(arrays[n].shape == s for n, s in _SHAPES if n in arrays)
+        and {"total", "count", "coarsest"} <= set(arrays)
+        and (scatter is None) == (kind == "Factor")
+        and (scatter is None or scatter.shape == (d, d))
+        and all(
+            arrays[f"means.{m}"].shape == (block.shape[1],)
+            for m, block in ((int(n[7:]), a) for n, a in arrays.items() if n[:7] == "blocks.")
+        )
+        and sum(name.startswith("means.") for name in arrays) > 1
+    )
+    if made is None or not good:
+        came = {name: a.shape for name, a in sorted(arrays.items())}
+        raise ValueError(f"arrays must be those of a Factor or a Gram, got {kind} of {came}.")
     values: dict[str, Any] = {}
     for field in dataclasses.fields(made):
         count = sum(name.startswith(f"{field.name}.") for name in arrays)

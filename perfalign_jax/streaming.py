@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -66,7 +67,8 @@ def from_files(
         ...     pa.streaming.from_files([f"{folder}/x.npy"] * 2)
         Factor(samples=4, dims=(2, 2), dtype=float32)
     """
-    if isinstance(files, str | os.PathLike) or len(files) < 2:
+    paths = isinstance(files, Sequence) and all(isinstance(f, str | os.PathLike) for f in files)
+    if isinstance(files, str) or not paths or len(files) < 2:
         raise TypeError(f"files must be two or more paths, got {files!r:.80}.")
     reader = RowReader(*map(str, files))
     return survey(reader, weights=weights, kind=kind, parts=parts, checkpoint=checkpoint)
@@ -99,12 +101,16 @@ def survey(
     d, size = sum(reader.dims), reader.dtype.itemsize
     # A factor of each block costs as much as d rows more: let them be few beside the block.
     longer = min(8 * d, _LONGEST // (d * size)) if kind == "factor" else 0
-    reader.step = min(max(reader.step, longer), -(-reader.n // count))
+    step = max(reader.step, longer)
+    # As many blocks for each part, but for a short one at the end.
+    reader.step = reader.n // (count * -(-reader.n // (count * step)))
     own = None if weights is None else _read_weights(weights, reader)
-    made_of: list[Any] = [
-        [f.spec, f.path.stat().st_size, f.path.stat().st_mtime_ns] for f in reader.files
-    ]
-    made_of += [kind, count, reader.step, None if own is None else _digest(own)]
+    made_of: dict[str, Any] = {
+        f"file {m}": [f.path.name, f.name, f.path.stat().st_size, f.path.stat().st_mtime_ns]
+        for m, f in enumerate(reader.files)
+    }
+    made_of |= {"rows of a block": reader.step}
+    made_of |= {"weights": None if own is None else _digest(own)}
     one = _Pass(reader.dims, reader.dtype, kind, count, made_of, checkpoint)
 
     def blocks() -> Iterator[tuple[Any, Any]]:
@@ -130,23 +136,24 @@ def from_batches(
 
     A PyTorch ``DataLoader`` of tuples will do, as will batches of a Parquet file
     (``ParquetFile.iter_batches``), slices of Zarr arrays, or a generator. The next batch is fetched
-    in a thread while one is computed with.
+    and copied in a thread while one is computed with.
 
     Args:
-        batches: each of two or more arrays of shapes ``(b, d_m)``, any ``b`` above zero; what
-            NumPy's ``asarray`` takes. All in the dtype of the first.
+        batches: each of two or more arrays of shapes ``(b, d_m)``; what NumPy's ``asarray`` takes.
+            All are computed in the dtype of the first.
         kind: as in ``from_files``.
         parts: as in ``from_files``; batches go to the parts in turn.
         checkpoint: as in ``from_files``. To go on, the same batches have to come in the same order:
-            those that were seen are fetched again and passed over.
+            those that were seen are fetched again, compared by a checksum, and passed over.
 
     Returns:
         A ``Factor`` or a ``Gram``; a list of them if ``parts`` is given.
 
     Raises:
         TypeError: if a batch does not hold real numbers.
-        ValueError: if there is none, shapes do not fit, a value is not finite (the message names
-            the batch and its rows), or the checkpoint is of something else.
+        ValueError: if there is none for each part, shapes do not fit, a value is not finite (the
+            message names its row, counted over all batches), or the checkpoint is of something
+            else.
 
     Example:
         >>> import numpy as np, perfalign_jax as pa
@@ -156,30 +163,51 @@ def from_batches(
     """
     _checks.one_of(kind, "kind", ("factor", "gram"))
     count = 1 if parts is None else _checks.integer(parts, "parts", low=2)
-    source = iter(batches)
-    first = next(source, None)
-    if first is None:
+    if not isinstance(batches, Iterable):
+        raise TypeError(f"batches must be an iterable of batches, got {type(batches).__name__}.")
+    source = map(_copied, batches)
+    nothing = object()
+    first = next(source, nothing)
+    if first is nothing:
         raise ValueError("batches must hold at least one batch, got none.")
     example, coarsest = _checks.views(first, "batch 0", look=False)
     dims, dtype = tuple(x.shape[1] for x in example), example[0].dtype
-    one = _Pass(dims, dtype, kind, count, ["batches", list(dims), kind, count], checkpoint)
+    one = _Pass(dims, dtype, kind, count, {}, checkpoint)
 
     def blocks() -> Iterator[tuple[Any, Any]]:
+        number = -1
         # Fetched in another thread and checked in this one, whose settings of JAX count.
         for number, batch in enumerate(_ahead(itertools.chain([first], source))):
             arrays, _ = _checks.views(batch, f"batch {number}", look=False)
             came = tuple(x.shape[1] for x in arrays)
             if came != dims:
                 raise ValueError(f"batch {number} must have {dims} features, got {came}.")
-            if number >= one.done:
-                yield tuple(np.asarray(x, dtype) for x in arrays), None
+            block = tuple(np.asarray(x, dtype) for x in arrays)
+            if number < one.done:
+                one.pass_over(block)
+            else:
+                yield block, None
+        if number + 1 < max(one.done, count):
+            raise ValueError(
+                f"batches must be at least {max(one.done, count)} (those that the checkpoint has "
+                f"seen, and one for each part), got {number + 1}."
+            )
 
     one.run(blocks())
     found = one.statistics(coarsest)
     return found if parts is not None else found[0]
 
 
+def _copied(batch: Any) -> Any:
+    """A batch whose arrays do not change when the next one is fetched into the same memory."""
+    if not isinstance(batch, list | tuple):
+        return batch
+    return tuple(np.array(x) if hasattr(x, "__array__") else x for x in batch)
+
+
 def _read_weights(path: Any, reader: RowReader) -> np.ndarray:
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"weights must be the path of a file, got {type(path).__name__}.")
     weights = _checks.array(open_array(path).rows(), str(path), ndim=1, shape="(n,)")
     host = np.asarray(weights, np.float64)
     if host.shape != (reader.n,):
@@ -203,6 +231,12 @@ def _ahead(blocks: Iterator[Any]) -> Iterator[Any]:
             yield block
 
 
+def _check_sum(views: tuple[np.ndarray, ...], start: int) -> int:
+    for x in views:
+        start = zlib.crc32(np.ascontiguousarray(x), start)
+    return start
+
+
 class _Pass:
     """A pass over blocks of rows that can be interrupted."""
 
@@ -212,11 +246,15 @@ class _Pass:
         dtype: Any,
         kind: str,
         parts: int,
-        made_of: list[Any],
+        made_of: dict[str, Any],
         checkpoint: Any,
     ) -> None:
+        if checkpoint is not None and not isinstance(checkpoint, str | os.PathLike):
+            raise TypeError(f"checkpoint must be a path, got {type(checkpoint).__name__}.")
         self.moments = [Moments(dims, dtype, kind) for _ in range(parts)]
-        self.made_of, self.done = json.dumps([str(np.dtype(dtype)), *made_of]), 0
+        own = {"features": list(dims), "dtype": str(np.dtype(dtype)), "kind": kind, "parts": parts}
+        self.made_of = own | made_of
+        self.done, self.sum, self.passed, self.passed_sum = 0, 0, 0, 0
         self.path = None if checkpoint is None else serialization.check_target(checkpoint)
         if self.path is not None and self.path.exists():
             self._resume()
@@ -235,6 +273,8 @@ class _Pass:
                         f"rows {first} to {first + len(views[0]) - 1} are too large to square."
                     ) from None
                 self.done += 1
+                if self.path is not None:
+                    self.sum = _check_sum(views, self.sum)
                 if self.path is not None and time.monotonic() - since > _EVERY:
                     self._save()
                     saved, since = self.done, time.monotonic()
@@ -248,6 +288,16 @@ class _Pass:
         if self.path is not None and self.done > saved:
             self._save()
 
+    def pass_over(self, views: tuple[np.ndarray, ...]) -> None:
+        """Compare a block with what the checkpoint has seen, once all of that came by."""
+        self.passed += 1
+        self.passed_sum = _check_sum(views, self.passed_sum)
+        if self.passed == self.done and self.passed_sum != self.sum:
+            raise ValueError(
+                f"checkpoint {self.path} has seen other batches before: the first {self.done} must "
+                "be the same, in the same order; remove it to start afresh."
+            )
+
     def statistics(self, coarsest: float) -> list[Factor | Gram]:
         return [moments.statistic(coarsest) for moments in self.moments]
 
@@ -258,18 +308,26 @@ class _Pass:
             arrays[f"{number}.counts"] = np.array([moments.weight, moments.samples], np.float64)
             arrays[f"{number}.mean"] = moments.mean
             arrays[f"{number}.spread"] = moments.spread
-        words = {"made_of": self.made_of, "blocks": str(self.done)}
+        words = {"made_of": json.dumps(self.made_of), "blocks": str(self.done)}
+        words |= {"sum": str(self.sum)}
         serialization.write_arrays(self.path, arrays, _FORMAT, words)
 
     def _resume(self) -> None:
         assert self.path is not None
         arrays, words = serialization.read_arrays(self.path, "a checkpoint", _FORMAT)
-        if words.get("made_of") != self.made_of:
+        before = json.loads(words["made_of"])
+        now = json.loads(json.dumps(self.made_of))
+        other = [
+            f"{name} {before.get(name)}, now {now.get(name)}"
+            for name in (now | before)
+            if before.get(name) != now.get(name)
+        ]
+        if other:
             raise ValueError(
-                f"checkpoint {self.path} is of other data or options ({words.get('made_of')}), not "
-                f"of {self.made_of}; remove it to start afresh."
+                f"checkpoint {self.path} is of other data or options ({'; '.join(other)}); remove "
+                "it to start afresh."
             )
-        self.done = int(words["blocks"])
+        self.done, self.sum = int(words["blocks"]), int(words["sum"])
         for number, moments in enumerate(self.moments):
             weight, samples = arrays[f"{number}.counts"].tolist()
             moments.weight, moments.samples = weight, int(samples)

@@ -54,7 +54,8 @@ class Trial:
         lift: which lift, in words.
         ridge: relative to the mean eigenvalue of each side.
         k: number of axes that were used.
-        recall: share of held-out rows that find their partner first (R@1), mean of all ways.
+        recall: share of held-out rows that find their partner first (R@1), mean of all ways; NaN
+            of moments alone, which have no rows to ask.
         error: standard error of ``recall`` over the rows.
         log_likelihood: mean log-probability of the partner among the fold's candidates in nats, at
             the slope that suits the setting; None where it was not needed.

@@ -144,8 +144,8 @@ def test_rows_of_any_length_are_compared_at_one():
     )
     assert recall(alignment, *test) > 2 * recall(kept, *test)  # 16 % and 4 %
     z1, z2 = pa.transform(alignment, test)
-    rho = alignment.reliability[0] ** 2
-    lengths = np.linalg.norm(z1 / np.sqrt(rho / (1 - rho**2)), axis=1)
+    rho = np.asarray(alignment.reliability[0]) ** 2
+    lengths = np.linalg.norm(np.asarray(z1) / np.sqrt(rho / (1 - rho**2)), axis=1)
     assert np.allclose(lengths, np.sqrt(alignment.k), rtol=1e-4)
     assert pa.retrieval(z1, z2).recall_12[0] > 2 * recall(kept, *test)
 
@@ -392,6 +392,7 @@ def test_missing_views_of_real_things_cost_little():
     [
         (np.ones((60, 3), bool), ValueError, r"mask must have shape \(n, M\) = \(60, 2\)"),
         (np.ones((60, 2)), TypeError, "mask must hold booleans"),
+        ([[True], [True, False]], TypeError, "mask must be an array of booleans"),
         (np.arange(120).reshape(60, 2) % 2 == 0, ValueError, "mask must leave view 1 at least"),
         (
             np.column_stack([np.arange(60) < 30, np.arange(60) >= 30]),
@@ -403,6 +404,24 @@ def test_missing_views_of_real_things_cost_little():
 def test_bad_masks_are_named(mask, error, words):
     with pytest.raises(error, match=words):
         pa.align(draw(0, 60), mask=mask)
+
+
+def test_masks_that_leave_too_little_are_refused():
+    halves = np.arange(60)[:, None] % 2 == np.array([[0, 0, 1, 1]])
+    with pytest.raises(ValueError, match="nothing links view 0 to 2, 3"):
+        pa.align(draw(0, 60, views=4), mask=halves)
+    mask = np.column_stack([np.arange(60) < 33, np.arange(60) >= 30])
+    with pytest.raises(ValueError, match="at least two rows with two sides in each of the 5 folds"):
+        pa.align(draw(0, 60), mask=mask)
+    mask = np.arange(60)[:, None] % 3 != np.array([[0, 1]])
+    without = (~mask.all(axis=1)).astype("f4")
+    with pytest.raises(ValueError, match="view 0 is always alone"):
+        pa.align(draw(0, 60), mask=mask, weights=without)
+    x1, x2 = draw(0, 60)
+    with pytest.raises(ValueError, match="x2 must vary"):
+        pa.align((x1, 0 * x2), mask=mask)
+    with pytest.raises(ValueError, match="mask must be None under jit"):
+        jax.jit(lambda m: pa.align((x1, x2), mask=m, lift=None, ridge=0.1, k=2))(mask)
 
 
 def test_bad_views_beside_a_mask_are_named():

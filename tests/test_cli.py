@@ -132,6 +132,21 @@ def test_align_more_views_in_sides_with_groups(files, capsys, rng, x64):
     status, _, err = run(capsys, *two)
     assert status == 2
     assert "x4.npy must be finite, but row 0 has NaN" in err
+    status, _, err = run(capsys, *two, "--mask", "nan", "--checkpoint", "c.safetensors")
+    assert status == 2
+    assert "--mask, --groups and --wrong-pairs need the rows themselves" in err
+    fit = ("fit", "x1.npy", "x2.npy", "-k", 2, "--out", "a.safetensors", "--checkpoint")
+    for path, words in (
+        (".", "must end in .safetensors"),
+        ("no/c.safetensors", "the folder no does not exist"),
+        ("a.safetensors", "--checkpoint and --out must be two files"),
+    ):
+        status, _, err = run(capsys, *fit, path)
+        assert status == 2
+        assert words in err
+    status, _, err = run(capsys, *fit, "c.safetensors")
+    assert status == 0
+    assert "short enough to be read at once" in err
     status, _, err = run(capsys, *two, "--mask", "mask.npy")
     assert status == 2
     assert "mask must have shape (n, M) = (60, 2), got (60, 3)" in err

@@ -174,10 +174,62 @@ def test_a_value_that_is_not_finite_is_named_and_the_rows_before_are_kept(long, 
         streaming.from_batches(batches)
 
 
+def test_memory_that_is_used_again_is_copied_in_time(rng, x64):
+    x = rng.normal(size=(300, 4))
+    space = np.empty((50, 4))
+
+    def batches():
+        for start in range(0, 300, 50):
+            space[:] = x[start : start + 50]
+            yield space, space
+
+    assert_is(streaming.from_batches(batches()), (x, x), np.ones(300))
+
+
+def test_going_on_with_other_batches_is_refused(rng, tmp_path, x64):
+    x = rng.normal(size=(200, 3))
+    kept = tmp_path / "state.safetensors"
+
+    def batches(size, stop=None, factor=1.0):
+        for number, start in enumerate(range(0, 200, size)):
+            if number == stop:
+                raise OSError("the line is down")
+            yield factor * x[start : start + size], x[start : start + size]
+
+    with pytest.raises(OSError, match="the line is down"):
+        streaming.from_batches(batches(20, 4), checkpoint=kept)
+    content = kept.read_bytes()
+    for other in (batches(40), batches(20, factor=2.0)):
+        with pytest.raises(ValueError, match="has seen other batches before: the first 4"):
+            streaming.from_batches(other, checkpoint=kept)
+        kept.write_bytes(content)
+    with pytest.raises(ValueError, match=r"batches must be at least 4 .* got 2"):
+        streaming.from_batches(list(batches(20))[:2], checkpoint=kept)
+    assert_is(streaming.from_batches(batches(20), checkpoint=kept), (x, x), np.ones(200))
+
+
+@pytest.mark.parametrize(("n", "parts"), [(9, 4), (190, 7), (200, 100)])
+def test_no_part_is_empty(n, parts, tmp_path, rng, x64):
+    x = rng.normal(size=(n, 3))
+    np.save(tmp_path / "x.npy", x)
+    found = streaming.from_files([tmp_path / "x.npy"] * 2, parts=parts)
+    assert sum(part.samples for part in found) == n
+    assert min(part.samples for part in found) >= 2
+
+
 def test_bad_input_is_refused(long, tmp_path, x64):
     paths, views, _ = long
-    with pytest.raises(TypeError, match="files must be two or more paths"):
-        streaming.from_files(paths[0])
+    for files in (paths[0], views, paths[:1], (p for p in paths)):
+        with pytest.raises(TypeError, match="files must be two or more paths"):
+            streaming.from_files(files)
+    with pytest.raises(TypeError, match="weights must be the path of a file"):
+        streaming.from_files(paths, weights=np.ones(190))
+    with pytest.raises(TypeError, match="checkpoint must be a path, got int"):
+        streaming.from_files(paths, checkpoint=3)
+    with pytest.raises(TypeError, match="batches must be an iterable"):
+        streaming.from_batches(5)
+    with pytest.raises(ValueError, match=r"batches must be at least 3 .* got 2"):
+        streaming.from_batches([views, views], parts=3)
     with pytest.raises(ValueError, match="kind must be one of"):
         streaming.from_files(paths, kind="samples")
     np.save(tmp_path / "w.npy", np.ones(7))
@@ -192,6 +244,22 @@ def test_bad_input_is_refused(long, tmp_path, x64):
         streaming.from_batches(wrong)
     with pytest.raises(ValueError, match="at least 400 rows for 200"):
         streaming.from_files(paths, parts=200)
+
+
+def test_arrays_that_are_no_statistic_are_refused(rng, tmp_path):
+    x = rng.normal(size=(30, 4)).astype(np.float32)
+    kind, arrays_ = pa.statistics.take_apart(pa.statistics.from_views((x, x)))
+    path, form = tmp_path / "s.safetensors", "perfalign_jax.Moments"
+    for broken, word in (
+        (arrays_ | {"means.0": np.ones(3, "f4")}, kind),
+        ({n: a for n, a in arrays_.items() if n != "total"}, kind),
+        ({n: a for n, a in arrays_.items() if n[-1] != "1"}, kind),
+        (arrays_, "Nope"),
+        (arrays_ | {"total": np.array([np.nan, 0], "f4")}, kind),
+    ):
+        serialization.write_arrays(path, broken, form, {"kind": word})
+        with pytest.raises(ValueError, match=r"holds no statistic|not finite"):
+            pa.load(path)
 
 
 @pytest.mark.parametrize("kind", ["factor", "gram"])
