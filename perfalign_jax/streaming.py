@@ -233,7 +233,7 @@ def _ahead(blocks: Iterator[Any]) -> Iterator[Any]:
 
 def _check_sum(views: tuple[np.ndarray, ...], start: int) -> int:
     for x in views:
-        start = zlib.crc32(np.ascontiguousarray(x), start)
+        start = zlib.crc32(np.ascontiguousarray(x).data, start)
     return start
 
 
