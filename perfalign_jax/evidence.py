@@ -8,7 +8,9 @@ wrong pair are independent. The log of how much more probable the first makes th
 (in speaker verification this score is known as PLDA). An axis with ``r = 0`` adds nothing; as ``r``
 goes to 1 its weight grows without bound and what decides is whether ``z1 = z2``: perfect alignment.
 Sums over many axes that are neither independent nor Gaussian are over-confident, so two numbers
-measured on held-out right and shuffled pairs, a slope and an offset, calibrate them.
+measured on held-out right and shuffled pairs, a slope and an offset, calibrate them. Where rows
+differ in length for reasons of each view's own, they are compared at one length
+(``solver.at_length``).
 """
 
 import dataclasses
