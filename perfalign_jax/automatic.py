@@ -95,7 +95,8 @@ def align(
 
     Returns:
         An ``Alignment`` with ``evidence`` and ``choice``. Where anything is chosen, rows are also
-        tried at one length (``Evidence.unit``). With lift (None or fitted), ridge and k given, it works under jit, vmap and grad, and ``choice`` is then None.
+        tried at one length (``Evidence.unit``). With lift (None or fitted), ridge and k given, it
+        works under jit, vmap and grad, and ``choice`` is then None.
 
     Raises:
         TypeError: if the data is neither, or does not hold real numbers.
