@@ -37,6 +37,15 @@ CALLS = {
     "statistics.as_parts": "pa.statistics.as_parts(views)",
     "statistics.rows": "pa.statistics.rows(statistic, center=True)",
     "statistics.merge": "pa.statistics.merge(statistic, statistic)",
+    "statistics.products": "[pa.statistics.products(samples, center=c) for c in (False, True)]",
+    "statistics.take_apart": "pa.statistics.take_apart(statistic)[1]",
+    "statistics.put_together": "pa.statistics.put_together(*pa.statistics.take_apart(statistic))",
+    "statistics.from_moments": (
+        "pa.statistics.from_moments(9.0, 9, np.zeros(8), np.eye(8), (4, 4), 'f4', 0.0, 'gram')"
+    ),
+    "streaming.from_batches": "pa.streaming.from_batches(iter([views, views]))",
+    "streaming.from_files": "pa.streaming.from_files([npy, npy])",
+    "streaming.survey": "pa.streaming.survey(pa.streaming.RowReader(npy, npy))",
     "fit": "[pa.fit(views, k=2, method=m) for m in ('auto', 'qr', 'gram')]",
     "fit energy": "[pa.fit(views, k=k, select='energy') for k in (2, None)]",
     "diagnose": "pa.diagnose(views)",
@@ -77,6 +86,9 @@ views = x1, x2 = both[:, :4], both[:, 4:]
 z1, z2 = x1[:pairs], x2[:pairs]
 alignment = pa.fit((z1, z2), k=2)
 statistic = pa.statistics.from_views((z1, z2))
+samples = pa.statistics.from_views(views, kind="samples")
+npy = f"{path}.npy"
+np.save(npy, np.asarray(x1))
 weighed = pa.align((z1[:999], z2[:999]), lift=None)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
@@ -115,7 +127,9 @@ def test_a_million_rows_need_a_few_copies_of_themselves(growth, name):
 
 
 def test_every_public_function_is_in_the_table():
-    rooms = {"": pa, "statistics.": pa.statistics, "gauge.": pa.gauge, "baselines.": pa.baselines}
+    rooms = {"": pa} | {
+        f"{name}.": getattr(pa, name) for name in ("statistics", "streaming", "gauge", "baselines")
+    }
     public = {
         prefix + name
         for prefix, room in rooms.items()

@@ -104,7 +104,7 @@ def test_an_alignment_that_disagrees_is_named(rng):
     x = rng.normal(size=(50, 3)).astype(np.float32)
     alignment = dataclasses.replace(
         pa.fit((x, x + 1), k=1, center=True),
-        evidence=types.Evidence(jnp.ones((2, 1)), *jnp.ones(4), (), (), (), (), ()),
+        evidence=types.Evidence(jnp.ones((2, 1)), *jnp.ones(5), (), (), (), (), ()),
     )
     with pytest.warns(UserWarning, match="the alignment trusts 1 axes"):
         significance.permutation_test(
