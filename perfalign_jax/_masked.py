@@ -19,7 +19,7 @@ from perfalign_jax._selection import (
     Candidate,
     Plan,
     Sides,
-    at_one_length,
+    add_lengths,
     choose,
     count_hits,
     ladder,
@@ -158,7 +158,7 @@ def align_masked(
             candidates.append(Candidate(name, one.lifts, features, held, tried, hits))
             wholes.append(last)
     if len(ridges) > 1 or auto:
-        candidates += [at_one_length(candidate, plan, auto) for candidate in candidates]
+        candidates = add_lengths(candidates, w, plan, auto)
         wholes += wholes
     picked, number, size, choice = choose(candidates, ridges, w, plan, auto)
     best, completed = candidates[picked], wholes[picked]

@@ -27,8 +27,8 @@ __all__ = [
     "Candidate",
     "Plan",
     "Sides",
+    "add_lengths",
     "all_pairs",
-    "at_one_length",
     "choose",
     "count_hits",
     "fit_lifts",
@@ -218,8 +218,26 @@ def try_features(
     return Candidate(name, lifts, features, folds, tried, np.asarray(hits, np.float64))
 
 
-def at_one_length(candidate: Candidate, plan: Plan, auto: bool) -> Candidate:
-    """The same with rows compared at one length."""
+def add_lengths(candidates: list[Candidate], w: Array, plan: Plan, auto: bool) -> list[Candidate]:
+    """Also with rows compared at one length, where that gains more than one standard error."""
+    even = [_at_one_length(candidate, plan, auto) for candidate in candidates]
+    share = _shares(w, plan)
+
+    def best(group: list[Candidate]) -> np.ndarray:
+        every = [each for one in group for each in one.hits.reshape(-1, *one.hits.shape[2:])]
+        return max(every, key=lambda each: float((each * share).sum()))
+
+    gain, error = _mean_and_error(best(even) - best(candidates), share)
+    return [*candidates, *even] if gain > error else candidates
+
+
+def _shares(w: Array, plan: Plan) -> Float[np.ndarray, "f c"]:
+    """Weights of the rows that choose, which sum to one."""
+    share = np.where(plan.seen.sum(axis=0) > 1, np.asarray(w, np.float64)[plan.chosen], 0)
+    return share / max(share.sum(), 1e-300)
+
+
+def _at_one_length(candidate: Candidate, plan: Plan, auto: bool) -> Candidate:
     ks = ladder(candidate.tried.covariances.shape[-1], auto)
     hits = count_hits(candidate.tried, jnp.asarray(plan.seen), 1.0, ks=ks)
     name = f"{candidate.name}, rows at one length"
@@ -300,8 +318,7 @@ def choose(
 ) -> tuple[int, int, int, Choice]:
     """Which lift, ridge and k; the numbers of the first two, and k itself."""
     valid = plan.seen.sum(axis=0) > 1
-    share = np.where(valid, np.asarray(w, np.float64)[plan.chosen], 0)
-    share = share / max(share.sum(), 1e-300)
+    share = _shares(w, plan)
     rows = int(valid.sum())
     settings, hits, trials = [], [], []
     for c, candidate in enumerate(candidates):

@@ -29,7 +29,7 @@ from perfalign_jax._selection import (
     Candidate,
     Plan,
     Sides,
-    at_one_length,
+    add_lengths,
     choose,
     fit_lifts,
     list_lifts,
@@ -177,7 +177,7 @@ def align(
         for name, lifts in list_lifts(views, lift)
     ]
     if len(candidates) > 1 or len(ridges) > 1 or k == "auto":
-        candidates += [at_one_length(candidate, plan, k == "auto") for candidate in candidates]
+        candidates = add_lengths(candidates, w, plan, k == "auto")
     picked, number, size, choice = choose(candidates, ridges, w, plan, k == "auto")
     best = candidates[picked]
     del candidates
@@ -325,7 +325,7 @@ def _with_wrong_pairs(
         probability = jnp.maximum(probability, 1e-3)
     weighed = w * probability
     again = try_features(best.name, best.lifts, best.features, weighed, ridges, plan, k, auto)
-    both = [again, at_one_length(again, plan, auto)] if auto or len(ridges) > 1 else [again]
+    both = add_lengths([again], weighed, plan, auto) if auto or len(ridges) > 1 else [again]
     picked, number, size, chosen = choose(both, ridges, weighed, plan, auto)
     again = both[picked]
     wrong = f"{float(1 - share):.1%} of the pairs are estimated to be wrong"
