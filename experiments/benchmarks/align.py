@@ -2,9 +2,10 @@
 
 Command:  python experiments/benchmarks/align.py [--repeats 3] [--only NAME ...] [--out FILE]
 Time:     10 minutes on 2 cores
-Expect:   ridge and number of axes chosen in 3.5 s at 2 x 256 features and 20,000 pairs (3 were
-          aimed at), and below cross-validated ridge CCA that fits anew for every fold and ridge; 200 settings
-          below 10 fits with one setting; 2,000 landmarks with the choice below 5 minutes
+Expect:   ridge and number of axes chosen in 3.7 s at 2 x 256 features and 20,000 pairs (3 were
+          aimed at), and below cross-validated ridge CCA that fits anew for every fold and ridge;
+          200 settings below 10 fits with one setting; 2,000 landmarks with the choice below 5
+          minutes
 
 Views are rows of noise with 64 shared directions of falling strength, in float32. Times are of
 compiled programs, medians of the repeats, beside the first call with its compilation.
