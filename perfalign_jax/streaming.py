@@ -258,6 +258,7 @@ class _Pass:
         self.path = None if checkpoint is None else serialization.check_target(checkpoint)
         if self.path is not None and self.path.exists():
             self._resume()
+        self.kept = self._whole()
 
     def run(self, blocks: Iterator[Any]) -> None:
         saved, since = self.done, time.monotonic()
@@ -275,14 +276,16 @@ class _Pass:
                 self.done += 1
                 if self.path is not None:
                     self.sum = _check_sum(views, self.sum)
+                self.kept = self._whole()
                 if self.path is not None and time.monotonic() - since > _EVERY:
                     self._save()
                     saved, since = self.done, time.monotonic()
         except BaseException as error:
-            if self.path is not None and self.done > saved:
+            done, _, before = self.kept
+            if self.path is not None and done > saved:
                 self._save()
-            if self.path is not None and self.done:
-                rows = sum(moments.samples for moments in self.moments)
+            if self.path is not None and done:
+                rows = sum(samples for _, samples, _, _ in before)
                 error.add_note(f"The {rows:,} rows before are kept in {self.path}.")
             raise
         if self.path is not None and self.done > saved:
@@ -301,15 +304,20 @@ class _Pass:
     def statistics(self, coarsest: float) -> list[Factor | Gram]:
         return [moments.statistic(coarsest) for moments in self.moments]
 
+    def _whole(self) -> tuple[int, int, list[tuple[float, int, np.ndarray, np.ndarray]]]:
+        """Where the pass stands after a block: an interruption may come amid the next one."""
+        return self.done, self.sum, [(m.weight, m.samples, m.mean, m.spread) for m in self.moments]
+
     def _save(self) -> None:
         assert self.path is not None
         arrays = {}
-        for number, moments in enumerate(self.moments):
-            arrays[f"{number}.counts"] = np.array([moments.weight, moments.samples], np.float64)
-            arrays[f"{number}.mean"] = moments.mean
-            arrays[f"{number}.spread"] = moments.spread
-        words = {"made_of": json.dumps(self.made_of), "blocks": str(self.done)}
-        words |= {"sum": str(self.sum)}
+        done, checksum, states = self.kept
+        for number, (weight, samples, mean, spread) in enumerate(states):
+            arrays[f"{number}.counts"] = np.array([weight, samples], np.float64)
+            arrays[f"{number}.mean"] = mean
+            arrays[f"{number}.spread"] = spread
+        words = {"made_of": json.dumps(self.made_of), "blocks": str(done)}
+        words |= {"sum": str(checksum)}
         serialization.write_arrays(self.path, arrays, _FORMAT, words)
 
     def _resume(self) -> None:
