@@ -42,6 +42,7 @@ FLOORS = {
     "neighbours": 5,
     "gaussian": 5,
     "streaming": 5,
+    "sharded": 5,
     "significance": 4,
     "evidence": 6,
     "sweeps": 6,
