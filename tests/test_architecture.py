@@ -196,19 +196,24 @@ def test_nobody_asks_which_kind_a_statistic_is():
 
 
 def test_views_and_a_statistic_of_them_take_the_same_path(rng, monkeypatch):
-    """Both enter the one jitted fit as a statistic; nothing else sees data."""
-    from perfalign_jax import solver
+    """One function finds the directions; rows on the host are only multiplied by another BLAS."""
+    from perfalign_jax import _subspace
 
-    x1, x2 = (rng.normal(size=(9, d)).astype(np.float32) for d in (2, 3))
+    x1, x2 = (rng.normal(size=(29, d)).astype(np.float32) for d in (3, 7))
     seen = []
+    solve = _subspace.trailing_by_gram
     monkeypatch.setattr(
-        solver,
-        "_fit",
-        lambda state, *a, fit=solver._fit, **o: (seen.append(state), fit(state, *a, **o))[1],
+        _subspace,
+        "trailing_by_gram",
+        lambda second, *others: (seen.append(type(second)), solve(second, *others))[1],
     )
-    pa.fit((x1, x2), k=2, check=False)
+    jax.clear_caches()
+    by_host = pa.fit((x1, x2), k=2, check=False)
     pa.fit(pa.statistics.from_views((x1, x2)), k=2, check=False)
-    assert [type(state).__name__ for state in seen] == ["Samples", "Factor"]
+    assert by_host.method == "gram"
+    assert len(seen) == 2
+    assert seen[0] is np.ndarray
+    assert issubclass(seen[1], jax.core.Tracer)
 
 
 def test_there_is_one_rank_cutoff():
