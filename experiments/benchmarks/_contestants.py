@@ -58,32 +58,27 @@ def ours(call: Callable[..., Any], **options: Any) -> Method:
     return Method(lambda views: call(views, **options), lambda a, views: pa.transform(a, views))
 
 
-def load_jax() -> Any:
-    import jax
-
-    jax.config.update("jax_enable_x64", True)
-    import perfalign_jax
-
-    return perfalign_jax
-
-
 def fit(size: Size, **options: Any) -> Method:
-    return ours(load_jax().fit, k=size.k, **options)
+    import perfalign_jax as pa
+
+    return ours(pa.fit, k=size.k, **options)
 
 
 def baseline(name: str, size: Size, **options: Any) -> Method:
-    load_jax()
     from perfalign_jax import baselines
 
     return ours(getattr(baselines, name), k=size.k, **options)
 
 
 def align(size: Size) -> Method:
-    return ours(load_jax().align, lift=None)
+    import perfalign_jax as pa
+
+    return ours(pa.align, lift=None)
 
 
 def fit_files(size: Size) -> Method:
-    pa = load_jax()
+    import perfalign_jax as pa
+
     return Method(
         lambda paths: pa.fit(pa.streaming.from_files(paths), k=size.k),
         lambda a, v: pa.transform(a, v),
@@ -240,7 +235,6 @@ def blas_product(size: Size) -> Method:
 
 
 def xla_product(size: Size) -> Method:
-    load_jax()
     import jax
     import jax.numpy as jnp
 
@@ -390,4 +384,5 @@ def run(task: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    os.environ["JAX_ENABLE_X64"] = "1"
     print(json.dumps(run(json.loads(sys.argv[1]))))

@@ -35,31 +35,35 @@ def take_cores(threads: int) -> None:
 def run_apart(script: Path | str, *arguments: str) -> dict[str, Any]:
     """Run a script in a process of its own; the object in JSON on the last line that it prints.
 
-    Its pools have as many threads as this process may use cores, and it compiles everything anew.
-
     Raises:
-        subprocess.CalledProcessError: if it fails.
+        RuntimeError: if it fails, with what it said.
     """
-    threads = str(len(os.sched_getaffinity(0)))
-    # XLA's pool must be larger than the cores are (thread_pool.py); the cores are the same for all.
-    env = os.environ | dict.fromkeys(_POOLS, threads) | {"NPROC": "16"}
-    env.pop("JAX_COMPILATION_CACHE_DIR", None)
-    command = [sys.executable, "-W", "ignore", str(script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=True)
+    done = _start(script, arguments)
+    if done.returncode:
+        raise RuntimeError(f"{script} {' '.join(arguments)} failed:\n{done.stderr}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def try_apart(script: Path | str, *arguments: str, limit: float) -> dict[str, Any]:
     """As ``run_apart``, but of a process that fails, or has a call beyond the limit, the reason."""
-    try:
-        return run_apart(script, *arguments)
-    except subprocess.CalledProcessError as error:
-        if error.returncode == -signal.SIGALRM:
-            return {"failed": f"more than {limit:g} s"}
-        if error.returncode == -signal.SIGKILL:
-            return {"failed": "out of memory"}
-        last = (error.stderr.strip().splitlines() or [f"exit status {error.returncode}"])[-1]
-        return {"failed": "out of memory" if "MemoryError" in last else last[:200]}
+    done = _start(script, arguments)
+    if done.returncode == -signal.SIGALRM:
+        return {"failed": f"more than {limit:g} s", "over": limit}
+    if done.returncode == -signal.SIGKILL or "MemoryError" in done.stderr[-300:]:
+        return {"failed": "out of memory"}
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or ["no reason given"])[-1][:200]}
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def _start(script: Path | str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Let it have as many threads as this process has cores, and compile everything anew."""
+    threads = str(len(os.sched_getaffinity(0)))
+    # XLA's pool must be larger than the cores are (thread_pool.py); the cores are the same for all.
+    env = os.environ | dict.fromkeys(_POOLS, threads) | {"NPROC": "16"}
+    env.pop("JAX_COMPILATION_CACHE_DIR", None)
+    command = [sys.executable, "-W", "ignore", str(script), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=env, check=False)
 
 
 def spare_the_machine() -> None:
@@ -90,7 +94,7 @@ def measure(
     then be the only one. Zero is no limit.
     """
     times: list[float] = []
-    while len(times) <= repeats or 0 < sum(times[1:]) < 0.2:
+    while len(times) <= repeats or (0 < sum(times[1:]) < 0.2 and len(times) < 1000):
         if limit and sum(times[bool("jax" in sys.modules) :]) >= limit:
             break
         compiles = not times and "jax" in sys.modules
@@ -116,8 +120,8 @@ def median(found: Mapping[str, Any]) -> float:
 
 
 def ratio(peer: Mapping[str, Any], ours: Mapping[str, Any]) -> float:
-    """How many times as long the peer takes, by medians."""
-    return median(peer) / median(ours)
+    """How many times as long the peer takes, by medians; of one that was stopped, at least."""
+    return (peer["over"] if "over" in peer else median(peer)) / median(ours)
 
 
 def judge(ours: Mapping[str, Any], peer: Mapping[str, Any], name: str) -> str:
@@ -139,6 +143,21 @@ def judge(ours: Mapping[str, Any], peer: Mapping[str, Any], name: str) -> str:
     )
     lost = worse.get("recall", 0) - better.get("recall", 0)
     return f"{won}, with {lost:.1f} points less R@1" if lost > 1 else won
+
+
+def compare(
+    ours: Mapping[str, Any], peer: Mapping[str, Any], us: str, name: str, least: float | None = None
+) -> dict[str, str]:
+    """A row's fields: how many times as long the peer takes, who is faster, and both in numbers."""
+    verdict, times = judge(ours, peer, name), "none"
+    if "failed" not in ours and ("failed" not in peer or "over" in peer):
+        value = ratio(peer, ours)
+        shown = f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+        times = f"{'over ' if 'over' in peer else ''}{shown} times"
+        if least is not None:
+            verdict += f"; {'met' if value >= least else 'missed'}: at least {least:g} times"
+    note = f"{us}: {describe(ours)}; {name}: {describe(peer)}"
+    return {"ours": times, "verdict": verdict, "note": note}
 
 
 def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float | None:

@@ -23,7 +23,7 @@ from _contestants import QUESTIONS, Size, is_installed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _kit.options import Options, start
-from _kit.report import Row
+from _kit.report import Row, format_number
 from _kit.rows import finish
 
 CONTESTANTS = Path(__file__).with_name("_contestants.py")
@@ -36,12 +36,8 @@ TARGETS = {
     Size(1_000_000, 32, 16): (15, 2.5),
 }
 MOST_COMPILATION, MOST_SMALL = 2.0, 0.002  # seconds
-RIDGE = {  # at 20,000 pairs, k = 64: how many times as long a peer takes, at least
-    ("cca_zoo RidgeCCA", 256): None,
-    ("cca_zoo RidgeCCA", 1_024): 2,
-    ("cca_zoo MCCA", 256): None,
-    ("cca_zoo MCCA", 1_024): None,
-}
+RIDGE_PEERS = ("cca_zoo RidgeCCA", "cca_zoo MCCA")
+RIDGE_TARGETS = {("cca_zoo RidgeCCA", 1_024): 2}  # how many times as long, at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,67 +72,42 @@ def compare(found: dict[str, dict[str, Any]], size: Size) -> list[Row]:
     """Rows of one shape; of what failed there is the reason alone."""
     if failed := [f"{name}: {one['failed']}" for name, one in found.items() if "failed" in one]:
         return [Row(say(size), ours="none", note="; ".join(failed))]
-    ours, plain, svd, blas, xla = (
-        found[name]
-        for name in (
-            "fit",
-            "fit, check=False",
-            "numpy.linalg.svd",
-            "NumPy's product",
-            "XLA's product",
-        )
-    )
-    faster, products = TARGETS.get(size, (None, None))
-    seconds, compilation = _harness.median(ours), ours["first"] - _harness.median(ours)
-
-    def row(what: str, value: float, note: str = "", **bounds: float | None) -> Row:
-        return Row(
-            f"{say(size)}: {what}", ours=f"{value:.3g}", verdict=bound(value, **bounds), note=note
-        )
-
-    return [
-        row(
-            "seconds of fit",
-            seconds,
-            _harness.describe(ours),
-            most=MOST_SMALL if size == SMALL else None,
-        ),
-        row(
+    names = ("fit", "fit, check=False", "numpy.linalg.svd", "NumPy's product", "XLA's product")
+    ours, plain, svd, blas, xla = (found[name] for name in names)
+    seconds, (faster, products) = _harness.median(ours), TARGETS.get(size, (None, None))
+    longest = MOST_SMALL if size == SMALL else None
+    lines: list[tuple[str, float, str, dict[str, float | None]]] = [
+        ("seconds of fit", seconds, "fit", {"most": longest}),
+        (
             "times the speed of numpy.linalg.svd",
             _harness.ratio(svd, ours),
-            f"SVD: {_harness.describe(svd)}",
-            least=faster,
+            "numpy.linalg.svd",
+            {"least": faster},
         ),
-        row(
+        (
             "products by BLAS that fit takes",
-            1 / _harness.ratio(blas, ours),
-            f"product: {_harness.describe(blas)}",
-            most=products,
+            _harness.ratio(ours, blas),
+            "NumPy's product",
+            {"most": products},
         ),
-        row(
-            "products by XLA that fit takes",
-            1 / _harness.ratio(xla, ours),
-            f"product: {_harness.describe(xla)}",
-        ),
-        row(
+        ("products by XLA that fit takes", _harness.ratio(ours, xla), "XLA's product", {}),
+        (
             "share of the check for collapse in fit",
             1 - _harness.ratio(plain, ours),
-            f"without: {_harness.describe(plain)}",
+            "fit, check=False",
+            {},
         ),
-        row("seconds of compilation", compilation, most=MOST_COMPILATION),
+        ("seconds of compilation", ours["first"] - seconds, "fit", {"most": MOST_COMPILATION}),
     ]
-
-
-def compare_ridge(ours: dict[str, Any], peer: dict[str, Any], name: str, size: Size) -> Row:
-    verdict, times = _harness.judge(ours, peer, name), "none"
-    if "failed" not in ours and "failed" not in peer:
-        value = _harness.ratio(peer, ours)
-        times = f"{value:.3g}"
-        if target := RIDGE.get((name, size.d)):
-            verdict += f"; {bound(value, least=target)}"
-    note = f"ridge_cca: {_harness.describe(ours)}; {name}: {_harness.describe(peer)}"
-    quantity = f"ridge_cca, {say(size)}: times the speed of {name}"
-    return Row(quantity, ours=times, verdict=verdict, note=note)
+    return [
+        Row(
+            f"{say(size)}: {what}",
+            ours=format_number(value),
+            verdict=bound(value, **bounds),
+            note=f"{name}: {_harness.describe(found[name])}",
+        )
+        for what, value, name, bounds in lines
+    ]
 
 
 def main(settings: Settings) -> None:
@@ -151,14 +122,16 @@ def main(settings: Settings) -> None:
         rows += compare(found, size)
         values.append({**size._asdict(), **found})
     for size in ridge_shapes:
-        names = ["ridge_cca", *dict.fromkeys(name for name, _ in RIDGE)]
         found = {
             name: measure("ridge CCA", name, size, settings)
-            for name in names
+            for name in ("ridge_cca", *RIDGE_PEERS)
             if is_installed("ridge CCA", name)
         }
-        ours, *peers = found
-        rows += [compare_ridge(found[ours], found[name], name, size) for name in peers]
+        us, *peers = found
+        for name in peers:
+            least = RIDGE_TARGETS.get((name, size.d))
+            fields = _harness.compare(found[us], found[name], us, name, least)
+            rows.append(Row(f"{us}, {say(size)}: {name} over {us}", **fields))
         values.append({**size._asdict(), **found})
     finish(
         settings,

@@ -27,7 +27,7 @@ from _contestants import HELD_OUT, QUESTIONS, Size, is_installed, write_files
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _kit.options import Options, start
-from _kit.report import Row
+from _kit.report import Row, format_number
 from _kit.rows import Figures, finish
 
 from perfalign_jax.plotting import Panel, plot_panels
@@ -121,11 +121,12 @@ def measure(question: str, plan: Plan) -> Cells:
                 continue
             if any(name == s and size.n >= at.n and size.d >= at.d for s, at in slow):
                 found: dict[str, Any] = {"failed": f"more than {limit:g} s at a smaller size"}
+                found["over"] = limit
             else:
                 task = {"question": question, "name": name, "size": size, "folder": folder}
                 task |= {"repeats": plan.repeats, "limit": limit}
                 found = _harness.try_apart(CONTESTANTS, json.dumps(task), limit=limit)
-                if found.get("failed", "").startswith("more than"):
+                if "over" in found:
                     slow.append((name, size))
             print(f"{say(question, size)}: {name}: {_harness.describe(found)}", flush=True)
             cells.setdefault(size, {})[name] = found
@@ -159,45 +160,31 @@ def describe_growth(cells: Cells, name: str) -> str:
     return " ".join(powers)
 
 
-def meet(value: float, least: float) -> str:
-    return f"{'met' if value >= least else 'missed'}: at least {least:g} times"
-
-
 def rival(question: str, name: str, cells: Cells) -> Iterator[Row]:
     """Rows of one peer: all cells in one, then cell by cell."""
     us = next(iter(QUESTIONS[question]))
-    rows, times, verdicts = [], [], []
+    rows, ratios, verdicts = [], [], []
     for size, found in cells.items():
         ours, peer = found[us], found[name]
-        verdict, times_as_long = _harness.judge(ours, peer, name), "none"
-        if "failed" not in ours and "failed" not in peer:
-            times.append(_harness.ratio(peer, ours))
-            times_as_long = f"{times[-1]:.3g} times"
-        verdicts.append(verdict)
-        target = TARGETS.get((question, name, size.n, size.d))
-        if target and "failed" not in ours:
-            # Of a peer that was stopped the limit is known to be less than its time.
-            least = float(str(peer.get("failed", "more than 0 s")).split()[2]) / _harness.median(
-                ours
-            )
-            verdict += f"; {meet(times[-1] if 'failed' not in peer else least, target)}"
-        note = f"{us}: {_harness.describe(ours)}; {name}: {_harness.describe(peer)}"
-        rows.append(
-            Row(
-                f"{say(question, size)}: {name} over {us}",
-                ours=times_as_long,
-                verdict=verdict,
-                note=note,
-            )
+        least = TARGETS.get((question, name, size.n, size.d))
+        row = Row(
+            f"{say(question, size)}: {name} over {us}",
+            **_harness.compare(ours, peer, us, name, least),
         )
-    won = sum(v.startswith("perfalign_jax") for v in verdicts)
-    lost = sum(v.startswith(name) for v in verdicts)
-    span = f"{min(times):.3g} to {max(times):.3g} times" if times else "none"
-    growth = [f"{who} grows as {g}" for who in (us, name) if (g := describe_growth(cells, who))]
-    summary = f"perfalign_jax in {won} of {len(rows)} cells" + (
-        f", {name} in {lost}" if lost else ""
-    )
-    yield Row(f"{question}, all cells: {name}", ours=span, verdict=summary, note="; ".join(growth))
+        rows.append(row)
+        verdicts.append(row.verdict)
+        if "failed" not in {*ours, *peer}:
+            ratios.append(_harness.ratio(peer, ours))
+    if len(rows) > 1:
+        span = " to ".join(map(format_number, (min(ratios), max(ratios)))) if ratios else "none"
+        won, lost = (sum(v.startswith(w) for v in verdicts) for w in ("perfalign_jax", name))
+        grown = [f"{who} grows as {g}" for who in (us, name) if (g := describe_growth(cells, who))]
+        yield Row(
+            f"{question}, all cells: {name} over {us}",
+            ours=f"{span} times",
+            verdict=f"of {len(rows)} cells perfalign_jax in {won}, {name} in {lost}",
+            note="; ".join(grown),
+        )
     yield from rows
 
 
