@@ -70,12 +70,6 @@ def baseline(name: str, size: Size, **options: Any) -> Method:
     return ours(getattr(baselines, name), k=size.k, **options)
 
 
-def align(size: Size) -> Method:
-    import perfalign_jax as pa
-
-    return ours(pa.align, lift=None)
-
-
 def fit_files(size: Size) -> Method:
     import perfalign_jax as pa
 
@@ -241,7 +235,7 @@ def xla_product(size: Size) -> Method:
     return Method(jax.jit(lambda x: x.T @ x), ready=lambda views: jnp.asarray(stack(views)))
 
 
-# By question; the first answer to each is this package's, and so are those without a module.
+# By question; the first answer to each is this package's.
 Contestants = dict[str, tuple[str, Callable[[Size], Method]]]  # name to module and how it is loaded
 part = functools.partial
 QUESTIONS: dict[str, Contestants] = {
@@ -266,7 +260,6 @@ QUESTIONS: dict[str, Contestants] = {
     },
     "ridge CCA": {
         "ridge_cca": ("", part(baseline, "ridge_cca", ridge=RIDGE, center=True)),
-        "align, all chosen": ("", align),
         "cca_zoo RidgeCCA": ("cca_zoo", part(zoo, "RidgeCCA", shrinkage=SHRINKAGE)),
         "cca_zoo MCCA": ("cca_zoo", part(zoo, "MCCA", shrinkage=SHRINKAGE)),
         "cca_zoo GCCA": ("cca_zoo", part(zoo, "GCCA", shrinkage=SHRINKAGE)),
