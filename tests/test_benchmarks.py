@@ -115,8 +115,14 @@ def test_the_peak_of_memory_starts_anew():
         (question, name)
         for question in ("null space", "cross-covariance", "CCA", "ridge CCA", "kernel CCA")
         for name in list(contestants.QUESTIONS[question])[1:]
-        # These look for something else than the first of the question does.
-        if name not in ("scikit-learn PLSCanonical", "ikpls PLS", "cca_zoo GCCA")
+        # These look for something else than the first of the question does, or at random.
+        if name
+        not in (
+            "scikit-learn PLSCanonical",
+            "ikpls PLS",
+            "torch.svd_lowrank",
+            "cca_zoo GCCA",
+        )
     ],
 )
 def test_peers_answer_the_same_question(question, name, x64, tmp_path):

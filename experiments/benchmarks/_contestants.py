@@ -118,11 +118,16 @@ def torch_svd(size: Size) -> Method:
 def torch_lowrank(size: Size) -> Method:
     import torch
 
+    torch.manual_seed(0)
+    rank = min(size.k + 10, size.d)  # its directions are random: a few more make the first better
+
     def solve(views: Arrays) -> Any:
         x1, x2 = (torch.from_numpy(x) for x in views)
         means = x1.mean(0), x2.mean(0)
-        u, _, v = torch.svd_lowrank((x1 - means[0]).T @ (x2 - means[1]), q=size.k)
-        return tuple((m.numpy(), w.numpy()) for m, w in zip(means, (u, v), strict=True))
+        u, _, v = torch.svd_lowrank((x1 - means[0]).T @ (x2 - means[1]), q=rank)
+        return tuple(
+            (m.numpy(), w.numpy()[:, : size.k]) for m, w in zip(means, (u, v), strict=True)
+        )
 
     def encode(model: Any, views: Arrays) -> Any:
         return tuple((x - m) @ w for x, (m, w) in zip(views, model, strict=True))
