@@ -1,4 +1,5 @@
 # make reproduce: set up and run the experiments;  make test: set up and run every check.
+# make bench: the benchmarks beside other packages, ARGS=--full for all of it.
 # Needs Python 3.11 or newer and make, nothing else. PYTHON=python3.13 make ... picks another one.
 
 PYTHON ?= python3
@@ -8,13 +9,18 @@ STAMP  := $(VENV)/.installed
 # With as many threads jaxlib's pool does not wait for itself (experiments/benchmarks/thread_pool.py).
 export NPROC ?= 16
 
-.PHONY: reproduce results test check clean
+.PHONY: reproduce results bench test check clean
 
 reproduce: $(STAMP)
 	$(BIN)/perfalign reproduce $(ARGS)
 
 results: $(STAMP)
 	$(BIN)/python experiments/_kit/results.py
+
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python experiments/benchmarks/fit.py $(ARGS)
+	$(BIN)/python experiments/benchmarks/peers.py $(ARGS)
 
 test: check
 
