@@ -13,7 +13,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -246,17 +245,16 @@ class Tall:
             found = np.asarray(np.linalg.qr(np.concatenate([found, *images]), mode="r"))
         return found
 
-    def rows(self, dtype: Any) -> Rows:
+    def rows(self) -> Rows:
         """All that a solver may know of them but the rows themselves."""
-        means = tuple(jnp.asarray(mean, dtype) for mean in self.centre)
+        d, dtype = len(self._drift), self._drift.dtype
+        means = tuple(self.centre)
         common = 0.0
         if self.center:
-            energy = self.weight * sum(
-                float(np.sum(mean.astype(np.float64) ** 2)) for mean in means
-            )
+            energy = self.weight * sum(float(mean @ mean) for mean in means)
             common = energy / max(float(np.trace(self.second)), np.finfo(dtype).tiny)
-        features = len(self._drift)
-        cut = rounding(dtype, self.n, features, common=common, coarsest=self.coarsest)
-        constant = jnp.full((1,), 0 if self.center else 1, dtype)
-        weight, samples = (jnp.asarray(value, dtype) for value in (self.weight, self.n))
-        return Rows((), means, constant, weight, samples, cut)
+        cut = rounding(dtype, self.n, d, common=common, coarsest=self.coarsest)
+        constant = np.full(1, 0 if self.center else 1, dtype)
+        weight, samples = np.asarray(self.weight, dtype), np.asarray(self.n, dtype)
+        held: Any = (), means, constant, weight, samples, cut
+        return Rows(*held)

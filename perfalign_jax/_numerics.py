@@ -8,6 +8,8 @@
 - The dtype is the data's own; nothing here casts.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,10 +24,11 @@ def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
+@functools.partial(jax.jit, static_argnames=("dtype",))
 def rounding(
     dtype: jnp.dtype,
     samples: ArrayLike,
-    features: int,
+    features: ArrayLike,
     *,
     common: ArrayLike = 0.0,
     coarsest: ArrayLike = 0.0,

@@ -446,7 +446,7 @@ def _two_views(data: Views | Statistic, *, look: bool = True) -> Statistic:
 
 def _check_k(state: Statistic, k: int, center: bool) -> None:
     d1, d2 = state.dims
-    rows = jax.eval_shape(functools.partial(_rows, center=center), state).blocks[0].shape[0]
+    rows = min(statistics.count_rows(state, center=center), d1 + d2)
     if rows == 0:
         raise ValueError("data must have at least two samples, got one: its centred views are 0.")
     why = f" (the smallest of d1 = {d1}, d2 = {d2} and the {rows} rows of the statistic)"

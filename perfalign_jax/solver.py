@@ -105,8 +105,9 @@ def _fit_tall(
         )
     if not good:
         return None
-    rows = tall.rows(values.dtype)
-    alignment, evidence = _finish(columns, values, rows, tall.second, center=center, check=check)
+    alignment, evidence = _finish(
+        columns, values, tall.rows(), tall.second, center=center, check=check
+    )
     return alignment, None, True, evidence
 
 
@@ -198,8 +199,7 @@ def fit(
         k = _checks.integer(
             k, "k", low=1, high=sum(dims), why=f" ({names} = {' + '.join(map(str, dims))})"
         )
-    shapes = jax.eval_shape(functools.partial(statistics.rows, center=bool(center)), state)
-    r = shapes.blocks[0].shape[0]
+    r = statistics.count_rows(state, center=bool(center))
     chosen = _subspace.choose_method(method, select, r, dims, k=k)
     check = bool(check) and not _checks.is_traced(state)
     tall = None

@@ -30,7 +30,16 @@ from perfalign_jax._numerics import compress, matmul, rounding
 from perfalign_jax.types import Views
 
 __all__ = ["Factor", "Gram", "Rows", "Samples", "as_parts", "as_statistic", "check_finite"]
-__all__ += ["from_moments", "from_views", "init", "merge", "put_together", "rows", "take_apart"]
+__all__ += [
+    "count_rows",
+    "from_moments",
+    "from_views",
+    "init",
+    "merge",
+    "put_together",
+    "rows",
+    "take_apart",
+]
 __all__ += ["update"]
 
 Blocks = tuple[Float[Array, "r _"], ...]
@@ -152,6 +161,9 @@ class Factor(_Moments):
         stacked = [jnp.concatenate(self.blocks, axis=1), jnp.concatenate(other.blocks, axis=1), gap]
         return Factor(**fields, blocks=_split(compress(jnp.concatenate(stacked)), self.dims))
 
+    def _count(self, center: bool) -> int:
+        return self.blocks[0].shape[-2] + (not center)
+
     def _rows(self, center: bool) -> Rows:
         return _below_the_mean(self, self.blocks, center, squared=False)
 
@@ -181,6 +193,9 @@ class Gram(_Moments):
     def _with(self, other: "Gram") -> "Gram":
         fields, gap = self._merged(other)
         return Gram(**fields, scatter=self.scatter + other.scatter + gap.T * gap)
+
+    def _count(self, center: bool) -> int:
+        return sum(self.dims) + (not center)
 
     def _rows(self, center: bool) -> Rows:
         values, vectors = jnp.linalg.eigh(self.scatter)
@@ -245,6 +260,9 @@ class Samples:
             )
         views = tuple(jnp.concatenate(pair) for pair in zip(self.views, other.views, strict=True))
         return Samples(views, weights, jnp.maximum(self.coarsest, other.coarsest))
+
+    def _count(self, center: bool) -> int:
+        return self.samples - (center and self.samples <= sum(self.dims))
 
     def _rows(self, center: bool) -> Rows:
         n, d = self.samples, sum(self.dims)
@@ -815,6 +833,17 @@ def rows(state: Statistic, *, center: bool) -> Rows:
         True
     """
     return state._rows(center)
+
+
+def count_rows(state: Statistic, *, center: bool) -> int:
+    """Return how many ``rows`` there are.
+
+    Example:
+        >>> from perfalign_jax import statistics
+        >>> statistics.count_rows(statistics.init((3, 2)), center=True)
+        5
+    """
+    return state._count(center)
 
 
 def _check_any(data: Samples) -> None:

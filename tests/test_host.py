@@ -39,7 +39,7 @@ def test_products_are_those_of_the_rows(center, weighted, dtype, dims, rng, x64,
     root = tall.root(columns)
     image = x @ columns
     np.testing.assert_allclose(root.T @ root, image.T @ image, rtol=0, atol=9 * atol)
-    rows = tall.rows(np.dtype(dtype))
+    rows = tall.rows()
     other = statistics.rows(statistics.as_statistic(views, weights=weights), center=center)
     for a, b in zip(rows.means, other.means, strict=True):
         np.testing.assert_allclose(a, b, rtol=50 * np.finfo(dtype).eps)
