@@ -8,13 +8,16 @@ STAMP  := $(VENV)/.installed
 # With as many threads jaxlib's pool does not wait for itself (experiments/benchmarks/thread_pool.py).
 export NPROC ?= 16
 
-.PHONY: reproduce results test check clean
+.PHONY: reproduce results manual test check clean
 
 reproduce: $(STAMP)
 	$(BIN)/perfalign reproduce $(ARGS)
 
 results: $(STAMP)
 	$(BIN)/python experiments/_kit/results.py
+
+manual: $(STAMP)
+	$(BIN)/python experiments/_kit/manual.py
 
 test: check
 

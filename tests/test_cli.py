@@ -14,6 +14,7 @@ from _kit import reproduce
 
 import perfalign_jax as pa
 from perfalign_jax import arrays, cli, metrics
+from perfalign_jax.cli import _making
 
 
 @pytest.fixture
@@ -162,7 +163,7 @@ def test_align_more_views_in_sides_with_groups(files, capsys, rng, x64):
 
 
 def test_align_from_moments_where_the_rows_do_not_fit(files, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_MOST_ROWS", 10)
+    monkeypatch.setattr(_making, "_MOST_ROWS", 10)
     monkeypatch.setattr(arrays, "_BLOCK", 1)
     monkeypatch.setattr(arrays.RowReader, "in_blocks", True, raising=False)
     reader = arrays.RowReader.__init__
