@@ -89,7 +89,11 @@ def make_parser() -> argparse.ArgumentParser:
     _add_using(command)
     again = command(reproduce, "reproduce --quick", "reproduce --only fig3_synthetic --json")
     again.add_argument(
-        "--out", type=Path, default=Path("results"), help="folder of results (default: %(default)s)"
+        "--out",
+        type=Path,
+        default=Path("results"),
+        metavar="FOLDER",
+        help="folder of results (default: %(default)s)",
     )
     again.add_argument("--quick", action="store_true", help="small, in seconds; not for comparison")
     again.add_argument("--full", action="store_true", help="the most careful versions")
@@ -158,7 +162,7 @@ def _add_making(command: Callable[..., argparse.ArgumentParser]) -> None:
     text = (
         "views put together, such as 0,1/2 for views 0 and 1 against view 2 (default: each alone)"
     )
-    align.add_argument("--sides", help=text)
+    align.add_argument("--sides", metavar="VIEWS", help=text)
     text = "array of n labels, such as subjects: their rows are held out together"
     align.add_argument("--groups", metavar="FILE", help=text)
     text = "array (n, M), True where a row has a view; or nan: views are NaN where they are missing"
@@ -196,7 +200,7 @@ def _add_using(command: Callable[..., argparse.ArgumentParser]) -> None:
     _add_out(added, "latents.npy", "the latents to write, shape (n, k)")
 
     added = command(_using.predict, "predict a.safetensors old.npy --out new.npy")
-    _add_rows(added, x="rows of the source view, shape (n, d)")
+    _add_rows(added, x="rows of the source, shape (n, d)")
     _add_sides(added)
     _add_out(added, "predicted.npy", "the predicted rows to write, shape (n, d)")
 
@@ -251,7 +255,7 @@ def _add_sides(command: argparse.ArgumentParser) -> None:
             f"which view the {name} is, counted from 0; several with commas between, and as many "
             f"files (default: the alignment's {which} side)"
         )
-        command.add_argument(option, type=_read_views(option), metavar="INT", help=text)
+        command.add_argument(option, type=_read_views(option), metavar="VIEW", help=text)
 
 
 def _read_views(option: str) -> Callable[[str], tuple[int, ...]]:

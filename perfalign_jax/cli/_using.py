@@ -173,7 +173,7 @@ def score(options: argparse.Namespace) -> None:
         with waiting("ranking"):
             found = neighbours.retrieval(z1, z2)
         facts["candidates"] = len(z1)
-        first, second = (",".join(map(str, side)) for side in sides)
+        first, second = (" and ".join(map(str, side)) for side in sides)
         for way, recalls, rank in (
             (f"{first} to {second}", found.recall_12, found.median_rank_12),
             (f"{second} to {first}", found.recall_21, found.median_rank_21),
