@@ -13,9 +13,17 @@ import safetensors
 from perfalign_jax._console import InputError, check_out
 from perfalign_jax.arrays import ArrayFile, RowReader, open_array, split_name
 
-__all__ = ["Shards", "check_files", "find_array", "find_arrays", "is_alignment", "open_rows"]
+__all__ = [
+    "Shards",
+    "check_files",
+    "find_array",
+    "find_arrays",
+    "is_alignment",
+    "open_rows",
+    "write_header",
+]
 
-_LONGEST = 2**26  # bytes of a block where nothing but its rows is made of it
+_LONGEST = 2**24  # bytes of a block where nothing but its rows is made of it
 
 
 class Shards:
@@ -114,3 +122,13 @@ def is_alignment(spec: str) -> bool:
             return str((file.metadata() or {}).get("format", "")).endswith(".Alignment")
     except (safetensors.SafetensorError, OSError, ValueError):
         return False
+
+
+def write_header(file: Any, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Begin an .npy file whose rows are written as they come."""
+    header = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": shape,
+    }
+    np.lib.format.write_array_header_1_0(file, header)

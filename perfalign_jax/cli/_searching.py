@@ -1,5 +1,6 @@
 """Search among candidates that memory does not hold, for queries that it does not hold either."""
 
+import contextlib
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 from perfalign_jax import _checks, evidence, solver
 from perfalign_jax._console import InputError, counting
 from perfalign_jax.arrays import RowReader
+from perfalign_jax.cli._files import write_header
 from perfalign_jax.serialization import open_whole
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["write_hits"]
 
-_HELD = 2**27  # bytes of the queries' coordinates that are compared in one pass over the candidates
+_HELD = 2**26  # bytes of queries and hits that are held in one pass over the candidates
 _CHUNK = 1024  # queries compared at once
 
 
@@ -38,27 +40,25 @@ def write_hits(
             raise InputError(f"{name} must have at least one row, got none.")
     why = f" ({candidates.n:,} candidates)"
     top = _checks.integer(top, "top", low=1, high=candidates.n, why=why)
-    shapes: dict[str, Any] = {"indices": np.dtype(np.int64), "log_odds": queries.dtype}
-    shapes["probability"] = queries.dtype
+    kinds = {
+        "indices": (np.dtype(np.int64), (queries.n, top)),
+        "log_odds": (queries.dtype, (queries.n, top)),
+        "probability": (queries.dtype, (queries.n,)),
+    }
     total = 0.0
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
-        parts = {}
-        for name, dtype in shapes.items():
-            shape = (queries.n,) if name == "probability" else (queries.n, top)
-            path = Path(folder) / f"{name}.npy"
-            parts[name] = np.lib.format.open_memmap(path, "w+", dtype, shape)
-        start = 0
-        for found in _search_blocks(alignment, queries, candidates, source, target, top):
-            stop = start + len(found[0])
-            for part, values in zip(parts.values(), found, strict=True):
-                part[start:stop] = values
-                part.flush()
-            total += float(found[2].sum())
-            start = stop
-        del parts, part
-        with open_whole(out) as file, zipfile.ZipFile(file, "w") as archive:
-            for name in shapes:
-                archive.write(Path(folder) / f"{name}.npy", f"{name}.npy")
+        paths = {name: Path(folder) / f"{name}.npy" for name in kinds}
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(path.open("wb")) for path in paths.values()]
+            for file, kind in zip(files, kinds.values(), strict=True):
+                write_header(file, *kind)
+            for found in _search_blocks(alignment, queries, candidates, source, target, top):
+                for file, (dtype, _), values in zip(files, kinds.values(), found, strict=True):
+                    file.write(values.astype(dtype).tobytes())
+                total += float(found[2].sum())
+        with open_whole(out) as whole, zipfile.ZipFile(whole, "w") as archive:
+            for path in paths.values():
+                archive.write(path, path.name)
     return total / queries.n
 
 
@@ -79,7 +79,8 @@ def _search_blocks(
     (z, rho1), (_, rho2) = evidence._two_posteriors(alignment, first, second, None, None)
     known, r = alignment.evidence, rho1 * rho2
     assert known is not None
-    passes = -(-queries.n // max(_HELD // (z.shape[1] * queries.dtype.itemsize), queries.step))
+    row = z.shape[1] * queries.dtype.itemsize + 32 * top  # two sets of hits, score and place
+    passes = -(-queries.n // max(_HELD // row, 1))
     steps = passes * -(-candidates.n // candidates.step)
 
     def place(block: Sequence[Any], views: Sequence[int]) -> Any:
@@ -88,8 +89,7 @@ def _search_blocks(
 
     with counting("searching", steps) as step:
         held: list[Any] = []
-        wanted = -(-queries.n // passes)
-        done = 0
+        wanted, done = -(-queries.n // passes), 0
         for block in queries.blocks():
             held.append(place(block, source))
             done += len(block[0])

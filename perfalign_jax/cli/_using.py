@@ -8,7 +8,7 @@ import numpy as np
 
 from perfalign_jax._console import InputError, after_writing, computing, show, waiting
 from perfalign_jax.arrays import RowReader, measure_moments
-from perfalign_jax.cli._files import check_files, find_arrays, open_rows
+from perfalign_jax.cli._files import check_files, find_arrays, open_rows, write_header
 from perfalign_jax.cli._measuring import encode_rows, measure, mirrored, survey
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def transform(options: argparse.Namespace) -> None:
         views = _check_views(options.view, "--view", alignment)
         rows = open_rows(files, alignment, views)
         with open_whole(options.out) as file:
-            _write_header(file, rows.dtype, (rows.n, alignment.k))
+            write_header(file, rows.dtype, (rows.n, alignment.k))
             for block in rows.blocks("transforming"):
                 file.write(np.asarray(encode_rows(alignment, views, block)).tobytes())
         with after_writing(f"the latents are written to {options.out}"):
@@ -60,7 +60,7 @@ def predict(options: argparse.Namespace) -> None:
         rows = open_rows(files, alignment, source)
         width = alignment.dims[target[0]]
         with open_whole(options.out) as file:
-            _write_header(file, rows.dtype, (rows.n, width))
+            write_header(file, rows.dtype, (rows.n, width))
             for block in rows.blocks("predicting"):
                 found = (
                     pa.predict(alignment, block[0], source=source[0], target=target[0])
@@ -116,7 +116,7 @@ def pairs(options: argparse.Namespace) -> None:
         below, start = 0, 0
         least: list[tuple[float, int]] = []
         with open_whole(options.out) as file:
-            _write_header(file, rows.dtype, (rows.n,))
+            write_header(file, rows.dtype, (rows.n,))
             for block in rows.blocks("weighing"):
                 first, second = block[: len(source)], block[len(source) :]
                 given = _by_view(source, first), _by_view(target, second)
@@ -221,12 +221,3 @@ def _open_both(
 
 def _by_view(views: tuple[int, ...], block: tuple[Any, ...]) -> dict[int, Any]:
     return dict(zip(views, block, strict=True))
-
-
-def _write_header(file: Any, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    header = {
-        "descr": np.lib.format.dtype_to_descr(dtype),
-        "fortran_order": False,
-        "shape": shape,
-    }
-    np.lib.format.write_array_header_1_0(file, header)
