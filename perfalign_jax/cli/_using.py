@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["pairs", "predict", "score", "search", "transform"]
 
-_MOST_RANKED = 20_000  # rows that score compares with each other
+_MOST_RANKED = 10_000  # rows that score compares with each other
 _MOST_SORTED = 1_000_000  # log-odds whose median is taken
 
 
