@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 # With as many threads jaxlib's pool does not wait for itself (experiments/benchmarks/thread_pool.py).
 export NPROC ?= 16
 
-.PHONY: reproduce results bench test check clean
+.PHONY: reproduce results bench manual test check clean
 
 reproduce: $(STAMP)
 	$(BIN)/perfalign reproduce $(ARGS)
@@ -21,6 +21,9 @@ bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
 	$(BIN)/python experiments/benchmarks/fit.py $(ARGS)
 	$(BIN)/python experiments/benchmarks/peers.py $(ARGS)
+
+manual: $(STAMP)
+	$(BIN)/python experiments/_kit/manual.py
 
 test: check
 
