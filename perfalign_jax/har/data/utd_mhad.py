@@ -32,7 +32,8 @@ _LAYOUT: dict[str, tuple[str, str, str, tuple[int | None, ...], int]] = {
     "depth": ("Depth", "_depth.mat", "d_depth", (None, None, None), 2),
     "rgb": ("RGB", "_color.avi", "", (), 0),
 }
-_NAME = re.compile(r"a([1-9]\d*)_s([1-9]\d*)_t([1-9]\d*)")  # no 01: one clip has one name
+# No 01, and no digits but these: one clip has one name.
+_NAME = re.compile(r"a([1-9][0-9]*)_s([1-9][0-9]*)_t([1-9][0-9]*)")
 
 
 class DamagedFileError(ValueError):
