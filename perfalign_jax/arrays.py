@@ -42,7 +42,7 @@ class ArrayFile:
         """
         with _named_errors(self.spec, self.path):
             if self.path.suffix.lower() == ".npz":
-                return self._unpacked[start:stop]
+                return self.unpacked[start:stop]
             if self.path.suffix.lower() == ".npy":
                 # Mapped anew each time: pages that were read do not stay with the process.
                 return np.array(np.load(self.path, mmap_mode="r", allow_pickle=False)[start:stop])
@@ -50,7 +50,8 @@ class ArrayFile:
                 return file.get_slice(self.name)[start:stop]
 
     @functools.cached_property
-    def _unpacked(self) -> np.ndarray:
+    def unpacked(self) -> np.ndarray:
+        """The whole array of an .npz file."""
         with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.name}.npy") as member:
             return np.lib.format.read_array(member, allow_pickle=False)
 
@@ -219,7 +220,7 @@ def open_array(spec: str | os.PathLike[str]) -> ArrayFile:
                 shape, dtype = _read_header(file, path.stat().st_size)
             return ArrayFile(spec, path, "", shape, dtype)
         if kind == ".npz":
-            return _open_member(spec, path, name)
+            return open_member(path, name, spec=spec)
         with safetensors.safe_open(path, framework="numpy") as file:
             name = _pick(path, name, list(file.keys()))
             part = file.get_slice(name)
@@ -229,7 +230,8 @@ def open_array(spec: str | os.PathLike[str]) -> ArrayFile:
             return ArrayFile(spec, path, name, shape, some.dtype)
 
 
-def _open_member(spec: str, path: Path, name: str | None) -> ArrayFile:
+def open_member(path: Path, name: str | None, *, spec: str) -> ArrayFile:
+    """Find an array in an .npz file, whatever that is called."""
     with zipfile.ZipFile(path) as archive:
         names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
         name = _pick(path, name, names)

@@ -337,7 +337,7 @@ def _predict(options: argparse.Namespace) -> None:
     with computing() as notes:
         import perfalign_jax as pa
 
-        alignment = pa.load(options.alignment)
+        alignment = _load(options)
         source, target = _views_of(options, alignment)
         rows = RowReader(options.x)
         _suit(rows, alignment, (source,))
@@ -350,6 +350,17 @@ def _predict(options: argparse.Namespace) -> None:
         with after_writing(f"the predictions are written to {options.out}"):
             facts = {"out": str(options.out), "n": rows.n, "features": width}
             show(f"predictions written to {options.out}", facts, notes, as_json=options.json)
+
+
+def _load(options: argparse.Namespace) -> "Alignment":
+    import perfalign_jax as pa
+
+    alignment = pa.load(options.alignment)
+    if not isinstance(alignment, pa.Alignment):
+        raise InputError(
+            f"{options.alignment} holds a statistic ({type(alignment).__name__}), no alignment."
+        )
+    return alignment
 
 
 def _views_of(options: argparse.Namespace, alignment: "Alignment") -> tuple[int, int]:
@@ -380,7 +391,7 @@ def _search(options: argparse.Namespace) -> None:
     with computing() as notes:
         import perfalign_jax as pa
 
-        alignment = pa.load(options.alignment)
+        alignment = _load(options)
         source, target = _views_of(options, alignment)
         readers = [RowReader(spec) for spec in (options.queries, options.candidates)]
         for rows, view in zip(readers, (source, target), strict=True):
@@ -410,7 +421,7 @@ def _pairs(options: argparse.Namespace) -> None:
     with computing() as notes:
         import perfalign_jax as pa
 
-        alignment = pa.load(options.alignment)
+        alignment = _load(options)
         source, target = _views_of(options, alignment)
         rows = RowReader(options.x1, options.x2)
         _suit(rows, alignment, (source, target))
@@ -448,7 +459,7 @@ def _transform(options: argparse.Namespace) -> None:
         import perfalign_jax as pa
         from perfalign_jax import _checks
 
-        alignment = pa.load(options.alignment)
+        alignment = _load(options)
         last, why = len(alignment.dims) - 1, " (views are counted from 0)"
         view = _checks.integer(options.view, "--view", low=0, high=last, why=why)
         rows = RowReader(options.x)
@@ -465,10 +476,9 @@ def _transform(options: argparse.Namespace) -> None:
 def _score(options: argparse.Namespace) -> None:
     """Measure an alignment on paired views: error, energy and retrieval."""
     with computing() as notes:
-        import perfalign_jax as pa
         from perfalign_jax import metrics, neighbours
 
-        alignment = pa.load(options.alignment)
+        alignment = _load(options)
         rows = RowReader(options.x1, options.x2)
         _suit(rows, alignment, (0, 1))
         if rows.n < 1:

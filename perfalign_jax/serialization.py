@@ -236,7 +236,7 @@ def open_safetensors(source: Path, what: str) -> Iterator[Any]:
     except Exception as error:  # whatever the broken bytes lead the reader into
         raise ValueError(
             f"{source} is not a whole safetensors file (truncated, or of another kind): "
-            f"{str(error):.{_LONGEST}}"
+            f"{error!s:.{_LONGEST}}"
         ) from None
 
 
@@ -279,7 +279,7 @@ def load(path: str | os.PathLike[str]) -> Any:
         try:
             state = statistics.put_together(metadata.get("kind", "?"), arrays)
         except ValueError as error:
-            raise ValueError(f"{source} holds no statistic: {str(error):.{_LONGEST}}") from None
+            raise ValueError(f"{source} holds no statistic: {error!s:.{_LONGEST}}") from None
         _check_dtype(source, arrays["total"].dtype, "statistic")
         return state
     return _assemble(source, arrays, metadata)
@@ -293,9 +293,7 @@ def _assemble(source: Path, arrays: dict[str, np.ndarray], metadata: dict[str, s
     core = {name for name in arrays if not name.startswith(("evidence.", "lifts."))}
     if core != wanted:
         came = f"{sorted(arrays)}"
-        raise ValueError(
-            f"{source} must hold the arrays {sorted(wanted)}, got {came:.{_LONGEST}}."
-        )
+        raise ValueError(f"{source} must hold the arrays {sorted(wanted)}, got {came:.{_LONGEST}}.")
     k = arrays["offset"].size
     shapes: dict[str, tuple[int, ...]] = {"singular_values": (k,), "offset": (k,)}
     for m in views:
@@ -305,7 +303,7 @@ def _assemble(source: Path, arrays: dict[str, np.ndarray], metadata: dict[str, s
     fits = fits and arrays["coupling"].shape in ((k,), (0,))
     dtypes = {a.dtype for a in arrays.values()}
     if not fits or len(dtypes) != 1 or next(iter(dtypes)) not in (np.float32, np.float64):
-        came = f"{({name: (a.shape, str(a.dtype)) for name, a in sorted(arrays.items())})}"
+        came = f"{ ({name: (a.shape, str(a.dtype)) for name, a in sorted(arrays.items())}) }"
         raise ValueError(f"{source} holds arrays that do not fit together: {came:.{_LONGEST}}.")
     _check_finite(str(source), arrays)
     dtype = next(iter(dtypes))
@@ -347,7 +345,9 @@ def _assemble(source: Path, arrays: dict[str, np.ndarray], metadata: dict[str, s
 def _check_lifts(lifts: tuple[Any, ...], widths: list[int], dtype: Any) -> None:
     """Refuse lifts that do not bring every view to the width of its projection."""
     found = [
-        jax.eval_shape(functools.partial(apply, fitted), jax.ShapeDtypeStruct((1, fitted.dim), dtype))
+        jax.eval_shape(
+            functools.partial(apply, fitted), jax.ShapeDtypeStruct((1, fitted.dim), dtype)
+        )
         for fitted in lifts
     ]
     if lifts and [x.shape for x in found] != [(1, width) for width in widths]:

@@ -346,7 +346,9 @@ class _Pass:
         shapes = {}
         for number, moments in enumerate(self.moments):
             spread = arrays.get(f"{number}.spread", moments.spread)
-            shape = (*spread.shape[:1], moments.mean.size) if moments.exact else moments.spread.shape
+            shape = (
+                (*spread.shape[:1], moments.mean.size) if moments.exact else moments.spread.shape
+            )
             shapes |= {f"{number}.counts": (2,), f"{number}.mean": moments.mean.shape}
             shapes[f"{number}.spread"] = shape
         good = self.done >= 0 and {name: a.shape for name, a in arrays.items()} == shapes
