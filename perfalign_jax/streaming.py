@@ -343,7 +343,7 @@ class _Pass:
                 f"checkpoint {self.path} is of other data or options ({'; '.join(other)}); remove "
                 "it to start afresh."
             )
-        shapes = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for number, moments in enumerate(self.moments):
             spread = arrays.get(f"{number}.spread", moments.spread)
             shape = (

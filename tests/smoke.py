@@ -1,7 +1,7 @@
 """What a user does first, with an installed package and its core dependencies alone.
 
-``tests/test_package.py`` runs this in an environment with the wheel, ``make lowest`` in one with the
-lowest versions of everything. It is run in an empty folder, by itself: not under pytest.
+``tests/test_package.py`` runs this in an environment with the wheel, ``make lowest`` in one with
+the lowest versions of everything. It is run in an empty folder, by itself: not under pytest.
 """
 
 import importlib.metadata
