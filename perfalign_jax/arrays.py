@@ -10,7 +10,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import safetensors
@@ -248,7 +248,7 @@ def open_member(path: Path, name: str | None, *, spec: str) -> ArrayFile:
             return ArrayFile(spec, path, name, *_read_header(member, info.file_size))
 
 
-def _read_header(file: IO[bytes], size: int) -> tuple[tuple[int, ...], np.dtype]:
+def _read_header(file: Any, size: int) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and dtype of the array in .npy format that a file of ``size`` bytes is."""
     head = io.BytesIO(file.read(_HEADER))  # NumPy would make room for what the file claims
     read = {
