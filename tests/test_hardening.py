@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -365,7 +366,10 @@ class TestWorkInProgress:
                 words[name] = json.dumps(data.draw(reworded(made_of)))
         path = folder / "c.safetensors"
         serialization.write_arrays(path, given, form, words)
-        go_on = lambda path: streaming.from_files(specs, kind=kind, checkpoint=path)  # noqa: E731
+
+        def go_on(path):
+            return streaming.from_files(specs, kind=kind, checkpoint=path)
+
         refuse_or_read(go_on, path, path.read_bytes())
 
     @fuzzed
@@ -406,7 +410,7 @@ class TestRecordings:
         whole = [saved(scipy.io.savemat, series, do_compression=c) for c in (False, True)]
         whole.append(saved(scipy.io.savemat, {"d_iner": series["d_iner"]}, format="4"))
         content = data.draw(spoilt(whole))
-        read = lambda path: utd_mhad.read_clip(path, modality="inertial")  # noqa: E731
+        read = functools.partial(utd_mhad.read_clip, modality="inertial")
         refuse_or_read(read, folder / "a1_s1_t1_inertial.mat", content, touched=True)
 
     @fuzzed
@@ -415,7 +419,7 @@ class TestRecordings:
     )
     def test_avi(self, content, start, folder):
         pytest.importorskip("av")
-        read = lambda path: utd_mhad.read_clip(path, modality="rgb")  # noqa: E731
+        read = functools.partial(utd_mhad.read_clip, modality="rgb")
         refuse_or_read(read, folder / "a1_s1_t1_color.avi", start + content, touched=True)
 
     @fuzzed
