@@ -161,7 +161,8 @@ def _read(path: Path) -> tuple[Grid, dict[str, Any], dict[int, dict[str, np.ndar
 
     try:
         made_by = json.loads(str(read("_made_by")))
-        grid = make_grid(**{field.name: made_by[field.name] for field in dataclasses.fields(Grid)})
+        fields = {field.name: _as_tuple(made_by[field.name]) for field in dataclasses.fields(Grid)}
+        grid = make_grid(**fields)
         arrays = {name: read(name) for name in grid.metrics}
         seeds = [int(seed) for seed in read("_seeds")]
     except FileNotFoundError:
@@ -219,3 +220,7 @@ def load_sweep(path: Path | str) -> SweepResult:
     seeds = tuple(sorted(done))
     values = {name: np.stack([done[seed][name] for seed in seeds]) for name in grid.metrics}
     return SweepResult(grid, seeds, values)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
