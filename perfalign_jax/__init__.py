@@ -61,7 +61,6 @@ _HOMES = {
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
-__version__ = "0.1.0"
 __all__ = [
     "Alignment",
     "CollapseWarning",
@@ -105,6 +104,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        metadata = importlib.import_module("importlib.metadata")
+        try:
+            return metadata.version("perfalign-jax")
+        except metadata.PackageNotFoundError:  # files on the path that were never installed
+            return "0+unknown"
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name not in _HOME:

@@ -363,5 +363,7 @@ def _width(f: Lift) -> int:
             "lift must not hold Convolutions: they take series (n, length, channels); apply them "
             "first and give their features as a view."
         )
-    shape = jax.eval_shape(lambda x: lifting.apply(f, x), jax.ShapeDtypeStruct((1, f.dim), float))
+    shape = jax.eval_shape(
+        lambda x: lifting.apply(f, x), jax.ShapeDtypeStruct((1, f.dim), jnp.result_type(float))
+    )
     return shape.shape[1]

@@ -101,7 +101,7 @@ _WORDS = (
     (r"k=None with select='energy'", "--select energy without -k"),
     (r"\(see diagnose\)", "(see perfalign diagnose)"),
     (r"\bdiagnose\(\)", "perfalign diagnose"),
-    (r"\bbaselines\.ridge_cca\b", "ridge CCA (which this command does not have)"),
+    (r"\bbaselines\.ridge_cca\b", "perfalign align"),
     (r"\b(select|method)='(\w+)'", r"--\1 \2"),
     (r"\b(with|or|any) k\b", r"\1 -k"),
     (r"\bcenter=True\b", "--center"),

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import io
 import math
 import os
 import sys
@@ -19,6 +20,9 @@ __all__ = ["RowReader", "open_array"]
 _KINDS = (".npy", ".npz", ".safetensors")
 _BLOCK = 4 * 2**20  # bytes of a block of rows
 _MOST_UNPACKED = 4 * 2**30  # bytes that a compressed array may take in memory
+_HEADER = 2**14  # bytes: NumPy refuses headers of more than 10,000 characters
+_MOST_AXES = 32  # of an array of NumPy 1
+_LONGEST = 400  # characters of what a file says that an error repeats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +48,7 @@ class ArrayFile:
         """
         with _named_errors(self.spec, self.path):
             if self.path.suffix.lower() == ".npz":
-                return self._unpacked[start:stop]
+                return self.unpacked[start:stop]
             if self.path.suffix.lower() == ".npy":
                 # Mapped anew each time: pages that were read do not stay with the process.
                 return np.array(np.load(self.path, mmap_mode="r", allow_pickle=False)[start:stop])
@@ -52,7 +56,8 @@ class ArrayFile:
                 return file.get_slice(self.name)[start:stop]
 
     @functools.cached_property
-    def _unpacked(self) -> np.ndarray:
+    def unpacked(self) -> np.ndarray:
+        """The whole array of an .npz file."""
         with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.name}.npy") as member:
             return np.lib.format.read_array(member, allow_pickle=False)
 
@@ -220,23 +225,28 @@ def open_array(spec: str | os.PathLike[str]) -> ArrayFile:
         )
     with _named_errors(spec, path):
         if kind == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            return ArrayFile(spec, path, "", array.shape, array.dtype)
+            with path.open("rb") as file:
+                shape, dtype = _read_header(file, path.stat().st_size)
+            return ArrayFile(spec, path, "", shape, dtype)
         if kind == ".npz":
-            return _open_member(spec, path, name)
+            return open_member(path, name, spec=spec)
         with safetensors.safe_open(path, framework="numpy") as file:
             name = _pick(path, name, list(file.keys()))
             part = file.get_slice(name)
             shape = tuple(part.get_shape())
+            _check_shape(shape, 1)
             some = part[0:0] if shape else file.get_tensor(name)
             return ArrayFile(spec, path, name, shape, some.dtype)
 
 
-def _open_member(spec: str, path: Path, name: str | None) -> ArrayFile:
+def open_member(path: Path, name: str | None, *, spec: str) -> ArrayFile:
+    """Find an array in an .npz file, whatever that is called."""
     with zipfile.ZipFile(path) as archive:
         names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
         name = _pick(path, name, names)
         info = archive.getinfo(f"{name}.npy")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{name} is compressed in a way that NumPy does not write")
         if info.compress_type != zipfile.ZIP_STORED and info.file_size > _MOST_UNPACKED:
             raise MemoryError(
                 f"{spec} is compressed and would unpack to {info.file_size / 2**20:,.1f} MiB in "
@@ -244,19 +254,34 @@ def _open_member(spec: str, path: Path, name: str | None) -> ArrayFile:
                 "is read in parts."
             )
         with archive.open(info) as member:
-            read = {
-                (1, 0): np.lib.format.read_array_header_1_0,
-                (2, 0): np.lib.format.read_array_header_2_0,
-            }.get(np.lib.format.read_magic(member))
-            if read is None:
-                raise ValueError("the array's header is of an unknown version")
-            shape, _, dtype = read(member)
-            size = info.file_size - member.tell()
+            return ArrayFile(spec, path, name, *_read_header(member, info.file_size))
+
+
+def _read_header(file: Any, size: int) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype of the array in .npy format that a file of ``size`` bytes is."""
+    head = io.BytesIO(file.read(_HEADER))  # NumPy would make room for what the file claims
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(np.lib.format.read_magic(head))
+    if read is None:
+        raise ValueError("the array's header is of an unknown version")
+    shape, _, dtype = read(head)
     if dtype.hasobject:
         raise ValueError("Python objects")
-    if size != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{size:,} bytes for an array of shape {shape} and dtype {dtype}")
-    return ArrayFile(spec, path, name, shape, dtype)
+    _check_shape(shape, dtype.itemsize)
+    if size - head.tell() != math.prod(shape) * dtype.itemsize:
+        raise ValueError(
+            f"{size - head.tell():,} bytes for an array of shape {shape} and dtype {dtype}"
+        )
+    return shape, dtype
+
+
+def _check_shape(shape: tuple[int, ...], size: int) -> None:
+    """Refuse what NumPy cannot count, also where an axis of length zero leaves nothing to read."""
+    good = len(shape) <= _MOST_AXES and all(type(n) is int and n >= 0 for n in shape)
+    if not good or not 0 < size * math.prod(n or 1 for n in shape) <= sys.maxsize:
+        raise ValueError(f"no array has shape {shape} and values of {size} bytes")
 
 
 @contextlib.contextmanager
@@ -276,7 +301,7 @@ def _named_errors(spec: str, path: Path) -> Iterator[None]:
             reason = "its header is none that NumPy writes"
         raise ValueError(
             f"{path} is no readable {path.suffix.lower()} file (truncated, or of another kind): "
-            f"{reason}"
+            f"{reason:.{_LONGEST}}"
         ) from None
 
 
@@ -289,7 +314,7 @@ def split_name(spec: str) -> tuple[Path, str | None]:
 
 
 def _pick(path: Path, name: str | None, names: list[str]) -> str:
-    offered = ", ".join(sorted(names)) or "none"
+    offered = f"{', '.join(sorted(names)) or 'none':.{_LONGEST}}"
     if name is None:
         if len(names) == 1:
             return names[0]

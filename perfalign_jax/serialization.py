@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import os
 import secrets
@@ -17,7 +19,7 @@ import safetensors
 import safetensors.numpy
 
 from perfalign_jax import statistics
-from perfalign_jax.lift import Fourier, Nystroem, Principal, Span, Standardise
+from perfalign_jax.lift import Fourier, Nystroem, Principal, Span, Standardise, apply
 from perfalign_jax.statistics import Factor, Gram
 from perfalign_jax.types import Alignment, Choice, Evidence, Trial
 
@@ -25,6 +27,7 @@ __all__ = ["load", "save"]
 
 _FORMAT, _MOMENTS = "perfalign_jax.Alignment", "perfalign_jax.Moments"
 _VERSION = 3
+_LONGEST = 1000  # characters of what a file says that an error repeats
 _LIFTS: dict[str, Any] = {
     kind.__name__: kind for kind in (Fourier, Nystroem, Principal, Span, Standardise)
 }
@@ -166,17 +169,18 @@ def read_arrays(
     source = Path(path)
     with open_safetensors(source, f"{what} file") as file:
         metadata = dict(file.metadata() or {})
-        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     if metadata.get("format") not in kinds:
         raise ValueError(
             f"{source} is a safetensors file but holds no {what.split()[-1]} "
-            f"(format {metadata.get('format')!r}, expected {' or '.join(map(repr, kinds))})."
+            f"(format {metadata.get('format')!r:.80}, expected {' or '.join(map(repr, kinds))})."
         )
     if metadata.get("version") != str(_VERSION):
         raise ValueError(
-            f"{source} was written in version {metadata.get('version')!r} of the file format; "
+            f"{source} was written in version {metadata.get('version')!r:.80} of the file format; "
             f"this package reads version {_VERSION}."
         )
+    with open_safetensors(source, f"{what} file") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     if metadata.pop("sha256", None) != _sum(arrays, metadata):
         raise ValueError(f"{source} is damaged: its checksum is not that of what it holds.")
     return arrays, metadata
@@ -229,9 +233,10 @@ def open_safetensors(source: Path, what: str) -> Iterator[Any]:
     try:
         with safetensors.safe_open(source, framework="numpy") as file:
             yield file
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except Exception as error:  # whatever the broken bytes lead the reader into
         raise ValueError(
-            f"{source} is not a whole safetensors file (truncated, or of another kind): {error}"
+            f"{source} is not a whole safetensors file (truncated, or of another kind): "
+            f"{error!s:.{_LONGEST}}"
         ) from None
 
 
@@ -273,8 +278,8 @@ def load(path: str | os.PathLike[str]) -> Any:
         _check_finite(str(source), arrays)
         try:
             state = statistics.put_together(metadata.get("kind", "?"), arrays)
-        except (KeyError, ValueError) as error:
-            raise ValueError(f"{source} holds no statistic: {error}") from None
+        except ValueError as error:
+            raise ValueError(f"{source} holds no statistic: {error!s:.{_LONGEST}}") from None
         _check_dtype(source, arrays["total"].dtype, "statistic")
         return state
     return _assemble(source, arrays, metadata)
@@ -287,7 +292,8 @@ def _assemble(source: Path, arrays: dict[str, np.ndarray], metadata: dict[str, s
     }
     core = {name for name in arrays if not name.startswith(("evidence.", "lifts."))}
     if core != wanted:
-        raise ValueError(f"{source} must hold the arrays {sorted(wanted)}, got {sorted(arrays)}.")
+        came = f"{sorted(arrays)}"
+        raise ValueError(f"{source} must hold the arrays {sorted(wanted)}, got {came:.{_LONGEST}}.")
     k = arrays["offset"].size
     shapes: dict[str, tuple[int, ...]] = {"singular_values": (k,), "offset": (k,)}
     for m in views:
@@ -297,8 +303,8 @@ def _assemble(source: Path, arrays: dict[str, np.ndarray], metadata: dict[str, s
     fits = fits and arrays["coupling"].shape in ((k,), (0,))
     dtypes = {a.dtype for a in arrays.values()}
     if not fits or len(dtypes) != 1 or next(iter(dtypes)) not in (np.float32, np.float64):
-        came = {name: (a.shape, str(a.dtype)) for name, a in sorted(arrays.items())}
-        raise ValueError(f"{source} holds arrays that do not fit together: {came}.")
+        came = f"{ ({name: (a.shape, str(a.dtype)) for name, a in sorted(arrays.items())}) }"
+        raise ValueError(f"{source} holds arrays that do not fit together: {came:.{_LONGEST}}.")
     _check_finite(str(source), arrays)
     dtype = next(iter(dtypes))
     _check_dtype(source, dtype, "alignment")
@@ -307,13 +313,20 @@ def _assemble(source: Path, arrays: dict[str, np.ndarray], metadata: dict[str, s
         words = {name: str(made_by[name]) for name in ("method", "select", "space")}
         center = bool(made_by["center"])
         sides = tuple(tuple(int(m) for m in side) for side in made_by["sides"])
+        if sides and sorted(itertools.chain(*sides)) != list(views):
+            raise ValueError("every view must be in one side")
         lifts = tuple(
             _put_together(part, arrays, f"lifts.{m}") for m, part in enumerate(made_by["lifts"])
         )
-        evidence = _read_evidence(arrays, len(views), k)
+        widths = [arrays[f"means.{m}"].size for m in views]
+        _check_lifts(lifts, widths, dtype)
+        dims = [lift.dim for lift in lifts] or widths
+        evidence = _read_evidence(arrays, dims, widths, sides, k)
         choice = _read_choice(made_by["choice"])
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{source} does not say how its alignment was made.") from None
+    except Exception:  # whatever the broken words lead the readers into
+        raise ValueError(
+            f"{source} does not say how its alignment was made, or says what does not fit it."
+        ) from None
     return Alignment(
         projections=tuple(jnp.asarray(arrays[f"projections.{m}"]) for m in views),
         singular_values=jnp.asarray(arrays["singular_values"]),
@@ -329,32 +342,68 @@ def _assemble(source: Path, arrays: dict[str, np.ndarray], metadata: dict[str, s
     )
 
 
-def _read_evidence(arrays: dict[str, np.ndarray], views: int, k: int) -> Evidence | None:
-    if not any(name.startswith("evidence.") for name in arrays):
+def _check_lifts(lifts: tuple[Any, ...], widths: list[int], dtype: Any) -> None:
+    """Refuse lifts that do not bring every view to the width of its projection."""
+    found = [
+        jax.eval_shape(
+            functools.partial(apply, fitted), jax.ShapeDtypeStruct((1, fitted.dim), dtype)
+        )
+        for fitted in lifts
+    ]
+    if lifts and [x.shape for x in found] != [(1, width) for width in widths]:
+        raise ValueError("lifts must be one for each view, of as many features as are projected")
+
+
+def _read_evidence(
+    arrays: dict[str, np.ndarray],
+    dims: list[int],
+    widths: list[int],
+    sides: tuple[tuple[int, ...], ...],
+    k: int,
+) -> Evidence | None:
+    named = {n.removeprefix("evidence."): a for n, a in arrays.items() if n.startswith("evidence.")}
+    if not named:
         return None
-    fields: dict[str, Any] = {
-        name: jnp.asarray(arrays[f"evidence.{name}"]) for name in ("reliability", *_SLOPES)
-    }
-    sides = len(fields["reliability"])
-    for name, count in (*((name, views) for name in _BY_VIEW), ("fills", sides)):
-        fields[name] = tuple(jnp.asarray(arrays[f"evidence.{name}.{m}"]) for m in range(count))
-    for name in _RIGHT:
-        if f"evidence.{name}" in arrays:
-            fields[name] = jnp.asarray(arrays[f"evidence.{name}"])
-    if fields["reliability"].shape != (sides, k) or any(len(a) != k for a in fields["loadings"]):
-        raise ValueError("the evidence is of another number of axes")
+    sides = sides or tuple((m,) for m in range(len(dims)))
+    shapes: dict[str, tuple[int, ...]] = {"reliability": (len(sides), k)}
+    shapes |= dict.fromkeys(_SLOPES, ())
+    for m, d in enumerate(dims):
+        shapes |= {f"loadings.{m}": (k, d), f"centres.{m}": (d,), f"variances.{m}": (d,)}
+        shapes[f"explained.{m}"] = ()
+    for s, side in enumerate(sides):  # a side of one view has nothing to fill in
+        shapes[f"fills.{s}"] = 2 * (sum(widths[m] for m in side) if len(side) > 1 else 0,)
+    if "right_share" in named:
+        shapes |= {"right_share": (), "right_probability": (named["right_probability"].size,)}
+    if {name: array.shape for name, array in named.items()} != shapes:
+        raise ValueError("the evidence is of other views or axes")
+    values = {name: jnp.asarray(array) for name, array in named.items()}
+    fields: dict[str, Any] = {name: value for name, value in values.items() if "." not in name}
+    for name, count in (*((name, len(dims)) for name in _BY_VIEW), ("fills", len(sides))):
+        fields[name] = tuple(values[f"{name}.{m}"] for m in range(count))
     return Evidence(**fields)
 
 
 def _read_choice(fields: dict[str, Any] | None) -> Choice | None:
     if fields is None:
         return None
-    parts: dict[str, Any] = {
-        "trials": tuple(Trial(**trial) for trial in fields["trials"]),
-        "chosen": Trial(**fields["chosen"]),
-        "remarks": tuple(fields["remarks"]),
-    }
-    return Choice(**(fields | parts))
+    return Choice(
+        trials=tuple(_read_trial(trial) for trial in fields["trials"]),
+        chosen=_read_trial(fields["chosen"]),
+        rows=int(fields["rows"]),
+        candidates=int(fields["candidates"]),
+        reason=str(fields["reason"]),
+        remarks=tuple(map(str, fields["remarks"])),
+    )
+
+
+def _read_trial(fields: dict[str, Any]) -> Trial:
+    likelihood = fields.get("log_likelihood")
+    return Trial(
+        lift=str(fields["lift"]),
+        **{name: float(fields[name]) for name in ("ridge", "recall", "error")},
+        k=int(fields["k"]),
+        log_likelihood=None if likelihood is None else float(likelihood),
+    )
 
 
 def _check_finite(name: str, arrays: dict[str, Any]) -> None:

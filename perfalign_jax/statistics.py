@@ -732,9 +732,6 @@ def take_apart(state: Any) -> tuple[str, dict[str, Array]] | None:
     return type(state).__name__, arrays
 
 
-_SHAPES = (("total", (2,)), ("count", (2,)), ("coarsest", ()))
-
-
 def put_together(kind: str, arrays: dict[str, Any]) -> Factor | Gram:
     """The statistic that was taken apart.
 
@@ -748,22 +745,20 @@ def put_together(kind: str, arrays: dict[str, Any]) -> Factor | Gram:
         Gram(samples=0, dims=(2, 1), dtype=float32)
     """
     made = {"Factor": Factor, "Gram": Gram}.get(kind)
-    d = sum(a.size for name, a in arrays.items() if name.startswith("means."))
-    scatter = arrays.get("scatter")
-    good = (
-        made is not None
-        and all(arrays[n].shape == s for n, s in _SHAPES if n in arrays)
-        and {"total", "count", "coarsest"} <= set(arrays)
-        and (scatter is None) == (kind == "Factor")
-        and (scatter is None or scatter.shape == (d, d))
-        and all(
-            arrays[f"means.{m}"].shape == (block.shape[1],)
-            for m, block in ((int(n[7:]), a) for n, a in arrays.items() if n[:7] == "blocks.")
-        )
-        and sum(name.startswith("means.") for name in arrays) > 1
-    )
+    views = range(sum(name.startswith("means.") for name in arrays))
+    dims = [arrays[name].size if (name := f"means.{m}") in arrays else 0 for m in views]
+    shapes: dict[str, tuple[int, ...]] = {"total": (2,), "count": (2,), "coarsest": ()}
+    shapes |= {f"means.{m}": (dims[m],) for m in views}
+    if kind == "Gram":
+        shapes["scatter"] = (sum(dims), sum(dims))
+    else:
+        r = len(arrays["blocks.0"]) if getattr(arrays.get("blocks.0"), "ndim", 0) else 0
+        shapes |= {f"blocks.{m}": (r, dims[m]) for m in views}
+    came = {name: a.shape for name, a in sorted(arrays.items())}
+    dtypes = {a.dtype for a in arrays.values()}
+    good = came == shapes and len(views) > 1 and min(dims) > 0
+    good = good and len(dtypes) == 1 and next(iter(dtypes)) in (np.float32, np.float64)
     if made is None or not good:
-        came = {name: a.shape for name, a in sorted(arrays.items())}
         raise ValueError(f"arrays must be those of a Factor or a Gram, got {kind} of {came}.")
     values: dict[str, Any] = {}
     for field in dataclasses.fields(made):

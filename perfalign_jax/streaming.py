@@ -205,10 +205,11 @@ def _copied(batch: Any) -> Any:
 def _read_weights(path: Any, reader: RowReader) -> np.ndarray:
     if not isinstance(path, str | os.PathLike):
         raise TypeError(f"weights must be the path of a file, got {type(path).__name__}.")
-    weights = _checks.array(open_array(path).rows(), str(path), ndim=1, shape="(n,)")
+    file = open_array(path)
+    if file.shape != (reader.n,):
+        raise ValueError(f"weights must have shape ({reader.n},) like the rows, got {file.shape}.")
+    weights = _checks.array(file.rows(), str(path), ndim=1, shape="(n,)")
     host = np.asarray(weights, np.float64)
-    if host.shape != (reader.n,):
-        raise ValueError(f"weights must have shape ({reader.n},) like the rows, got {host.shape}.")
     if (host < 0).any():
         raise ValueError(f"weights must not be negative, but weight {int(host.argmin())} is.")
     return host
@@ -320,7 +321,14 @@ class _Pass:
     def _resume(self) -> None:
         assert self.path is not None
         arrays, words = serialization.read_arrays(self.path, "a checkpoint", _FORMAT)
-        before = json.loads(words["made_of"])
+        try:
+            before = dict(json.loads(words["made_of"]))
+            self.done, self.sum = int(words["blocks"]), int(words["sum"])
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(
+                f"checkpoint {self.path} does not say what it was made of; remove it to start "
+                "afresh."
+            ) from None
         now = json.loads(json.dumps(self.made_of))
         other = [
             f"{name} {before.get(name)}, now {now.get(name)}"
@@ -332,7 +340,20 @@ class _Pass:
                 f"checkpoint {self.path} is of other data or options ({'; '.join(other)}); remove "
                 "it to start afresh."
             )
-        self.done, self.sum = int(words["blocks"]), int(words["sum"])
+        shapes: dict[str, tuple[int, ...]] = {}
+        for number, moments in enumerate(self.moments):
+            spread = arrays.get(f"{number}.spread", moments.spread)
+            shape = (
+                (*spread.shape[:1], moments.mean.size) if moments.exact else moments.spread.shape
+            )
+            shapes |= {f"{number}.counts": (2,), f"{number}.mean": moments.mean.shape}
+            shapes[f"{number}.spread"] = shape
+        good = self.done >= 0 and {name: a.shape for name, a in arrays.items()} == shapes
+        if not good or any(a.dtype != np.float64 for a in arrays.values()):
+            raise ValueError(
+                f"checkpoint {self.path} holds other arrays than were kept; remove it to start "
+                "afresh."
+            )
         for number, moments in enumerate(self.moments):
             weight, samples = arrays[f"{number}.counts"].tolist()
             moments.weight, moments.samples = weight, int(samples)

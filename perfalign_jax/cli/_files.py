@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors
@@ -13,12 +13,16 @@ import safetensors
 from perfalign_jax._console import InputError, check_out
 from perfalign_jax.arrays import ArrayFile, RowReader, open_array, split_name
 
+if TYPE_CHECKING:
+    from perfalign_jax.types import Alignment
+
 __all__ = [
     "Shards",
     "check_files",
     "find_array",
     "find_arrays",
     "is_alignment",
+    "load_alignment",
     "open_rows",
     "write_header",
 ]
@@ -55,6 +59,19 @@ class Shards:
             if first < stop and last > start
         ]
         return np.concatenate(found) if found else self.parts[0].rows(0, 0)
+
+
+def load_alignment(path: str) -> "Alignment":
+    """The alignment in a file; a statistic is refused."""
+    import perfalign_jax as pa
+
+    alignment = pa.load(path)
+    if not isinstance(alignment, pa.Alignment):
+        kind = type(alignment).__name__
+        raise InputError(
+            f"{path} holds a statistic ({kind}), no alignment; perfalign fit makes one."
+        )
+    return alignment
 
 
 def find_array(spec: str) -> Any:

@@ -22,7 +22,7 @@ from perfalign_jax._console import (
     waiting,
 )
 from perfalign_jax.arrays import Moments, RowReader, measure_moments
-from perfalign_jax.cli._files import check_files, find_array, is_alignment
+from perfalign_jax.cli._files import check_files, find_array, is_alignment, load_alignment
 from perfalign_jax.cli._measuring import measure, mirrored, say_if_short, survey
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def diagnose(options: argparse.Namespace) -> None:
         said = []
         center = options.center
         if described:
-            alignment = pa.load(given[0])
+            alignment = load_alignment(given[0])
             facts["alignment"], text = _describe(alignment)
             said.append(text)
             center = center or alignment.center

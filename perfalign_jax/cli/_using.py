@@ -8,7 +8,13 @@ import numpy as np
 
 from perfalign_jax._console import InputError, after_writing, computing, show, waiting
 from perfalign_jax.arrays import RowReader, measure_moments
-from perfalign_jax.cli._files import check_files, find_arrays, open_rows, write_header
+from perfalign_jax.cli._files import (
+    check_files,
+    find_arrays,
+    load_alignment,
+    open_rows,
+    write_header,
+)
 from perfalign_jax.cli._measuring import encode_rows, measure, mirrored, survey
 
 if TYPE_CHECKING:
@@ -27,9 +33,7 @@ def transform(options: argparse.Namespace) -> None:
     files = find_arrays(options.x, options.view, "--view")
     check_files(options.out, ".npy", [options.alignment, *files])
     with computing() as notes:
-        import perfalign_jax as pa
-
-        alignment = pa.load(options.alignment)
+        alignment = load_alignment(options.alignment)
         views = _check_views(options.view, "--view", alignment)
         rows = open_rows(files, alignment, views)
         with open_whole(options.out) as file:
@@ -49,7 +53,7 @@ def predict(options: argparse.Namespace) -> None:
     with computing() as notes:
         import perfalign_jax as pa
 
-        alignment = pa.load(options.alignment)
+        alignment = load_alignment(options.alignment)
         source, target = _check_sides(options, alignment)
         if options.target is None:
             target = target[:1]
@@ -77,10 +81,9 @@ def search(options: argparse.Namespace) -> None:
     """Find the most credible partners of every query among the candidates."""
     check_files(options.out, ".npz", [options.alignment])
     with computing() as notes:
-        import perfalign_jax as pa
         from perfalign_jax.cli._searching import write_hits
 
-        alignment = pa.load(options.alignment)
+        alignment = load_alignment(options.alignment)
         source, target = _check_sides(options, alignment)
         given = [
             find_arrays(options.queries, source, "--source"),
@@ -110,7 +113,7 @@ def pairs(options: argparse.Namespace) -> None:
     with computing() as notes:
         import perfalign_jax as pa
 
-        alignment = pa.load(options.alignment)
+        alignment = load_alignment(options.alignment)
         rows, (source, target) = _open_both(options, alignment)
         check_files(options.out, ".npy", rows.files)
         below, start = 0, 0
@@ -151,10 +154,9 @@ def pairs(options: argparse.Namespace) -> None:
 def score(options: argparse.Namespace) -> None:
     """Measure an alignment on paired views: error, energy and retrieval."""
     with computing() as notes:
-        import perfalign_jax as pa
         from perfalign_jax import metrics, neighbours
 
-        alignment = pa.load(options.alignment)
+        alignment = load_alignment(options.alignment)
         rows, sides = _open_both(options, alignment)
         if rows.n < 1:
             raise InputError(f"{options.x1} must have at least one row, got none.")

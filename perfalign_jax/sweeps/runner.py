@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from perfalign_jax import _checks
+from perfalign_jax.arrays import open_member
 from perfalign_jax.serialization import check_target, write_whole
 from perfalign_jax.sweeps._cell import check_key, sweep_seed
-from perfalign_jax.sweeps.grid import Grid, SweepResult
+from perfalign_jax.sweeps.grid import Grid, SweepResult, make_grid
 from perfalign_jax.synthetic import RandomKey
 
 __all__ = ["load_sweep", "sweep"]
@@ -154,12 +155,16 @@ def _write_seeds(
     write_whole(path, buffer.getvalue())
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[int, dict[str, np.ndarray]]]:
+def _read(path: Path) -> tuple[Grid, dict[str, Any], dict[int, dict[str, np.ndarray]]]:
+    def read(name: str) -> np.ndarray:
+        return open_member(path, name, spec=f"{path}:{name}").unpacked
+
     try:
-        with np.load(path, allow_pickle=False) as file:
-            made_by = json.loads(str(file["_made_by"]))
-            arrays = {name: file[name] for name in made_by["metrics"]}
-            seeds = [int(seed) for seed in file["_seeds"]]
+        made_by = json.loads(str(read("_made_by")))
+        fields = {field.name: _as_tuple(made_by[field.name]) for field in dataclasses.fields(Grid)}
+        grid = make_grid(**fields)
+        arrays = {name: read(name) for name in grid.metrics}
+        seeds = [int(seed) for seed in read("_seeds")]
     except FileNotFoundError:
         raise
     except Exception as error:  # a damaged archive fails in many ways
@@ -167,20 +172,24 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[int, dict[str, np.ndarray]]]
             f"{path} is not a file of a sweep, or damaged ({type(error).__name__}); delete it to "
             "start anew."
         ) from None
-    axes = [made_by[name] for name in ("methods", "n", "d", "k", "noise")]
-    shape = (len(set(seeds)), *map(len, axes))
+    shape = (len(set(seeds)), *grid.shape)
     for name, array in arrays.items():
-        if array.shape != shape or len(seeds) != shape[0]:
-            raise ValueError(f"{path} is damaged: {name} has shape {array.shape}, not {shape}.")
-    return made_by, {
-        seed: {name: array[i] for name, array in arrays.items()} for i, seed in enumerate(seeds)
-    }
+        if array.shape != shape or len(seeds) != shape[0] or array.dtype.kind != "f":
+            raise ValueError(
+                f"{path} is damaged: {name} has shape {array.shape} and dtype {array.dtype}, "
+                f"expected floats of shape {shape}."
+            )
+    return (
+        grid,
+        made_by,
+        {seed: {name: array[i] for name, array in arrays.items()} for i, seed in enumerate(seeds)},
+    )
 
 
 def _read_seeds(path: Path, made_by: dict[str, Any]) -> dict[int, dict[str, np.ndarray]]:
     if not path.exists():
         return {}
-    found, done = _read(path)
+    _, found, done = _read(path)
     other = [name for name in made_by if found.get(name) != made_by[name]]
     if other:
         raise ValueError(
@@ -207,9 +216,7 @@ def load_sweep(path: Path | str) -> SweepResult:
         ...     sweeps.load_sweep(path).seeds
         (0, 1)
     """
-    made_by, done = _read(Path(path))
-    fields = {field.name: made_by[field.name] for field in dataclasses.fields(Grid)}
-    grid = Grid(**{name: _as_tuple(value) for name, value in fields.items()})
+    grid, _, done = _read(Path(path))
     seeds = tuple(sorted(done))
     values = {name: np.stack([done[seed][name] for seed in seeds]) for name in grid.metrics}
     return SweepResult(grid, seeds, values)

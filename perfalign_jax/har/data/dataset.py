@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int, Integer, Shaped, UInt8
 
 from perfalign_jax import _checks
+from perfalign_jax.arrays import open_array
 from perfalign_jax.har.data.utd_mhad import (
     DamagedFileError,
     Defect,
@@ -178,8 +179,8 @@ def keep_array(
     digest = hashlib.sha256(repr((_VERSION, made_from)).encode()).hexdigest()[:16]
     path = Path(folder) / f"{stem}-{digest}.npy"
     try:
-        return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # not there, or damaged by someone else: make it again
+        return open_array(path).rows()
+    except (OSError, TypeError, ValueError):  # not there, or damaged by someone else: make it again
         pass
     value = compute()
     buffer = io.BytesIO()

@@ -32,7 +32,9 @@ _LAYOUT: dict[str, tuple[str, str, str, tuple[int | None, ...], int]] = {
     "depth": ("Depth", "_depth.mat", "d_depth", (None, None, None), 2),
     "rgb": ("RGB", "_color.avi", "", (), 0),
 }
-_NAME = re.compile(r"a([1-9]\d*)_s([1-9]\d*)_t([1-9]\d*)")  # no 01: one clip has one name
+# No 01, and no digits but these: one clip has one name.
+_MOST_UNPACKED = 2**31  # bytes of a clip in memory
+_NAME = re.compile(r"a([1-9][0-9]*)_s([1-9][0-9]*)_t([1-9][0-9]*)")
 
 
 class DamagedFileError(ValueError):
@@ -245,8 +247,13 @@ def _decode(path: Path) -> UInt8[np.ndarray, "t h w 3"]:
     try:
         with av.open(str(path)) as container:
             promised = container.streams.video[0].frames  # 0 where the file does not say
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-    except (av.error.FFmpegError, IndexError) as error:  # IndexError: no video stream
+            frames, left = [], _MOST_UNPACKED
+            for frame in container.decode(video=0):
+                left -= 3 * frame.width * frame.height
+                if left < 0:
+                    raise MemoryError("it would unpack to more than 2 GiB")
+                frames.append(frame.to_ndarray(format="rgb24"))
+    except Exception as error:  # whatever the broken bytes lead the decoder into
         raise DamagedFileError(f"{path}: no readable video ({error})") from None
     if len(frames) < max(2, 0.95 * promised):  # decoders may drop a frame at the end
         expected = promised or "at least 2"
