@@ -52,6 +52,7 @@ FLOORS = {
     "automatic": 10,
     "har": 11,
     "plotting": 11,
+    "estimators": 11,
     "_console": 11,
     "cli": 12,
     "__main__": 13,
