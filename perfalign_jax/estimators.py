@@ -107,7 +107,7 @@ def _give(rows: Array, source: Any, names: Any, kind: str = "default") -> Any:
 @contextlib.contextmanager
 def _precise(*trees: Any) -> Iterator[list[Any]]:
     """All trees in the widest dtype of their leaves, with 64-bit mode on while that is float64."""
-    dtype = np.result_type(*(leaf.dtype for leaf in jax.tree.leaves(trees)))
+    dtype = np.result_type(np.float32, *(leaf.dtype for leaf in jax.tree.leaves(trees)))
     wide = jax.enable_x64(True) if dtype == np.float64 else contextlib.nullcontext()
     with wide:
         yield jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), list(trees))
@@ -222,7 +222,7 @@ class _Aligner(_Transformer):
             if fitting:
                 self.n_features_in_ = sum(x.shape[-1] for x in rows)
                 names = [_names(x) for x in X]
-                if all(names):
+                if names and all(names):
                     self.feature_names_in_ = np.concatenate(names).astype(object)
                 elif hasattr(self, "feature_names_in_"):
                     del self.feature_names_in_
@@ -506,7 +506,7 @@ class EvidenceAlignment(_Aligner):
         >>> rng = np.random.default_rng(0)
         >>> x = rng.normal(size=(80, 3))
         >>> table = np.hstack([x, x + 0.1 * rng.normal(size=(80, 3))])
-        >>> model = EvidenceAlignment(lift=None, ridge=0.1, widths=(3, 3)).fit(table[:60])
+        >>> model = EvidenceAlignment(lift=None, ridge=0.1, k=3, widths=(3, 3)).fit(table[:60])
         >>> bool(model.score(table[60:]) > 2)  # nats, of log(20) = 3.0
         True
         >>> model.get_feature_names_out()[[0, -1]].tolist()
@@ -621,14 +621,18 @@ class ViewEncoder(_Transformer):
         """Fit the alignment to paired rows, unless it is frozen.
 
         Args:
-            X: one table of all views' columns; for a frozen alignment rows of the view will do.
+            X: the views as a tuple, or one table of all their columns; for a frozen alignment rows
+                of the view will do.
             y: not looked at.
 
         Raises:
             TypeError, ValueError: as the alignment.
         """
         self.alignment_ = clone(self.estimator).fit(X, None)
-        validate_data(self, X, skip_check_array=True)
+        if _is_several(X):
+            self.n_features_in_ = self.alignment_.n_features_in_
+        else:
+            validate_data(self, X, skip_check_array=True)
         return self
 
     def transform(self, X: Any) -> Any:

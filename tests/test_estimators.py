@@ -285,6 +285,9 @@ def test_a_decoder_learns_on_one_view_and_works_on_another():
     # Frozen: pairs without labels first, then labels of one view.
     aligned = PerfectAlignment(**PERFECT).fit((x1[:30], x2[:30], x3[:30]))
     before = aligned.alignment_
+    alone = ViewEncoder(clone(aligned), view=1).fit((x1[:30], x2[:30], x3[:30]))
+    np.testing.assert_array_equal(alone.transform(x2), aligned.encode(x2, view=1))
+    assert alone.n_features_in_ == 10
     chain = chain.set_params(latents__estimator=FrozenEstimator(aligned), latents__view=0)
     chain.fit(x1[30:], labels[30:])
     assert aligned.alignment_ is before
@@ -378,6 +381,8 @@ def test_wrong_use_is_named():
         model.encode(x2, view=0)
     with pytest.raises(TypeError, match=r"must be a tuple of 3 arrays.*got 2 of them"):
         model.transform((x1, x2))
+    with pytest.raises(TypeError, match=r"must be a tuple of two arrays .*, got 0 of them"):
+        model.fit(())
     with pytest.raises(ValueError, match="x1 and x2 must have the same number of rows"):
         model.fit((x1, x2[1:], x3))
     with pytest.raises(TypeError, match=r"x1 must hold real numbers .*, got dtype complex64"):
