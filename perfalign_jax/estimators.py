@@ -151,7 +151,8 @@ def _inform(a: Float[Array, "n k"], b: Float[Array, "n k"]) -> Float[Array, ""]:
     distances = squares[0][:, None] + squares[1][None, :] - 2 * matmul(a, b.T)
     apart = jnp.median(jnp.sum((a - b) ** 2, axis=1))
     info = jnp.finfo(a.dtype)
-    floor = jnp.maximum(info.eps * jnp.mean(distances), info.tiny)
+    # Distances from products are right to eps of their mean: a unit far above that hides it.
+    floor = jnp.maximum(info.eps**0.5 * jnp.mean(distances), info.tiny)
     scores = -k / 2 * distances / jnp.maximum(apart, floor)
     _, told = fit_search_slope(scores[None], jnp.ones((1, n), bool), jnp.ones((1, n), a.dtype))
     return jnp.mean(told) + jnp.log(jnp.asarray(n, a.dtype))
@@ -382,9 +383,10 @@ class _Aligner(_Transformer):
         check_is_fitted(self, "alignment_")
         with _precise(self.alignment_, self._take(X, fitting=False)) as (alignment, rows):
             latents = solver.transform(alignment, tuple(rows))
-            n = len(latents[0])
-            few = np.linspace(0, n - 1, min(n, _CANDIDATES)).round().astype(int)
-            kept = [z[few] for z in latents]
+        n = len(latents[0])
+        few = np.linspace(0, n - 1, min(n, _CANDIDATES)).round().astype(int)
+        with jax.enable_x64(True):  # squared distances have half the digits
+            kept = [z[few].astype(np.float64) for z in latents]
             told = [_inform(a, b) for i, a in enumerate(kept) for b in kept[i + 1 :]]
             return float(np.mean(told))
 

@@ -52,7 +52,8 @@ def to_kind(kind, x, name):
 
 
 # scikit-learn's own checks. `energy` because a trailing direction of a larger null space is any one
-# of it, so that repeated rows need not give what weights give.
+# of it, so that repeated rows need not give what weights give. `check_array_api_input` skips itself
+# unless SciPy's array API is switched on by SCIPY_ARRAY_API when it is imported.
 CHECKED = PerfectAlignment(k=1, select="energy", widths=(-1, 1))
 WEIGHTS = "folds are made of rows, and repeated rows fall into other folds than weights do"
 EXPECTED = {
@@ -237,6 +238,15 @@ def test_the_score_is_a_lower_bound_of_the_information(twins):
     assert abs(twins.score(gaussian_pair(0.0))) < 0.02  # the slope goes to its flattest
     assert twins.score((0 * x1, 0 * x1)) == pytest.approx(0, abs=1e-9)  # collapsed
     assert isinstance(score, float)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_certainty_is_the_most_that_is_told(dtype):
+    views = draw(dtype)
+    for k in (1, 2):
+        model = PerfectAlignment(k=k, select="energy").fit(views)
+        excess = model.score(views) - np.log(60)
+        assert -0.2 < excess < 1e-6  # near rows tie; the unit hides rounding
 
 
 def test_the_score_of_many_rows_compares_some_of_them(twins, monkeypatch):
