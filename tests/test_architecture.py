@@ -54,6 +54,7 @@ FLOORS = {
     "automatic": 10,
     "har": 11,
     "plotting": 11,
+    "estimators": 11,
     "_console": 11,
     "page": 12,
     "cli": 13,
