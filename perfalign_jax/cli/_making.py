@@ -23,6 +23,7 @@ from perfalign_jax._console import (
 )
 from perfalign_jax.arrays import Moments, RowReader, measure_moments
 from perfalign_jax.cli._files import check_files, find_array, is_alignment, load_alignment
+from perfalign_jax.cli._hosts import joined, merge
 from perfalign_jax.cli._measuring import measure, mirrored, say_if_short, survey
 
 if TYPE_CHECKING:
@@ -38,13 +39,14 @@ def fit(options: argparse.Namespace) -> None:
     files = [find_array(spec) for spec in (options.x1, options.x2)]
     check_files(options.out, ".safetensors", files)
     _check_checkpoint(options.checkpoint, files, options.out)
-    with computing() as notes:
+    with joined(options) as (number, count), computing() as notes:
         import perfalign_jax as pa
         from perfalign_jax import metrics
 
         rows = _training_rows(files)
-        data = survey(rows, checkpoint=options.checkpoint)
-        moments = _moments_that_vary(data, rows)
+        many = options.hosts is not None
+        data = merge(options, rows) if many else survey(rows, checkpoint=options.checkpoint)
+        moments = [] if many else _moments_that_vary(data, rows)
         with waiting("fitting"):
             alignment = pa.fit(
                 data,
@@ -54,6 +56,9 @@ def fit(options: argparse.Namespace) -> None:
                 center=options.center,
                 rtol=options.rtol,
             )
+        if many:
+            _tell_of_hosts(options, alignment, data, notes, number, count)
+            return
         del data
         pa.save(alignment, options.out)
         with after_writing(f"the alignment is written to {options.out}"):
@@ -92,7 +97,7 @@ def align(options: argparse.Namespace) -> None:
         check_files(options.report, ".html", [], "--report")
         if importlib.util.find_spec("matplotlib") is None:
             raise InputError("--report needs matplotlib: pip install 'perfalign-jax[experiments]'.")
-    with computing() as notes:
+    with joined(options) as (number, count), computing() as notes:
         import perfalign_jax as pa
         from perfalign_jax import streaming
 
@@ -116,6 +121,16 @@ def align(options: argparse.Namespace) -> None:
         given |= {"k": "auto" if options.k is None else options.k}
         folds = 5 if options.folds is None else options.folds
         data: Any
+        if options.hosts is not None:
+            if not in_parts or options.report is not None:
+                raise InputError(
+                    "--hosts merges moments; --mask, --groups, --wrong-pairs and --report need the "
+                    "rows themselves."
+                )
+            data = merge(options, rows, folds)
+            alignment = pa.align(data, **given)
+            _tell_of_hosts(options, alignment, data, notes, number, count)
+            return
         if rows.size > _MOST_ROWS and in_parts:
             data = streaming.survey(rows, kind="gram", parts=folds, checkpoint=options.checkpoint)
             warnings.warn(
@@ -156,6 +171,27 @@ def align(options: argparse.Namespace) -> None:
                 return
             facts["trials"] = [dataclasses.asdict(trial) for trial in choice.trials]
             show("", facts, notes, as_json=True)
+
+
+def _tell_of_hosts(
+    options: argparse.Namespace,
+    alignment: "Alignment",
+    data: Any,
+    notes: list[warnings.WarningMessage],
+    number: int,
+    count: int,
+) -> None:
+    """Write the alignment that every process has found, and what it was fitted to."""
+    import perfalign_jax as pa
+
+    samples = sum(part.samples for part in (data if isinstance(data, list) else [data]))
+    facts: dict[str, Any] = {"n": samples, "k": alignment.k, "processes": count}
+    if number:
+        show(f"process {number} of {count} is done", facts, [], as_json=options.json)
+        return
+    pa.save(alignment, options.out)
+    facts = {"out": str(options.out)} | facts
+    show(f"alignment written to {options.out}", facts, notes, as_json=options.json)
 
 
 _MOST_ROWS = 4 * 2**30  # bytes of views that align holds in memory

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import perfalign_jax
 from perfalign_jax._console import InputError
 from perfalign_jax.cli import _making, _using
+from perfalign_jax.cli._hosts import add_hosts
 from perfalign_jax.cli._reproducing import reproduce
 
 __all__ = ["SHELLS", "make_parser"]
@@ -121,6 +122,7 @@ def _add_making(command: Callable[..., argparse.ArgumentParser]) -> None:
         _making.fit,
         "fit x1.npy x2.npy -k 64",
         "fit data.npz:image data.npz:text --select energy --out a.safetensors",
+        "fit part0-x1.npy part0-x2.npy -k 64 --hosts 10.0.0.1:1234,4,0",
     )
     for m in range(2):
         fit.add_argument(f"x{m + 1}", help=f"view {m}, shape (n, d{m + 1})")
@@ -142,6 +144,7 @@ def _add_making(command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     _add_numerics(fit)
     _add_checkpoint(fit)
+    add_hosts(fit)
 
     align = command(
         _making.align,
@@ -175,6 +178,7 @@ def _add_making(command: Callable[..., argparse.ArgumentParser]) -> None:
     text = "seed of the page's permutation test (default: %(default)s)"
     _add_number(align, "--seed", kind=int, text=text, default=0)
     _add_checkpoint(align)
+    add_hosts(align)
     _add_out(align, "alignment.safetensors", "the alignment file to write")
 
     diagnose = command(
