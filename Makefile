@@ -1,4 +1,5 @@
 # make reproduce: set up and run the experiments;  make test: set up and run every check.
+# make docs: set up and build the site in site/, with the notebooks executed.
 # Needs Python 3.11 or newer and make, nothing else. PYTHON=python3.13 make ... picks another one.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ STAMP  := $(VENV)/.installed
 # With as many threads jaxlib's pool does not wait for itself (experiments/benchmarks/thread_pool.py).
 export NPROC ?= 16
 
-.PHONY: reproduce results test check clean
+.PHONY: reproduce results test check docs clean
 
 reproduce: $(STAMP)
 	$(BIN)/perfalign reproduce $(ARGS)
@@ -24,6 +25,9 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist worksteal
 
+docs: $(STAMP)
+	EXECUTE_NOTEBOOKS=1 $(BIN)/mkdocs build --strict
+
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
@@ -31,4 +35,4 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) results .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) results site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -27,7 +27,13 @@ def name_of(page):
     return str(page.relative_to(ROOT))
 
 
-WITH_CODE = [page for page in PAGES if "```python" in page.read_text()]
+# Every page that calls align with something to choose compiles for a while.
+SLOW = ("README", "index", "missing", "wrong-pairs", "embedding-model", "transfer")
+WITH_CODE = [
+    pytest.param(page, marks=[pytest.mark.slow] if page.stem in SLOW else [])
+    for page in PAGES
+    if "```python" in page.read_text()
+]
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
