@@ -7,6 +7,7 @@ are executed; otherwise their pages hold the cells alone.
 import html
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,9 @@ def on_files(files: Files, *, config: Any) -> Files:
     for path in sorted((Path(config.config_file_path).parent / "notebooks").glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         if os.environ.get("EXECUTE_NOTEBOOKS") == "1":
-            NotebookClient(notebook, timeout=1200, kernel_name="python3").execute()
+            with tempfile.TemporaryDirectory() as folder:  # for what a notebook writes
+                where = {"metadata": {"path": folder}}
+                NotebookClient(notebook, timeout=1200, resources=where).execute()
         named = {"output_files_dir": f"{path.stem}_files"}
         text, resources = MarkdownExporter().from_notebook_node(notebook, resources=named)
         text = f"*This page is the notebook `notebooks/{path.name}`.*\n\n{text}"

@@ -141,7 +141,7 @@ def test_badges_tell_the_truth():
 
 
 def test_links_of_the_readme_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / "README.md").read_text()):
+    for target in re.findall(r'(?:\]\(|src=")([^)#"]+)', (ROOT / "README.md").read_text()):
         assert target.startswith("https://") or (ROOT / target).exists(), target
 
 
