@@ -70,8 +70,9 @@ def strip(text):
 
 
 NUMBER = re.compile(r"(?<![\w.-])-?\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?![\w]|\.\d)")
+# With a unit, or a decimal point.
 MEASURED = re.compile(
-    rf"(?:{NUMBER.pattern})(?=\\s?(?:%|points|MB|GB|s\\b|clips))|(?<![\\w.-])\\d+\\.\\d+(?![\\w.]\\d)"
+    rf"(?:{NUMBER.pattern})(?=\s?(?:%|points|MB|GB|s\b|clips))|(?<![\w.-])\d+\.\d+(?:e-?\d+)?(?!\w|\.\d)"
 )
 WRITTEN = ("results.md", "changelog.md")  # by make results, and of the past
 SOURCE = re.compile(r"(?:docs/)?(results/\w+\.json)|(experiments/benchmarks/results/\w+\.json)")
