@@ -38,6 +38,11 @@ def on_files(files: Files, *, config: Any) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Lead from a notebook's file, to which the pages link in a checkout, to its page."""
+    return re.sub(r"\(\.\./((?:\.\./)*notebooks/\w+)\.ipynb", r"(\1.md", markdown)
+
+
 def on_page_content(content: str, **_: Any) -> str:
     """Write formulas as MathML, which browsers draw themselves."""
 

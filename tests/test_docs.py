@@ -141,9 +141,10 @@ def test_badges_tell_the_truth():
         assert f">{text}</text>" in (DOCS / "badges" / f"{name}.svg").read_text()
 
 
-def test_links_of_the_readme_lead_somewhere():
-    for target in re.findall(r'(?:\]\(|src=")([^)#"]+)', (ROOT / "README.md").read_text()):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", [p for p in PAGES if p.name not in WRITTEN], ids=name_of)
+def test_links_of_a_page_lead_somewhere_in_a_checkout_too(page):
+    for target in re.findall(r'(?:\]\(|src=")([^)#"]+)', FENCE.sub("", page.read_text())):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
 def public_names():
