@@ -1,5 +1,6 @@
 # make reproduce: set up and run the experiments;  make test: set up and run every check.
 # make docs: set up and build the site in site/, with the notebooks executed.
+# make bench: the benchmarks beside other packages, ARGS=--full for all of it.
 # Needs Python 3.11 or newer and make, nothing else. PYTHON=python3.13 make ... picks another one.
 
 PYTHON ?= python3
@@ -9,13 +10,21 @@ STAMP  := $(VENV)/.installed
 # With as many threads jaxlib's pool does not wait for itself (experiments/benchmarks/thread_pool.py).
 export NPROC ?= 16
 
-.PHONY: reproduce results test check docs clean
+.PHONY: reproduce results bench manual test check docs clean
 
 reproduce: $(STAMP)
 	$(BIN)/perfalign reproduce $(ARGS)
 
 results: $(STAMP)
 	$(BIN)/python experiments/_kit/results.py
+
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	$(BIN)/python experiments/benchmarks/fit.py $(ARGS)
+	$(BIN)/python experiments/benchmarks/peers.py $(ARGS)
+
+manual: $(STAMP)
+	$(BIN)/python experiments/_kit/manual.py
 
 test: check
 

@@ -103,9 +103,12 @@ def array(value: Any, name: str, *, ndim: int, shape: str) -> Array:
 
 
 def _convert(
-    value: Any, name: str, *, ndim: int, shape: str, look: bool = True
-) -> tuple[Array, str]:
-    """Return the array, and what to say of its precision; ``look`` for NaN and infinity."""
+    value: Any, name: str, *, ndim: int, shape: str, look: bool = True, host: bool = False
+) -> tuple[Any, str]:
+    """Return the array, and what to say of its precision; ``look`` for NaN and infinity.
+
+    A NumPy array stays one with ``host``, and is not copied if its dtype is the right one.
+    """
     value = _plain(value, name, shape)
     kind = np.dtype(value.dtype) if value.dtype != jnp.bfloat16 else np.dtype(np.float16)
     if kind.kind not in "fiub":
@@ -124,16 +127,18 @@ def _convert(
         note = f"{name} has dtype {value.dtype} and is computed in {dtype}"
         if dtype != wanted:
             note += '; call jax.config.update("jax_enable_x64", True) first to compute in float64'
+    if host and isinstance(value, np.ndarray):
+        return value.astype(dtype, copy=False), note
     return jnp.asarray(value, dtype), note
 
 
 def views(
-    data: Any, name: str = "views", *, look: bool = True
+    data: Any, name: str = "views", *, look: bool = True, host: bool = False
 ) -> tuple[tuple[Float[Array, "n _"], ...], float]:
     """Return two or more arrays of paired rows of one dtype, and eps of the coarsest they had.
 
     Row counts are compared before a value is read. NaN and infinity are refused unless ``look`` is
-    False: then the caller does.
+    False: then the caller does. With ``host`` NumPy arrays stay NumPy arrays.
     """
     if not isinstance(data, Sequence) or isinstance(data, str | bytes) or len(data) < 2:
         came = f"{len(data)} of them" if isinstance(data, Sequence) else type(data).__name__
@@ -151,7 +156,7 @@ def views(
             coarsest = max(coarsest, float(jnp.finfo(getattr(x, "dtype", np.float64)).eps))
     arrays, notes = zip(
         *(
-            _convert(x, label, ndim=2, shape=f"(n, d{m + 1})", look=look)
+            _convert(x, label, ndim=2, shape=f"(n, d{m + 1})", look=look, host=host)
             for m, (x, label) in enumerate(zip(data, names, strict=True))
         ),
         strict=True,
@@ -170,7 +175,7 @@ def views(
         came = " and ".join(f"{label} {x.dtype}" for label, x in zip(names, arrays, strict=True))
         came = came.replace("x1 ", "x1 has dtype ", 1)
         warn(f"{came}; all are computed in {dtype}.", PrecisionWarning)
-    return tuple(x.astype(dtype) for x in arrays), coarsest
+    return tuple(x.astype(dtype, copy=False) for x in arrays), coarsest
 
 
 def two_views(data: Any, name: str = "views") -> tuple[Float[Array, "n d1"], Float[Array, "n d2"]]:

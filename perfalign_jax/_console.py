@@ -1,17 +1,18 @@
 """What the commands say: errors and notes in one line, tables, JSON, and words of their own."""
 
 import contextlib
+import difflib
 import json
 import math
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Hint", "InputError", "UnfinishedError", "after_writing", "check_out", "computing"]
-__all__ += ["in_own_words", "say", "say_notes", "show"]
+__all__ = ["Hint", "InputError", "UnfinishedError", "advise", "after_writing", "check_out"]
+__all__ += ["computing", "counting", "in_own_words", "say", "say_notes", "show", "waiting"]
 
 
 class InputError(Exception):
@@ -42,15 +43,45 @@ def check_out(out: Path, suffix: str, inputs: tuple[str, ...], name: str = "--ou
 @contextlib.contextmanager
 def computing() -> Iterator[list[warnings.WarningMessage]]:
     """Compute each array in the dtype it is stored in, and collect what is warned of."""
-    import jax
+    with waiting("starting"):
+        import jax
 
-    from perfalign_jax.types import CollapseWarning, OverfitWarning, PrecisionWarning
+        from perfalign_jax.types import CollapseWarning, OverfitWarning, PrecisionWarning
 
     with jax.enable_x64(True), warnings.catch_warnings(record=True) as log:
         warnings.simplefilter("ignore")
         for category in (PrecisionWarning, CollapseWarning, OverfitWarning, Hint):
             warnings.simplefilter("always", category)
         yield log
+
+
+@contextlib.contextmanager
+def waiting(doing: str) -> Iterator[None]:
+    """Show in a terminal what is being done and since when, where nobody knows for how long."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        bar.add_task(doing, total=None)
+        yield
+
+
+@contextlib.contextmanager
+def counting(doing: str, total: int) -> Iterator[Callable[[], None]]:
+    """Show in a terminal how much is done and how long the rest takes; call it at every step."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(doing, total=total)
+        yield lambda: bar.advance(task)
 
 
 @contextlib.contextmanager
@@ -83,6 +114,30 @@ def in_own_words(text: str) -> str:
     for pattern, replacement in _WORDS:
         text = re.sub(pattern, replacement, text)
     return text
+
+
+# What to do about an error, where its own words do not say.
+_ADVICE = (
+    (r"must be finite, but row", "Drop those rows, or align with --mask if views are missing."),
+    (r"has no variance", "Leave it out, or look at how it was made."),
+    (r"must have evidence", "Make one with perfalign align."),
+    (r"holds no alignment", "Write one with perfalign align or fit."),
+    (r"sides? of the alignment, but both have", "Name two with --source and --target."),
+    (r"columns like view (\d+)", "Is it another view? See --source, --target and --view."),
+)
+
+
+def advise(error: str) -> str:
+    """An error in the command line's words, and what to do about it."""
+    text = in_own_words(error)
+    lost = re.fullmatch(r"there is no file (.*)\.", text)
+    if lost:
+        path = Path(lost[1])
+        others = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, others, 1, 0.75)
+        return f"{text} Is it {path.parent / near[0]}?" if near else text
+    advice = [say for pattern, say in _ADVICE if re.search(pattern, text)]
+    return " ".join([text, *advice[:1]])
 
 
 def _printable(text: str) -> str:

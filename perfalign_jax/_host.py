@@ -1,23 +1,29 @@
-"""Second moments of rows that come block by block, on the host.
+"""Second moments of rows on the host, in memory or block by block, by its BLAS.
 
 BLAS knows that the product of a matrix with itself is symmetric and takes half the time for it;
 XLA on a CPU does not. So moments of rows that are at hand on the host are computed there, and
-nothing is compiled: blocks may have any size.
+nothing is compiled: blocks may have any size. Rows in memory are not copied.
 
 Sums of many blocks are kept in float64, whatever the rows are in. The moments of float32 rows for a
 factor are computed in float64 altogether: a factor of them has more digits than float32 can hold.
 """
 
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from perfalign_jax import statistics
-from perfalign_jax.statistics import Factor, Gram
+from perfalign_jax import _checks, statistics
+from perfalign_jax._numerics import rounding
+from perfalign_jax._subspace import contrasts
+from perfalign_jax.statistics import Factor, Gram, Rows
 
-__all__ = ["Moments"]
+__all__ = ["Moments", "Tall"]
+
+_BLOCK = 8 * 2**20  # bytes of rows that are at work at once: they stay in the cache
 
 
 class Moments:
@@ -106,3 +112,149 @@ class Moments:
         return statistics.from_moments(
             self.weight, self.samples, self.mean, spread, self.dims, self.dtype, coarsest, self.kind
         )
+
+
+class Tall:
+    """Rows in memory, more of them than features, and products with them.
+
+    X is the stacked matrix of the views, as in ``_subspace``.
+
+    Attributes:
+        views: shapes ``(n, d_m)``, as they lie there.
+        second: all products of the features, summed over the rows, shape ``(d, d)``.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import _host, statistics
+        >>> x = np.arange(12, dtype=np.float32).reshape(6, 2)
+        >>> state = statistics.from_views((x, x), kind="samples")
+        >>> rows = _host.Tall.of(state, center=False)
+        >>> bool((rows.second[:2, 2:] == x.T @ x).all())
+        True
+    """
+
+    @classmethod
+    def of(cls, state: Any, *, center: bool) -> "Tall | None":
+        """Those of a statistic; None if they are traced, elsewhere, too few, or there are none.
+
+        Raises:
+            ValueError: if a value is not finite.
+        """
+        views, found = getattr(state, "views", ()), None
+        if views and not _checks.is_traced(state) and views[0].ndim == 2:
+            devices = {d for x in views if not isinstance(x, np.ndarray) for d in x.devices()}
+            here = all(d.platform == "cpu" for d in devices)
+            if here and state.samples > sum(state.dims):
+                found = cls(state, center)
+        if found is not None and np.isfinite(np.diagonal(found.second)).all():
+            return found
+        statistics.check_finite(state)
+        return None  # also what is too large to square
+
+    def __init__(self, state: Any, center: bool) -> None:
+        self.views = tuple(np.asarray(x) for x in state.views)
+        self.weights = None if state.weights is None else np.asarray(state.weights)
+        self.dims, self.center, self.n = state.dims, center, len(self.views[0])
+        self.coarsest = state.coarsest
+        edges = np.cumsum([0, *self.dims]).tolist()
+        self._spans = [slice(a, b) for a, b in itertools.pairwise(edges)]
+        self._drift = np.zeros(sum(self.dims), self.views[0].dtype)
+        with np.errstate(all="ignore"):  # what is not finite shows in the products
+            self.second = self._multiply()
+
+    @functools.cached_property
+    def weight(self) -> float:
+        """Total weight of the rows."""
+        return self.n if self.weights is None else float(self.weights.sum(dtype=np.float64))
+
+    @functools.cached_property
+    def means(self) -> list[Float[np.ndarray, " _"]]:
+        """Weighted means of the features of every view."""
+        ones = np.ones(self.n, self.views[0].dtype) if self.weights is None else self.weights
+        return [ones @ x / max(self.weight, np.finfo(x.dtype).tiny) for x in self.views]
+
+    def _blocks(self) -> Iterator[tuple[list[np.ndarray], Float[np.ndarray, " b"]]]:
+        """Some rows of every view at a time, centred and weighed, and the roots of the weights."""
+        size, dtype = max(1, _BLOCK // self._drift.nbytes), self._drift.dtype
+        centre = self.centre if self.center else ()
+        for start in range(0, self.n, size):
+            rows = slice(start, start + size)
+            block = [x[rows] for x in self.views]
+            roots = np.ones(len(block[0]), dtype)
+            if self.center:
+                block = [x - mean for x, mean in zip(block, centre, strict=True)]
+            if self.weights is not None:
+                roots = np.sqrt(self.weights[rows])
+                block = [roots[:, None] * x for x in block]
+            yield block, roots
+
+    @property
+    def centre(self) -> list[Float[np.ndarray, " _"]]:
+        """The means, and what rounding left in them."""
+        shift = self._drift / max(self.weight, np.finfo(self._drift.dtype).tiny)
+        return [
+            mean + shift[span].astype(mean.dtype)
+            for mean, span in zip(self.means, self._spans, strict=True)
+        ]
+
+    def _multiply(self) -> Float[np.ndarray, "d d"]:
+        if not self.center and self.weights is None:  # whole, as they lie there
+            return self._products(self.views)
+        total, drift = np.zeros((len(self._drift),) * 2, self._drift.dtype), self._drift.copy()
+        for block, roots in self._blocks():
+            x = np.concatenate(block, axis=1)
+            total += x.T @ x
+            drift += roots @ x
+        if self.center:
+            total -= np.outer(drift, drift) / max(self.weight, np.finfo(drift.dtype).tiny)
+            self._drift = drift
+        return total
+
+    def _products(self, views: Sequence[np.ndarray]) -> Float[np.ndarray, "d d"]:
+        total = np.empty((len(self._drift),) * 2, self._drift.dtype)
+        for (i, a), (j, b) in itertools.combinations_with_replacement(enumerate(views), 2):
+            total[self._spans[i], self._spans[j]] = a.T @ b
+            if i < j:
+                total[self._spans[j], self._spans[i]] = total[self._spans[i], self._spans[j]].T
+        return total
+
+    def _latents(self, columns: np.ndarray) -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
+        """Blocks of rows, and the latents of every view there."""
+        parts = [np.ascontiguousarray(columns[span]) for span in self._spans]
+        for block, _ in self._blocks():
+            yield block, [x @ part for x, part in zip(block, parts, strict=True)]
+
+    def times_gram(self, columns: Float[np.ndarray, "d k"]) -> Float[np.ndarray, "d k"]:
+        """X' X times the columns: each view's rows times ``sum_j (z_m - z_j)``."""
+        total = np.zeros_like(columns, order="C")
+        for block, latents in self._latents(columns):
+            for m, (x, span) in enumerate(zip(block, self._spans, strict=True)):
+                apart = [latents[m] - z for j, z in enumerate(latents) if j != m]
+                total[span] += x.T @ functools.reduce(np.add, apart)
+        return total
+
+    def root(self, columns: Float[np.ndarray, "d k"]) -> Float[np.ndarray, "k k"]:
+        """R of the QR of X times the columns."""
+        found = np.zeros((0, columns.shape[1]), columns.dtype)
+        mix = contrasts(len(self.dims)).astype(columns.dtype)
+        for _, latents in self._latents(columns):
+            images = [
+                functools.reduce(np.add, [w * z for w, z in zip(row, latents, strict=True) if w])
+                for row in mix
+            ]
+            found = np.asarray(np.linalg.qr(np.concatenate([found, *images]), mode="r"))
+        return found
+
+    def rows(self) -> Rows:
+        """All that a solver may know of them but the rows themselves."""
+        d, dtype = len(self._drift), self._drift.dtype
+        means = tuple(self.centre)
+        common = 0.0
+        if self.center:
+            energy = self.weight * sum(float(mean @ mean) for mean in means)
+            common = energy / max(float(np.trace(self.second)), np.finfo(dtype).tiny)
+        cut = rounding(dtype, self.n, d, common=common, coarsest=self.coarsest)
+        constant = np.full(1, 0 if self.center else 1, dtype)
+        weight, samples = np.asarray(self.weight, dtype), np.asarray(self.n, dtype)
+        held: Any = (), means, constant, weight, samples, cut
+        return Rows(*held)

@@ -8,8 +8,7 @@
 - The dtype is the data's own; nothing here casts.
 """
 
-import itertools
-from collections.abc import Sequence
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +16,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-__all__ = ["compress", "flip_signs", "matmul", "multiply_on_host", "rank_cutoff", "rounding"]
-__all__ += ["to_common_scale"]
-
-_BLOCK = 8 * 2**20  # bytes of rows that are at work at once: they stay in the cache
+__all__ = ["compress", "flip_signs", "matmul", "rank_cutoff", "rounding", "to_common_scale"]
 
 
 def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -28,54 +24,11 @@ def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def multiply_on_host(
-    views: Sequence[Float[np.ndarray, "n _"]],
-    weights: Float[np.ndarray, " n"] | None = None,
-    *,
-    center: bool = False,
-) -> Float[np.ndarray, "d d"]:
-    """Products of all features of all views, summed over the rows, by BLAS.
-
-    Args:
-        views: shapes ``(n, d_m)``.
-        weights: of the rows, shape ``(n,)``; 1 if not given.
-        center: remove the weighted means first.
-    """
-    n, d, dtype = len(views[0]), sum(x.shape[1] for x in views), views[0].dtype
-    total = np.zeros((d, d), dtype)
-    edges = np.cumsum([0, *(x.shape[1] for x in views)])
-    spans = [slice(a, b) for a, b in itertools.pairwise(edges)]
-    if weights is None and not center:  # the rows as they lie there
-        for i, a in enumerate(views):
-            total[spans[i], spans[i]] = a.T @ a
-            for j in range(i + 1, len(views)):
-                total[spans[i], spans[j]] = a.T @ views[j]
-                total[spans[j], spans[i]] = total[spans[i], spans[j]].T
-        return total
-    mean = np.zeros(d, dtype)
-    if center:
-        w = np.ones(n, dtype) if weights is None else weights
-        mean = np.concatenate([w @ x for x in views]) / max(w.sum(), np.finfo(dtype).tiny)
-    step = max(1, _BLOCK // (d * dtype.itemsize))
-    drift = np.zeros(d, dtype)
-    for start in range(0, n, step):
-        x = np.concatenate([v[start : start + step] for v in views], axis=1)
-        x -= mean
-        roots = None if weights is None else np.sqrt(weights[start : start + step])
-        if roots is not None:
-            x *= roots[:, None]
-        drift += x.sum(axis=0) if roots is None else roots @ x
-        total += x.T @ x
-    if center:  # what rounding of the mean left in
-        weight = n if weights is None else max(weights.sum(), np.finfo(dtype).tiny)
-        total -= np.outer(drift, drift) / weight
-    return total
-
-
+@functools.partial(jax.jit, static_argnames=("dtype",))
 def rounding(
     dtype: jnp.dtype,
     samples: ArrayLike,
-    features: int,
+    features: ArrayLike,
     *,
     common: ArrayLike = 0.0,
     coarsest: ArrayLike = 0.0,

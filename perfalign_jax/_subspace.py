@@ -19,11 +19,12 @@ Ways to the trailing subspace:
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
 from perfalign_jax._numerics import compress, flip_signs, matmul, rank_cutoff
@@ -41,6 +42,7 @@ __all__ = [
     "solve_by_energy",
     "spectrum",
     "split",
+    "trailing_by_gram",
 ]
 
 METHODS = ("auto", "svd", "qr", "gram", "null", "dual")
@@ -167,48 +169,111 @@ def moments(blocks: Blocks) -> Float[Array, "d d"]:
     return jnp.block([[upper[i, j] if i <= j else upper[j, i].T for j in views] for i in views])
 
 
-def _stacked_moments(second: Float[Array, "d d"], dims: tuple[int, ...]) -> Float[Array, "d d"]:
+def _stacked_moments(second: Any, dims: tuple[int, ...]) -> Any:
     """``X' X`` from the products of the views: ``M - 1`` of its own to each, less all others."""
     view = np.repeat(np.arange(len(dims)), dims)
     own = view[:, None] == view[None, :]
-    return jnp.where(own, len(dims) - 1, -1).astype(second.dtype) * second
+    return np.where(own, len(dims) - 1, -1).astype(second.dtype) * second
 
 
-def _trailing_by_gram(
-    blocks: Blocks, second: Float[Array, "d d"], k: int, samples: Array
-) -> tuple[Float[Array, "d k"], Float[Array, " k"], Bool[Array, ""]]:
-    """Last k columns of the right basis through X'X, and whether they are as good as an SVD's."""
-    d = sum(_dims(blocks))
-    values, vectors = jnp.linalg.eigh(_stacked_moments(second, _dims(blocks)))
-    values, vectors = jnp.maximum(values[::-1], 0), vectors[:, ::-1]
-    eps, largest = jnp.finfo(values.dtype).eps, values[0]
+def trailing_by_gram(
+    second: Float[Array | np.ndarray, "d d"],
+    dims: tuple[int, ...],
+    k: int,
+    samples: ArrayLike,
+    times_gram: Callable[[Any], Any],
+    root: Callable[[Any], Any],
+) -> tuple[Any, Any, Any]:
+    """Last k columns of the right basis through X'X, and whether they are as good as an SVD's.
+
+    Args:
+        second: all products of the views, ``moments``; where it is a NumPy array, so is all that
+            comes out, and nothing is compiled.
+        dims: number of features of each view.
+        k: number of directions.
+        samples: number of samples.
+        times_gram: ``X' X c`` of columns ``c``, by products with X.
+        root: R of the QR of ``X c``.
+    """
+    d = sum(dims)
+    xp, dot = (np, np.matmul) if isinstance(second, np.ndarray) else (jnp, matmul)
+    values, vectors = xp.linalg.eigh(_stacked_moments(second, dims))
+    values, vectors = xp.maximum(values[::-1], 0), vectors[:, ::-1]
+    eps, largest = xp.finfo(values.dtype).eps, values[0]
 
     # The eigenvalues below the noise of the Gram matrix form one cluster with the wanted ones; the
     # correction takes out what the others ("rest") have leaked into the wanted directions.
-    cluster = jnp.maximum(jnp.sum(values <= 4 * d * eps * largest), k)
+    cluster = xp.maximum(xp.sum(values <= 4 * d * eps * largest), k)
     boundary = d - cluster
-    is_rest = jnp.arange(d) < boundary
-    low = jnp.where(boundary > 0, values[jnp.maximum(boundary - 1, 0)], jnp.inf)
-    high = values[jnp.minimum(boundary, d - 1)]
+    is_rest = xp.arange(d) < boundary
+    low = xp.where(boundary > 0, values[xp.maximum(boundary - 1, 0)], xp.inf)
+    high = values[xp.minimum(boundary, d - 1)]
     wanted = vectors[:, d - k :]
-    leak = matmul(vectors.T, _times_transposed(blocks, _times(blocks, wanted)))
-    gaps = jnp.where(is_rest[:, None], values[:, None] - values[None, d - k :], 1)
-    leak = jnp.where(is_rest[:, None], leak / jnp.where(gaps > 0, gaps, 1), 0)
-    corrected, _ = jnp.linalg.qr(wanted - matmul(vectors, leak))
+    leak = dot(vectors.T, times_gram(wanted))
+    gaps = xp.where(is_rest[:, None], values[:, None] - values[None, d - k :], 1)
+    leak = xp.where(is_rest[:, None], leak / xp.where(gaps > 0, gaps, 1), 0)
+    corrected, _ = xp.linalg.qr(wanted - dot(vectors, leak))
 
     # Rotate inside the subspace to its singular vectors; their values are exact, not squared.
-    turn, small_values = _basis_by_svd(compress(_times(blocks, corrected)))
-    columns = matmul(corrected, turn)
+    small = root(corrected)
+    _, small_values, turn = xp.linalg.svd(small, full_matrices=small.shape[0] < k)
+    small_values = xp.pad(small_values, (0, k - small_values.shape[0]))
+    columns = dot(corrected, turn.T)
 
     # First-order perturbation leaves the square of the Gram error. Accept it where that is below
     # what rounding costs an SVD with the same gap; and where directions beyond k are in the
     # cluster, only if the wanted ones are null to the last digit, because then any of them will do.
     gap = low - high
-    gram_error = eps * largest / jnp.where(gap > 0, gap, 1)
-    svd_error = eps * jnp.sqrt(largest) / jnp.where(gap > 0, jnp.sqrt(low) - jnp.sqrt(high), 1)
+    gram_error = eps * largest / xp.where(gap > 0, gap, 1)
+    svd_error = eps * xp.sqrt(largest) / xp.where(gap > 0, xp.sqrt(low) - xp.sqrt(high), 1)
     separated = (boundary == 0) | ((gap > 0) & (gram_error < 0.05) & (gram_error**2 <= svd_error))
-    null = small_values[0] <= rank_cutoff(jnp.sqrt(largest)[None], (samples, d))
+    null = small_values[0] <= rank_cutoff(xp.sqrt(largest)[None], (samples, d))
     return columns, small_values, separated & (null | (cluster == k))
+
+
+def _by_gram_or_qr(
+    blocks: Blocks, second: Float[Array, "d d"], samples: Array, k: int
+) -> tuple[Float[Array, "d k"], Float[Array, " k"], Bool[Array, ""]]:
+    """By the Gram matrix where that is good enough, and whether it was.
+
+    Under vmap nothing is done twice unless it was not good enough for some member.
+    """
+
+    def by_gram(blocks: Blocks, second: Array, samples: Array) -> tuple[Array, Array, Array]:
+        return trailing_by_gram(
+            second,
+            _dims(blocks),
+            k,
+            samples,
+            lambda columns: _times_transposed(blocks, _times(blocks, columns)),
+            lambda columns: compress(_times(blocks, columns)),
+        )
+
+    def by_qr(blocks: Blocks) -> tuple[Array, Array]:
+        return _last(_basis(_stack(blocks)), sum(_dims(blocks)) - k)
+
+    @jax.custom_batching.custom_vmap
+    def solve_one(blocks: Blocks, second: Array, samples: Array) -> tuple[Array, Array, Array]:
+        columns, values, good = by_gram(blocks, second, samples)
+        return *jax.lax.cond(good, lambda: (columns, values), lambda: by_qr(blocks)), good
+
+    @solve_one.def_vmap
+    def solve_many(size: int, batched: Any, *arguments: Any) -> tuple[Any, Any]:
+        axes = jax.tree.map(lambda member: 0 if member else None, batched)
+        columns, values, good = jax.vmap(by_gram, axes, axis_size=size)(*arguments)
+
+        def mend() -> tuple[Array, Array]:
+            others = jax.vmap(by_qr, axes[:1], axis_size=size)(arguments[0])
+            keep = good[:, None]
+            return (
+                jnp.where(keep[:, :, None], columns, others[0]),
+                jnp.where(keep, values, others[1]),
+            )
+
+        found = *jax.lax.cond(jnp.all(good), lambda: (columns, values), mend), good
+        return found, (True, True, True)
+
+    return solve_one(blocks, second, samples)
 
 
 def choose_method(
@@ -421,10 +486,7 @@ def _solve_primal(
         columns, values = _trailing_by_reflectors(_stack(blocks), k)
     elif method == "gram":
         assert second is not None
-        found, found_values, good = _trailing_by_gram(blocks, second, k, samples)
-        columns, values = jax.lax.cond(
-            good, lambda: (found, found_values), lambda: _last(_basis(_stack(blocks)), d - k)
-        )
+        columns, values, good = _by_gram_or_qr(blocks, second, samples, k)
         enough = good.astype(values.dtype)
     else:
         x = _stack(blocks)

@@ -31,6 +31,12 @@ class ArrayFile:
     shape: tuple[int, ...]
     dtype: np.dtype
 
+    @property
+    def stamp(self) -> list[Any]:
+        """What tells this file from another, or from what it was before it was written anew."""
+        found = self.path.stat()
+        return [self.path.name, self.name, found.st_size, found.st_mtime_ns]
+
     def rows(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Read rows ``start`` to ``stop``, all of them if not given.
 
@@ -82,7 +88,8 @@ class RowReader:
     a block is 4 MiB or, where that is more, twice as many rows as features. Fewer rows are one
     block, so a wide matrix stays what it is: a statistic of it would hold more numbers.
 
-    Nothing but shapes and dtypes is read before ``blocks``.
+    Nothing but shapes and dtypes is read before ``blocks``. What is open already may stand for a
+    file: anything with the spec, shape, dtype, stamp and rows of one.
 
     Example:
         >>> import tempfile, numpy as np
@@ -93,10 +100,10 @@ class RowReader:
         3
     """
 
-    def __init__(self, *specs: str) -> None:
+    def __init__(self, *specs: Any) -> None:
         from perfalign_jax import _checks
 
-        self.files = [open_array(spec) for spec in specs]
+        self.files = [open_array(spec) if isinstance(spec, str) else spec for spec in specs]
         self.dtypes = []
         for m, file in enumerate(self.files):
             probe: Any = np.broadcast_to(np.zeros((), file.dtype), file.shape)
@@ -132,16 +139,18 @@ class RowReader:
         return self.step < self.n
 
     def blocks(
-        self, doing: str, *, look: bool = True, first: int = 0
+        self, doing: str = "", *, look: bool = True, first: int = 0
     ) -> Iterator[tuple[np.ndarray, ...]]:
-        """Read the rows from ``first`` on, in ``dtype``, block by block, with a bar in a terminal.
+        """Read the rows from ``first`` on, in ``dtype``, block by block.
+
+        A terminal shows a bar that says what is being done, if that is given.
 
         Raises:
             ValueError: if a value is not finite, unless nobody is to ``look``; the message names
                 the file and the row.
         """
         starts: Any = range(first, self.n, self.step)
-        if self.in_blocks and sys.stderr.isatty():
+        if doing and self.in_blocks and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import track
 
@@ -197,7 +206,7 @@ def open_array(spec: str | os.PathLike[str]) -> ArrayFile:
         (2, 2)
     """
     spec = str(spec)
-    path, name = _split(spec)
+    path, name = split_name(spec)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not a file.")
     if not path.is_file():
@@ -271,7 +280,7 @@ def _named_errors(spec: str, path: Path) -> Iterator[None]:
         ) from None
 
 
-def _split(spec: str) -> tuple[Path, str | None]:
+def split_name(spec: str) -> tuple[Path, str | None]:
     """Part ``file.npz:name``; a colon that belongs to the path stays there."""
     head, colon, tail = spec.rpartition(":")
     if colon and Path(head).suffix.lower() in _KINDS and not Path(spec).exists():

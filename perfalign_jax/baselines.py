@@ -26,6 +26,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from perfalign_jax import _checks, kernels, lift, statistics
+from perfalign_jax._host import Tall
 from perfalign_jax._numerics import compress, flip_signs, matmul
 from perfalign_jax.statistics import Rows, Statistic
 from perfalign_jax.types import Alignment, Views
@@ -439,13 +440,13 @@ def identity(data: Views | Statistic, *, center: bool = False) -> Alignment:
     return _identity(_two_views(data), center=center)
 
 
-def _two_views(data: Views | Statistic) -> Statistic:
-    return statistics.as_statistic(data, views=2)
+def _two_views(data: Views | Statistic, *, look: bool = True) -> Statistic:
+    return statistics.as_statistic(data, views=2, look=look)
 
 
 def _check_k(state: Statistic, k: int, center: bool) -> None:
     d1, d2 = state.dims
-    rows = jax.eval_shape(functools.partial(_rows, center=center), state).blocks[0].shape[0]
+    rows = min(statistics.count_rows(state, center=center), d1 + d2)
     if rows == 0:
         raise ValueError("data must have at least two samples, got one: its centred views are 0.")
     why = f" (the smallest of d1 = {d1}, d2 = {d2} and the {rows} rows of the statistic)"
@@ -463,8 +464,13 @@ def _rows(state: Statistic, *, center: bool) -> Rows:
 def _checked_cca(
     data: Views | Statistic, ridge: float | Array, *, k: int, center: bool, method: str
 ) -> Alignment:
-    state = _two_views(data)
+    state = _two_views(data, look=False)
     _check_k(state, k, center)
+    tall = Tall.of(state, center=center)
+    if tall is not None and not _checks.is_traced(ridge):
+        found = _cca_of_moments(tall, float(ridge), k=k, center=center, method=method)
+        if found is not None:
+            return found
     alignment, ranks = _cca(state, ridge, k=k, center=center, method=method)
     if not _checks.is_traced(ranks) and k > min(map(int, ranks)):
         raise ValueError(
@@ -493,6 +499,40 @@ def _cca(
     pair = _flip_pair(scale * matmul(p1[:, :k].T, backs[0]), scale * matmul(p2t[:k], backs[1]))
     coupling = jnp.minimum(correlations[:k], 1)
     return _result(rows, pair, coupling, center=center, method=method), jnp.stack(ranks)
+
+
+def _cca_of_moments(
+    tall: Tall, ridge: float, *, k: int, center: bool, method: str
+) -> Alignment | None:
+    """As ``_cca``, with the host's BLAS; None where squaring the data costs too many digits.
+
+    Whitening errs by eps times the condition number of the moments with their ridge, where a
+    factorisation of the rows errs by its root. It is taken where that is at most ``eps^(3/4)``.
+    """
+    d1, eps = tall.dims[0], np.finfo(tall.second.dtype).eps
+    whitens = []
+    for own in (tall.second[:d1, :d1], tall.second[d1:, d1:]):
+        values, vectors = np.linalg.eigh(own)
+        values = values + ridge * np.trace(own) / len(own)
+        if not values[0] * eps**0.75 > values[-1] * eps:
+            return None
+        whitens.append(vectors / np.sqrt(values))
+    p1, correlations, p2t = np.linalg.svd(
+        whitens[0].T @ tall.second[:d1, d1:] @ whitens[1], full_matrices=False
+    )
+    scale = np.sqrt(tall.weight).astype(eps.dtype)
+    a1, a2 = scale * whitens[0] @ p1[:, :k], scale * whitens[1] @ p2t[:k].T
+    pair = _flip_pair(jnp.asarray(a1.T), jnp.asarray(a2.T))
+    residuals = jnp.linalg.norm(jnp.asarray(tall.root(np.concatenate((a1, a2)))), axis=0)
+    return Alignment(
+        projections=pair,
+        singular_values=residuals,
+        means=tuple(jnp.asarray(mean if center else 0 * mean) for mean in tall.centre),
+        offset=jnp.zeros_like(residuals),
+        coupling=jnp.minimum(jnp.asarray(correlations[:k]), 1),
+        method=method,
+        center=center,
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("k", "center"))

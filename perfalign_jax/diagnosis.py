@@ -89,15 +89,18 @@ def collect_evidence(
     rows: Rows, second: Float[Array, "d d"] | None, stacked: Float[Array, "k d"]
 ) -> Evidence:
     """Return what ``judge_evidence`` needs; the arguments are those of ``look_for_collapse``."""
-    dims, (k, d) = tuple(b.shape[1] for b in rows.blocks), stacked.shape
-    views, r = len(dims), rows.blocks[0].shape[0]
-    energies = jnp.stack([jnp.sum(block**2) for block in rows.blocks])
+    dims, (k, d) = tuple(mean.shape[0] for mean in rows.means), stacked.shape
+    views, starts = len(dims), np.cumsum([0, *dims])
+    spans = [slice(a, b) for a, b in itertools.pairwise(starts.tolist())]
+    if second is None:
+        energies = jnp.stack([jnp.sum(block**2) for block in rows.blocks])
+    else:
+        energies = jnp.stack([jnp.trace(second[span, span]) for span in spans])
     common = rows.weight * jnp.stack([jnp.sum(mean**2) for mean in rows.means])
     removed = ~jnp.any(rows.constant != 0)
     common = jnp.where(removed, 0, common)
     if second is not None:
-        parts, starts = _subspace.split(stacked.T, dims), np.cumsum([0, *dims])
-        spans = [slice(a, b) for a, b in itertools.pairwise(starts.tolist())]
+        parts = _subspace.split(stacked.T, dims)
         # The means stand in the rows in one direction: what they give to the latents' moments.
         shift = [
             jnp.sqrt(rows.weight) * jnp.where(removed, 0, 1) * matmul(mean, part)
@@ -113,6 +116,7 @@ def collect_evidence(
         own_centred = [w - jnp.outer(u, u) for w, u in zip(own, shift, strict=True)]
         every_centred = every - jnp.outer(total_shift, total_shift)
     else:
+        r = rows.blocks[0].shape[0]
         z = jnp.concatenate(_subspace.latents(rows.blocks, stacked.T))
         if k > len(z):  # more axes than rows: in coordinates of the rows' span, without the rest
             values, vectors = jnp.linalg.eigh(matmul(z, z.T))
@@ -131,9 +135,8 @@ def collect_evidence(
         total = jnp.sum(centred, axis=0)
         every_centred = matmul(total.T, total)
 
-    equations = (views - 1) * r
     any_pairing = jnp.asarray(False)
-    if equations <= d:
+    if second is None and (views - 1) * r <= d:
         small = _subspace.row_spectrum(rows.blocks)
         pairs = (views - 1) * (rows.samples - removed.astype(rows.samples.dtype))
         any_pairing = jnp.sum(small > rows.rounding * small[0], dtype=pairs.dtype) >= pairs

@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from perfalign_jax import _checks, _subspace, diagnosis, lift, statistics
-from perfalign_jax._numerics import matmul, rank_cutoff
+from perfalign_jax._host import Tall
+from perfalign_jax._numerics import flip_signs, matmul, rank_cutoff
 from perfalign_jax.diagnosis import Evidence
-from perfalign_jax.statistics import Statistic
+from perfalign_jax.statistics import Rows, Statistic
 from perfalign_jax.types import Alignment, Views
 
 __all__ = ["encode", "fit", "posterior", "predict", "transform"]
@@ -43,8 +45,7 @@ def _fit(
     if rtol is not None:
         rows = rows._replace(rounding=jnp.asarray(rtol, rows.rounding.dtype))
     r, informative = rows.blocks[0].shape[0], None
-    tall = (len(state.dims) - 1) * r >= sum(state.dims)
-    if second is None and (method == "gram" or (check and tall)):
+    if second is None and (method == "gram" or (check and _is_tall(r, state.dims))):
         second = _subspace.moments(rows.blocks)
     if k is None:
         k = min(r, *state.dims)
@@ -52,8 +53,27 @@ def _fit(
         enough = jnp.ones((), values.dtype)
     else:
         stacked, values, enough = _subspace.solve(rows, second, k=k, select=select, method=method)
-    alignment = Alignment(
-        projections=tuple(part.T for part in _subspace.split(stacked.T, state.dims)),
+    alignment = _make(stacked, values, rows, method=method, select=select, center=center)
+    evidence = None
+    if check:
+        kept = stacked
+        if informative is not None:  # rows beyond the informative ones will be dropped
+            kept = jnp.where(jnp.arange(k)[:, None] < informative, stacked, 0)
+        evidence = diagnosis.collect_evidence(rows, second, kept)
+    return alignment, informative, enough, evidence
+
+
+def _is_tall(r: int, dims: tuple[int, ...]) -> bool:
+    """Whether moments say of r rows all that the rows say."""
+    return (len(dims) - 1) * r > sum(dims)
+
+
+def _make(
+    stacked: Array, values: Array, rows: Rows, *, method: str, select: str, center: bool
+) -> Alignment:
+    dims = tuple(mean.shape[0] for mean in rows.means)
+    return Alignment(
+        projections=tuple(part.T for part in _subspace.split(stacked.T, dims)),
         singular_values=values,
         means=rows.means if center else tuple(jnp.zeros_like(mean) for mean in rows.means),
         offset=jnp.zeros_like(values),
@@ -63,13 +83,32 @@ def _fit(
         space="raw",
         center=center,
     )
-    evidence = None
-    if check:
-        kept = stacked
-        if informative is not None:  # rows beyond the informative ones will be dropped
-            kept = jnp.where(jnp.arange(k)[:, None] < informative, stacked, 0)
-        evidence = diagnosis.collect_evidence(rows, second, kept)
-    return alignment, informative, enough, evidence
+
+
+@functools.partial(jax.jit, static_argnames=("center", "check"))
+def _finish(
+    columns: Array, values: Array, rows: Rows, second: Array, *, center: bool, check: bool
+) -> tuple[Alignment, Evidence | None]:
+    """What is left to do once the trailing directions are known."""
+    stacked = flip_signs(columns.T)
+    alignment = _make(stacked, values, rows, method="gram", select="trailing", center=center)
+    return alignment, diagnosis.collect_evidence(rows, second, stacked) if check else None
+
+
+def _fit_tall(
+    tall: Tall, k: int, center: bool, check: bool
+) -> tuple[Alignment, None, bool, Evidence | None] | None:
+    """As ``_fit`` by the Gram matrix, with the host's BLAS; None if that is not good enough."""
+    with np.errstate(all="ignore"):  # gaps of nothing and to infinity are provided for
+        columns, values, good = _subspace.trailing_by_gram(
+            tall.second, tall.dims, k, tall.n, tall.times_gram, tall.root
+        )
+    if not good:
+        return None
+    alignment, evidence = _finish(
+        columns, values, tall.rows(), tall.second, center=center, check=check
+    )
+    return alignment, None, True, evidence
 
 
 def fit(
@@ -145,7 +184,7 @@ def fit(
     _checks.one_of(select, "select", ("trailing", "energy"))
     _checks.one_of(method, "method", _subspace.METHODS)
     _checks.tolerance(rtol)
-    state = statistics.as_statistic(data, weights=weights, center=bool(center))
+    state: Any = statistics.as_statistic(data, weights=weights, center=bool(center), look=False)
     dims = state.dims
     if k is None:
         if select != "energy":
@@ -160,16 +199,21 @@ def fit(
         k = _checks.integer(
             k, "k", low=1, high=sum(dims), why=f" ({names} = {' + '.join(map(str, dims))})"
         )
-    shapes = jax.eval_shape(functools.partial(statistics.rows, center=bool(center)), state)
-    chosen = _subspace.choose_method(method, select, shapes.blocks[0].shape[0], dims, k=k)
+    r = statistics.count_rows(state, center=bool(center))
+    chosen = _subspace.choose_method(method, select, r, dims, k=k)
     check = bool(check) and not _checks.is_traced(state)
-    tall = (len(dims) - 1) * shapes.blocks[0].shape[0] >= sum(dims)
-    second = None
-    if chosen == "gram" or (check and tall):
-        second = statistics.products(state, center=bool(center))
-    alignment, informative, enough, evidence = _fit(
+    tall = None
+    if chosen == "gram" or (check and _is_tall(r, dims)):
+        tall = Tall.of(state, center=bool(center))
+    else:
+        statistics.check_finite(state)
+    solved = None
+    if tall is not None and chosen == "gram" and k is not None:
+        solved = _fit_tall(tall, k, bool(center), check)
+        chosen = "gram" if solved is not None else "qr"
+    alignment, informative, enough, evidence = solved or _fit(
         state,
-        second,
+        None if tall is None else tall.second,
         rtol,
         k=k,
         select=select,

@@ -26,11 +26,20 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from perfalign_jax import _checks
-from perfalign_jax._numerics import compress, matmul, multiply_on_host, rounding
+from perfalign_jax._numerics import compress, matmul, rounding
 from perfalign_jax.types import Views
 
-__all__ = ["Factor", "Gram", "Rows", "Samples", "as_parts", "as_statistic", "from_moments"]
-__all__ += ["from_views", "init", "merge", "products", "put_together", "rows", "take_apart"]
+__all__ = ["Factor", "Gram", "Rows", "Samples", "as_parts", "as_statistic", "check_finite"]
+__all__ += [
+    "count_rows",
+    "from_moments",
+    "from_views",
+    "init",
+    "merge",
+    "put_together",
+    "rows",
+    "take_apart",
+]
 __all__ += ["update"]
 
 Blocks = tuple[Float[Array, "r _"], ...]
@@ -152,6 +161,9 @@ class Factor(_Moments):
         stacked = [jnp.concatenate(self.blocks, axis=1), jnp.concatenate(other.blocks, axis=1), gap]
         return Factor(**fields, blocks=_split(compress(jnp.concatenate(stacked)), self.dims))
 
+    def _count(self, center: bool) -> int:
+        return self.blocks[0].shape[-2] + (not center)
+
     def _rows(self, center: bool) -> Rows:
         return _below_the_mean(self, self.blocks, center, squared=False)
 
@@ -182,6 +194,9 @@ class Gram(_Moments):
         fields, gap = self._merged(other)
         return Gram(**fields, scatter=self.scatter + other.scatter + gap.T * gap)
 
+    def _count(self, center: bool) -> int:
+        return sum(self.dims) + (not center)
+
     def _rows(self, center: bool) -> Rows:
         values, vectors = jnp.linalg.eigh(self.scatter)
         root = jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
@@ -194,7 +209,7 @@ class Samples:
     """Paired rows as they are.
 
     Attributes:
-        views: shapes ``(n, d_m)``.
+        views: shapes ``(n, d_m)``; NumPy arrays where they are only passed on.
         weights: shape ``(n,)``, or None where all are 1.
         coarsest: eps of the coarsest dtype that the data came in.
 
@@ -205,7 +220,7 @@ class Samples:
         Samples(samples=6, dims=(2, 2), dtype=float32)
     """
 
-    views: tuple[Float[Array, "... n _"], ...]
+    views: tuple[Float[Any, "... n _"], ...]
     weights: Float[Array, "... n"] | None
     coarsest: Float[Array, "..."]
 
@@ -245,6 +260,9 @@ class Samples:
             )
         views = tuple(jnp.concatenate(pair) for pair in zip(self.views, other.views, strict=True))
         return Samples(views, weights, jnp.maximum(self.coarsest, other.coarsest))
+
+    def _count(self, center: bool) -> int:
+        return self.samples - (center and self.samples <= sum(self.dims))
 
     def _rows(self, center: bool) -> Rows:
         n, d = self.samples, sum(self.dims)
@@ -409,16 +427,34 @@ def _all_finite(data: Samples, state: Statistic) -> Array:
 def _check(finite: Array, views: tuple[Array, ...], seen: Statistic | None = None) -> None:
     """Name the row that is not finite, counted over all that was seen; traced values pass."""
     if not _checks.is_traced(finite) and not finite:
-        first = 0 if seen is None else seen.samples
-        for m, x in enumerate(views):
-            _checks.finite(x, f"x{m + 1}", first=first)
+        _look(views, 0 if seen is None else seen.samples)
+
+
+def _look(views: tuple[Array, ...], first: int = 0) -> None:
+    for m, x in enumerate(views):
+        _checks.finite(x, f"x{m + 1}", first=first)
+
+
+def check_finite(state: Statistic) -> None:
+    """Refuse rows with NaN or infinity, naming the first; traced ones and moments pass.
+
+    Raises:
+        ValueError: if there are any.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax import statistics
+        >>> x = np.ones((3, 2), np.float32)
+        >>> statistics.check_finite(statistics.as_statistic((x, x), look=False))
+    """
+    _look(getattr(state, "views", ()))
 
 
 _merge = jax.jit(lambda a, b: a._with(b))
 
 
-def _samples(views: Any, weights: Any, *, look: bool) -> Samples:
-    arrays, coarsest = _checks.views(views, look=look)
+def _samples(views: Any, weights: Any, *, look: bool, host: bool = False) -> Samples:
+    arrays, coarsest = _checks.views(views, look=look, host=host)
     if weights is not None:
         weights = _checks.array(weights, "weights", ndim=1, shape="(n,)").astype(arrays[0].dtype)
         _checks.paired(weights, arrays[0], "weights", "x1")
@@ -622,7 +658,12 @@ def merge(a: Statistic, b: Statistic) -> Statistic:
 
 
 def as_statistic(
-    data: Any, *, weights: Any = None, center: bool = False, views: int | None = None
+    data: Any,
+    *,
+    weights: Any = None,
+    center: bool = False,
+    views: int | None = None,
+    look: bool = True,
 ) -> Statistic:
     """Return ``data`` itself if it is a statistic, and the ``Samples`` of views otherwise.
 
@@ -631,6 +672,8 @@ def as_statistic(
         weights: shape ``(n,)``, for views only, as in ``from_views``.
         center: whether the means are to be removed, which takes two samples.
         views: how many there must be, if it matters.
+        look: for values that are not finite. Without it the caller does, and NumPy arrays stay
+            where they are.
 
     Raises:
         TypeError: if it is neither.
@@ -646,7 +689,7 @@ def as_statistic(
     given = isinstance(data, Statistic)
     if given and weights is not None:
         raise ValueError("weights must be None with a statistic, which has its own, got weights.")
-    state = data if given else _samples(data, weights, look=True)
+    state = data if given else _samples(data, weights, look=look, host=not look)
     if views is not None and len(state.dims) != views:
         raise ValueError(f"data must have {views} views, got {len(state.dims)} of them.")
     least = 2 if center else 1
@@ -792,33 +835,15 @@ def rows(state: Statistic, *, center: bool) -> Rows:
     return state._rows(center)
 
 
-def products(state: Statistic, *, center: bool) -> Float[Array, "d d"] | None:
-    """All products ``B_i' B_j`` of a statistic's rows, by the host's BLAS, where that is faster.
-
-    BLAS takes half the time for a symmetric product, which XLA on a CPU does not know of. None if
-    the state is traced, on another device, or has no more rows than features: then it is left to
-    whoever asks.
-
-    Args:
-        state: a statistic.
-        center: whether the means are removed.
+def count_rows(state: Statistic, *, center: bool) -> int:
+    """Return how many ``rows`` there are.
 
     Example:
-        >>> import numpy as np
         >>> from perfalign_jax import statistics
-        >>> x = np.arange(12, dtype=np.float32).reshape(6, 2)
-        >>> state = statistics.from_views((x, x), kind="samples")
-        >>> bool((statistics.products(state, center=False)[:2, :2] == x.T @ x).all())
-        True
+        >>> statistics.count_rows(statistics.init((3, 2)), center=True)
+        5
     """
-    if not isinstance(state, Samples) or _checks.is_traced(state):
-        return None
-    local = all(d.platform == "cpu" for x in state.views for d in x.devices())
-    if not local or state.samples <= sum(state.dims) or jnp.ndim(state.coarsest):
-        return None
-    views = [np.asarray(x) for x in state.views]
-    weights = None if state.weights is None else np.asarray(state.weights)
-    return jnp.asarray(multiply_on_host(views, weights, center=center))
+    return state._count(center)
 
 
 def _check_any(data: Samples) -> None:

@@ -105,10 +105,7 @@ def survey(
     # As many blocks for each part, but for a short one at the end.
     reader.step = reader.n // (count * -(-reader.n // (count * step)))
     own = None if weights is None else _read_weights(weights, reader)
-    made_of: dict[str, Any] = {
-        f"file {m}": [f.path.name, f.name, f.path.stat().st_size, f.path.stat().st_mtime_ns]
-        for m, f in enumerate(reader.files)
-    }
+    made_of: dict[str, Any] = {f"file {m}": f.stamp for m, f in enumerate(reader.files)}
     made_of |= {"rows of a block": reader.step}
     made_of |= {"weights": None if own is None else _digest(own)}
     one = _Pass(reader.dims, reader.dtype, kind, count, made_of, checkpoint)

@@ -9,7 +9,7 @@ import scipy.linalg
 from sklearn.cross_decomposition import CCA, PLSSVD
 from sklearn.linear_model import LinearRegression, Ridge
 
-from perfalign_jax import baselines, solver, statistics
+from perfalign_jax import _host, baselines, solver, statistics
 
 # Canonical correlations are those of centred views.
 cca, ridge_cca, linear_contrastive = (
@@ -525,3 +525,25 @@ def test_views_without_anything_give_finite_maps(name, rng):
         for center in (False, True):
             alignment = METHODS[name](views, center=center)
             assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(alignment))
+
+
+@pytest.mark.parametrize("center", [False, True])
+def test_cca_by_moments_is_that_of_a_factor_where_they_are_well_conditioned(center, rng, x64):
+    """Directions of 1 to 1e-3: a ridge makes moments good enough, without it they are refused."""
+    z = rng.normal(size=(150, 3))
+    sizes = np.logspace(0, -3, 4)
+    views = [
+        2 + (z @ rng.normal(size=(3, 4)) + rng.normal(size=(150, 4))) * sizes for _ in range(2)
+    ]
+    tall = _host.Tall.of(statistics.as_statistic(views), center=center)
+    options = {"k": 3, "center": center, "method": "ridge_cca"}
+    assert baselines._cca_of_moments(tall, 0.0, **options) is None
+    assert baselines._cca_of_moments(tall, 0.01, **options) is not None
+    for ridge in (0.0, 0.01):
+        found = baselines.ridge_cca(views, k=3, ridge=ridge, center=center)
+        expected = baselines.ridge_cca(
+            statistics.from_views(views), k=3, ridge=ridge, center=center
+        )
+        # Moments of condition 100 with the ridge, or a factor of 1e3.
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11 * np.abs(b).max())

@@ -1,5 +1,7 @@
 """The command line on files that it has never seen, good and bad."""
 
+import argparse
+import io
 import json
 import os
 import subprocess
@@ -10,10 +12,12 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from _kit import reproduce
+from _kit import manual, reproduce
 
 import perfalign_jax as pa
-from perfalign_jax import arrays, cli, metrics
+from perfalign_jax import _console, arrays, cli, metrics, page
+from perfalign_jax.cli import _files, _making, _searching
+from perfalign_jax.cli._parser import make_parser
 
 
 @pytest.fixture
@@ -162,7 +166,7 @@ def test_align_more_views_in_sides_with_groups(files, capsys, rng, x64):
 
 
 def test_align_from_moments_where_the_rows_do_not_fit(files, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_MOST_ROWS", 10)
+    monkeypatch.setattr(_making, "_MOST_ROWS", 10)
     monkeypatch.setattr(arrays, "_BLOCK", 1)
     monkeypatch.setattr(arrays.RowReader, "in_blocks", True, raising=False)
     reader = arrays.RowReader.__init__
@@ -176,6 +180,190 @@ def test_align_from_moments_where_the_rows_do_not_fit(files, capsys, monkeypatch
     assert status == 0
     assert "from their moments alone" in err
     assert "moments alone" in out
+
+
+def test_shards_stdin_and_patterns_are_the_whole_file(aligned, capsys, monkeypatch, tmp_path):
+    x1, x2 = np.load("x1.npy"), np.load("x2.npy")
+    for name, x in (("a", x1), ("b", x2)):
+        for part, rows in ((1, x[:7]), (2, x[7:50]), (10, x[50:])):
+            np.save(f"{name}-{part}.npy", rows)
+    run(capsys, "transform", "a.safetensors", "x1.npy", "--view", 0, "--out", "whole.npy")
+    whole = np.load("whole.npy")
+    monkeypatch.setattr(arrays, "_BLOCK", 1)  # rows of several shards in a block, and of one
+    status, _, err = run(capsys, "transform", "a.safetensors", "a-*.npy", "--view", 0)
+    assert (status, err) == (0, "")
+    np.testing.assert_allclose(np.load("latents.npy"), whole, atol=1e-5)
+    monkeypatch.setattr("sys.stdin", io.StringIO("a-1.npy\n\na-2.npy\na-10.npy\n"))
+    status, _, err = run(capsys, "transform", "a.safetensors", "-", "--view", 0)
+    assert (status, err) == (0, "")
+    np.testing.assert_allclose(np.load("latents.npy"), whole, atol=1e-5)
+    scores = [
+        json.loads(run(capsys, "score", "a.safetensors", *files, "--json")[1])["cmae"]
+        for files in (("x1.npy", "x2.npy"), ("a-*.npy", "b-*.npy"))
+    ]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+    np.save("a-3.npy", x1[:, :2])
+    for arguments, words in (
+        (("a-*.npy", "--view", 0), "all shards of a-*.npy must have rows of one shape"),
+        (("c-*.npy", "--view", 0), "no file matches c-*.npy"),
+        (("-", "--view", 0), "paths of one view's files from stdin, one a line, and got none"),
+        (("a-1.npy", "a-2.npy", "--view", 0), "Put a pattern of shards in quotes"),
+        (("b-*.npy", "--view", 1, "--out", "b-2.npy"), "would overwrite an input"),
+    ):
+        status, _, err = run(capsys, "transform", "a.safetensors", *arguments)
+        assert (status, err.count("\n")) == (2, 1)
+        assert words in err
+
+
+STEP = property(lambda _: 24, lambda *_: None)  # rows of every block
+
+
+def test_search_in_blocks_finds_what_it_finds_in_memory(aligned, capsys, monkeypatch):
+    alignment = pa.load("a.safetensors")
+    x1, x2 = np.load("x1.npy"), np.load("x2.npy")
+    whole = pa.search(alignment, x1, x2, top=4)
+    monkeypatch.setattr(arrays, "_BLOCK", 1)
+    monkeypatch.setattr(_files, "_LONGEST", 1)
+    monkeypatch.setattr(_searching, "_HELD", 1)
+    monkeypatch.setattr(arrays.RowReader, "step", STEP, raising=False)
+    status, _, err = run(capsys, "search", "a.safetensors", "x1.npy", "x2.npy", "--top", 4)
+    assert (status, err) == (0, "")
+    hits = np.load("hits.npz")
+    assert hits["log_odds"].dtype == np.float32
+    # Blocks are products of other shapes: rounding of float32.
+    np.testing.assert_allclose(hits["log_odds"], whole.log_odds, atol=1e-3)
+    np.testing.assert_allclose(hits["probability"], whole.probability, atol=1e-4)
+    assert (hits["indices"] == np.asarray(whole.indices)).mean() > 0.98
+    assert not list(Path().glob(".hits*"))
+
+
+def test_several_views_make_a_side(files, capsys, rng, x64):
+    np.save("x3.npy", files[0][:, :5] + rng.normal(size=(60, 5)) / 5)
+    three = "align x1.npy x2.npy x3.npy --sides 0,1/2 --out a.safetensors"
+    run(capsys, *f"{three} --lift none --ridge 0.1 -k 4".split())
+    alignment = pa.load("a.safetensors")
+    first = {0: files[0], 1: files[1]}
+    x3 = np.load("x3.npy")
+    both = ("a.safetensors", "x1.npy,x2.npy", "x3.npy")
+    status, _, err = run(capsys, "pairs", *both, "--json")
+    assert (status, err) == (0, "")
+    expected = pa.log_odds(alignment, first, {2: x3}, source=None, target=None)
+    np.testing.assert_allclose(np.load("pairs.npy"), expected, atol=1e-9)
+    status, out, _ = run(capsys, "score", *both, "--json")
+    assert json.loads(out)["recall_at_1_view_0_and_1_to_2"] > 0.5
+    run(capsys, "transform", "a.safetensors", "x1.npy,x2.npy", "--view", "0,1")
+    np.testing.assert_allclose(np.load("latents.npy"), pa.encode(alignment, first), atol=1e-9)
+    run(capsys, "predict", "a.safetensors", "x1.npy,x2.npy")
+    np.testing.assert_allclose(
+        np.load("predicted.npy"), pa.predict(alignment, first, target=2), atol=1e-9
+    )
+    status, out, _ = run(capsys, "diagnose", "a.safetensors")
+    assert status == 0
+    assert "sides=((0, 1), (2,))" in out
+    assert "reliability of side 1's axes" in out
+    status, out, _ = run(capsys, "diagnose", "a.safetensors", "x1.npy", "x2.npy", "--json")
+    facts = json.loads(out)
+    assert facts["alignment"]["sides"] == [[0, 1], [2]]
+    assert facts["ranks"] == [8, 8]
+    for command, words in (
+        ("pairs a.safetensors x1.npy x3.npy", "--source 0,1 needs 2 files with commas between"),
+        ("transform a.safetensors x1.npy --view 0,x", "--view must be an integer, got '0,x'"),
+        ("predict a.safetensors x1.npy --target 0,1 --source 2", "must be one view to predict"),
+        ("diagnose x1.npy", "diagnose needs two or more views, got 1"),
+    ):
+        status, _, err = run(capsys, *command.split())
+        assert status == 2
+        assert words in err
+
+
+def test_align_writes_a_page(aligned, capsys):
+    two = ("align", "x1.npy", "x2.npy", "--lift", "none", "--report")
+    status, out, _ = run(capsys, *two, "page.html")
+    assert status == 0
+    assert "page written to page.html" in out
+    assert "those the alignment was fitted to" in Path("page.html").read_text()
+    status, _, err = run(capsys, *two, "page.pdf")
+    assert status == 2
+    assert "--report must end in .html" in err
+
+
+def test_the_page_shows_rows_that_have_all_views_or_some_of_very_many(
+    aligned, monkeypatch, tmp_path
+):
+    alignment, rows = pa.load("a.safetensors"), arrays.RowReader("x1.npy", "x2.npy")
+    seen = []
+    monkeypatch.setattr(page, "write_page", lambda *given, **options: seen.append((given, options)))
+    options = argparse.Namespace(out=Path("a.safetensors"), report=Path("p.html"), seed=0)
+    x1, x2 = rows.whole()
+    x1[::7] = np.nan
+    for mask in ("nan", ~np.isnan(np.stack([x1[:, 0], x2[:, 0]], axis=1))):
+        _making._write_report(options, alignment, rows, (x1, x2), mask)
+    monkeypatch.setattr(_making, "_MOST_ROWS", 10)
+    monkeypatch.setattr(_making, "_RUN", 5)
+    _making._write_report(options, alignment, rows, [], None)
+    names = [options["names"] for _, options in seen]
+    for some in names[:2]:
+        np.testing.assert_array_equal(some, [i for i in range(60) if i % 7])
+    assert names[2].shape == (100,)
+    np.testing.assert_array_equal(seen[2][0][1][0], np.load("x1.npy")[names[2]])
+
+
+def test_version_completion_and_examples(capsys):
+    for arguments, words in (
+        (["--version"], f"perfalign {pa.__version__} (JAX {jax.__version__}"),
+        (["--print-completion", "bash"], "_shtab_perfalign"),
+        (["--print-completion", "zsh"], "#compdef perfalign"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        assert stop.value.code == 0
+        assert words in capsys.readouterr().out
+    actions = make_parser()._actions
+    (commands,) = (a for a in actions if isinstance(a, argparse._SubParsersAction))
+    for name, command in commands.choices.items():
+        shown = command.format_help()
+        example = shown.split("examples:\n")[1].splitlines()
+        assert all(line.startswith(f"  perfalign {name} ") for line in example)
+        assert "--json" in shown
+        for line in example:  # an example is one that parses
+            words = line.split("#")[0].split("<")[0].replace("'", "").split()[1:]
+            assert make_parser().parse_args(words).run.__name__ == name
+
+
+def test_the_manual_is_that_of_the_commands():
+    assert manual.make_page() == manual.PAGE.read_text(), "run: make manual"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        ("diagnose x1.npi x2.npy", "Is it x1.npy?"),
+        ("aline x1.npy x2.npy", "Did you mean align?"),
+        ("pairs f.safetensors x1.npy x2.npy", "Make one with perfalign align."),
+        ("score views.safetensors x1.npy x2.npy", "Write one with perfalign align or fit."),
+        ("diagnose x1.npy constant.npy", "Leave it out, or look at how it was made."),
+        ("transform f.safetensors x1.npy --view 1", "Is it another view?"),
+    ],
+)
+def test_errors_say_what_to_do(files, capsys, arguments, advice):
+    run(capsys, "fit", "x1.npy", "x2.npy", "-k", 2, "--out", "f.safetensors")
+    np.save("constant.npy", np.ones((60, 3)))
+    status, _, err = run(capsys, *arguments.split())
+    assert (status, err.count("\n")) == (2, 1)
+    assert advice in err
+
+
+def test_progress_is_for_terminals_only(capsys, monkeypatch):
+    def show():
+        with _console.counting("searching", 4) as step, _console.waiting("x"):
+            step()
+        return capsys.readouterr()
+
+    assert show() == ("", "")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with _console.counting("searching", 4) as step:
+        step()
+    assert "searching" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -603,6 +791,13 @@ class TestReproduce:
         assert "1 | 2" in page
         assert "1 \\| 2" in (scripts / "results/report.md").read_text()
         assert "Not run" not in page
+
+    def test_json_goes_to_stdout_and_progress_to_stderr(self, scripts, capsys):
+        (scripts / "broken").touch()
+        status, out, err = run(capsys, "reproduce", "--out", "results", "--json")
+        assert status == 1
+        assert json.loads(out)["failed"] == ["second"]
+        assert "[1/2] first: one" in err
 
     def test_changed_code_and_changed_size_run_again(self, scripts, capsys):
         run(capsys, "reproduce", "--out", "results", "--only", "first")

@@ -34,10 +34,11 @@ CALLS = {
     "statistics.from_views": "pa.statistics.from_views(views)",
     "statistics.update": "pa.statistics.update(pa.statistics.init((4, 4)), views)",
     "statistics.as_statistic": "pa.statistics.as_statistic(views)",
+    "statistics.count_rows": "pa.statistics.count_rows(samples, center=True)",
+    "statistics.check_finite": "pa.statistics.check_finite(samples)",
     "statistics.as_parts": "pa.statistics.as_parts(views)",
     "statistics.rows": "pa.statistics.rows(statistic, center=True)",
     "statistics.merge": "pa.statistics.merge(statistic, statistic)",
-    "statistics.products": "[pa.statistics.products(samples, center=c) for c in (False, True)]",
     "statistics.take_apart": "pa.statistics.take_apart(statistic)[1]",
     "statistics.put_together": "pa.statistics.put_together(*pa.statistics.take_apart(statistic))",
     "statistics.from_moments": (

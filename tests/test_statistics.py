@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import perfalign_jax as pa
-from perfalign_jax import _numerics, statistics
+from perfalign_jax import statistics
 
 KINDS = ("factor", "gram")
 ALL_KINDS = ("samples", *KINDS)
@@ -273,23 +273,3 @@ def test_dtypes_do_not_mix_silently(x64, rng):
         statistics.merge(state, statistics.from_views((x1.astype(float), x2.astype(float))))
     with pytest.warns(pa.PrecisionWarning, match=r"x1 has dtype float32 and x2 float64"):
         assert statistics.from_views((x1, x2.astype(float))).dtype == jnp.float64
-
-
-@pytest.mark.parametrize("center", [False, True])
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_products_by_the_host_are_those_of_the_rows(center, weighted, dtype, rng, x64, monkeypatch):
-    monkeypatch.setattr(_numerics, "_BLOCK", 1000)
-    views = [(5 + rng.normal(size=(300, d))).astype(dtype) for d in (4, 3)]
-    weights = rng.uniform(0, 2, 300).astype(dtype) if weighted else None
-    state = statistics.as_statistic(views, weights=weights)
-    found = np.asarray(statistics.products(state, center=center), np.float64)
-    x = np.concatenate(views, axis=1).astype(np.float64)
-    w = np.ones(300) if weights is None else weights.astype(np.float64)
-    x -= (w @ x / w.sum()) * center
-    # A sum of n products is off by n eps times the sum of their sizes, about 30 each.
-    atol = 300 * np.finfo(dtype).eps * 300 * 30
-    np.testing.assert_allclose(found, x.T @ (w[:, None] * x), rtol=0, atol=atol)
-    short = statistics.as_statistic([x[:7] for x in views])
-    assert statistics.products(short, center=center) is None
-    assert statistics.products(statistics.from_views(views), center=center) is None

@@ -111,8 +111,8 @@ def test_auto_is_accurate_where_gram_alone_is_not(dtype, rng):
 def test_gram_path_is_taken_on_good_data_and_corrected(x64, rng):
     x1, x2, v, _ = planted(rng, 400, 4, 50.0, np.float64)
     blocks = (jnp.asarray(x1), jnp.asarray(x2))
-    columns, values, good = jax.jit(_subspace._trailing_by_gram, static_argnums=2)(
-        blocks, _subspace.moments(blocks), 4, jnp.asarray(400)
+    columns, values, good = jax.jit(_subspace._by_gram_or_qr, static_argnums=3)(
+        blocks, _subspace.moments(blocks), jnp.asarray(400), 4
     )
     assert bool(good)
     error = np.linalg.norm(columns @ columns.T - v[:, D - 4 :] @ v[:, D - 4 :].T, 2)
@@ -268,3 +268,19 @@ def test_methods_that_do_not_fit_say_so(rng):
     wide = tuple(rng.normal(size=(4, 9)).astype(np.float32) for _ in range(2))
     with pytest.raises(ValueError, match=r"offers at most 8 directions for 4 rows, got k=9"):
         pa.fit(wide, k=9, select="energy", method="dual")
+
+
+def test_under_vmap_the_members_that_a_gram_matrix_serves_badly_are_mended(x64, rng):
+    """Also where only one of three needs a QR; each is what it is alone."""
+    members = [planted(rng, 60, 4, condition, np.float64)[:2] for condition in (10.0, 1e10, 50.0)]
+    x1, x2 = (jnp.stack(views) for views in zip(*members, strict=True))
+
+    def fit(a, b):
+        alignment = pa.fit((a, b), k=4)
+        return alignment.singular_values, jnp.concatenate(alignment.projections, axis=1)
+
+    for values, projections, (a, b) in zip(*jax.jit(jax.vmap(fit))(x1, x2), members, strict=True):
+        assert float(values.max()) < 1e-14
+        x = np.hstack([a, -b])
+        assert np.linalg.norm(x @ projections.T) < 1e-13
+        np.testing.assert_allclose(projections @ projections.T, np.eye(4), atol=1e-13)

@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator
 
-from perfalign_jax import plotting as looks
+from perfalign_jax.plotting import _looks as looks
 
 Table = Mapping[str, Mapping[str, Any]]  # by quantity and method
 
@@ -19,10 +19,10 @@ def plot_data_model(
     latents: Any, views: tuple[Any, Any], labels: Any, *, names: Sequence[str] | None = None
 ) -> Figure:
     """Draw the true latents and the views made of them, two columns of each (paper Fig. 1)."""
-    points, classes = looks._checked((latents, *views), labels, ("latents", "x1", "x2"))
-    figure, panels = looks._grid(3, 3, row=3.1)
+    points, classes = looks.check_points((latents, *views), labels, ("latents", "x1", "x2"))
+    figure, panels = looks.make_panels(3, 3, row=3.1)
     _draw_model(panels, points, classes)
-    looks._legend_below(figure, looks._class_handles(classes, names))
+    looks.put_legend(figure, looks.name_classes(classes, names))
     return figure
 
 
@@ -41,18 +41,18 @@ def plot_boundary(
     A line ``(w, b)`` is ``w . z + b = 0``; estimated ones are found in each modality's latents.
     """
     arrays, described = (latents, *views, *estimates), ("latents", "x1", "x2", "z1", "z2")
-    points, classes = looks._checked(arrays, labels, described)
-    figure, panels = looks._grid(4, 2, row=3.2)
+    points, classes = looks.check_points(arrays, labels, described)
+    figure, panels = looks.make_panels(4, 2, row=3.2)
     _draw_model(panels[:3], points[:3], classes)
     _draw_line(panels[0], *line, style="-")
-    looks._scatter_views(panels[3], points[3:], classes)
+    looks.scatter_views(panels[3], points[3:], classes)
     for (weights, offset), style in zip(estimated_lines, ("-", "--"), strict=False):
         _draw_line(panels[3], weights, offset, style=style)
     panels[3].set_title("Estimated latent space")
     panels[3].set(xlabel="coordinate 1 (latent units)", ylabel="coordinate 2 (latent units)")
-    handles = [*looks._class_handles(classes, names), *looks._modality_handles()]
+    handles = [*looks.name_classes(classes, names), *looks.name_modalities()]
     handles.append(Line2D([], [], color="black", label="boundary"))
-    looks._legend_below(figure, handles)
+    looks.put_legend(figure, handles)
     return figure
 
 
@@ -65,7 +65,7 @@ def plot_errors(errors: Table, *, paper: Table | None = None) -> Figure:
     if not errors or not all(errors.values()):
         raise ValueError("errors must hold at least one quantity with at least one method.")
     tallest = max(len(by_method) for by_method in errors.values())
-    figure, panels = looks._grid(len(errors), 2, row=0.85 + 0.36 * tallest, add=0.5)
+    figure, panels = looks.make_panels(len(errors), 2, row=0.85 + 0.36 * tallest, add=0.5)
     for axes, (quantity, by_method) in zip(panels, errors.items(), strict=True):
         values = {}
         for method, draws in by_method.items():
@@ -83,7 +83,7 @@ def plot_errors(errors: Table, *, paper: Table | None = None) -> Figure:
     ]
     if any(paper.get(quantity) for quantity in errors):
         handles.append(Line2D([], [], ls="", label="the paper's number", **_PAPER))
-    looks._legend_below(figure, handles)
+    looks.put_legend(figure, handles)
     return figure
 
 
@@ -111,9 +111,9 @@ def plot_pairs(
     """
     if not pictures:
         raise ValueError("pictures must hold at least one panel, got none.")
-    figure, panels = looks._grid(len(pictures), 2, row=3.5, add=0.6)
+    figure, panels = looks.make_panels(len(pictures), 2, row=3.5, add=0.6)
     every = np.unique(np.concatenate([np.asarray(p[2]) for p in pictures.values()]))
-    palette = looks._palette(len(every))
+    palette = looks.list_colors(len(every))
     for axes, (title, (first, second, labels)) in zip(panels, pictures.items(), strict=True):
         a, b, classes = (np.asarray(part) for part in (first, second, labels))
         if a.shape != b.shape or a.ndim != 2 or a.shape[1] != 2 or classes.shape != a.shape[:1]:
@@ -132,17 +132,17 @@ def plot_pairs(
         axes.set_title(heading, fontsize=9)
         axes.set(xticks=[], yticks=[])
         axes.set_aspect("equal", adjustable="datalim")
-    handles = [looks._dot(c, "s", f"class {one}") for c, one in zip(palette, every, strict=True)]
+    handles = [looks.dot(c, "s", f"class {one}") for c, one in zip(palette, every, strict=True)]
     handles += [
         Line2D([], [], color=looks.GREY, marker=marker, mfc="none", ls="", ms=5, label=name)
         for marker, name in zip("ox", names, strict=True)
     ]
-    looks._legend_below(figure, handles)
+    looks.put_legend(figure, handles)
     return figure
 
 
 def _draw_model(panels: Any, points: Sequence[np.ndarray], classes: np.ndarray) -> None:
-    colors = looks._class_colors(classes)
+    colors = looks.color_classes(classes)
     texts = (
         ("True latent space", "coordinate {} (latent units)"),
         ("Modality 1", "feature {} (data units)"),
@@ -151,7 +151,7 @@ def _draw_model(panels: Any, points: Sequence[np.ndarray], classes: np.ndarray) 
     for axes, xy, (title, label) in zip(panels, points, texts, strict=True):
         axes.scatter(xy[:, 0], xy[:, 1], s=5, c=colors, alpha=0.6, linewidths=0)
         axes.set(title=title, xlabel=label.format(1), ylabel=label.format(2))
-        looks._tidy(axes)
+        looks.tidy(axes)
 
 
 def _draw_line(axes: Axes, weights: Any, offset: float, *, style: str) -> None:
@@ -169,7 +169,7 @@ def _draw_distributions(
     everything = np.concatenate([*values.values(), np.asarray(list(paper.values()), np.float64)])
     places = np.arange(len(values))[::-1]
     spread = np.random.default_rng(0)
-    colors = looks._palette(len(values))
+    colors = looks.list_colors(len(values))
     for place, color, (method, draws) in zip(places, colors, values.items(), strict=True):
         height = place + spread.uniform(-0.26, 0.26, size=draws.size)
         axes.plot(draws, height, "o", ms=2.5, color=color, alpha=0.35, mew=0)
@@ -187,4 +187,4 @@ def _draw_distributions(
         axes.set_xlim(left=min(0.0, float(everything.min())))
     axes.set_yticks(places, list(values))
     axes.set_ylim(-0.6, len(values) - 0.4)
-    looks._tidy(axes)
+    looks.tidy(axes)

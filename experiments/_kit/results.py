@@ -12,12 +12,13 @@ from _kit.report import as_markdown, load_result
 from _kit.reproduce import EXPERIMENTS
 from perfalign_jax.serialization import write_whole
 
+NAMES = (*EXPERIMENTS, "benchmark_fit", "benchmark_peers")
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 
 
 def make_page(folder: Path) -> str:
     """Return the page of a folder's result files, in the order of the report."""
-    files = [folder / f"{name}.json" for name in EXPERIMENTS]
+    files = [folder / f"{name}.json" for name in NAMES]
     results = [load_result(file) for file in files if file.is_file()]
     return as_markdown("Results", ["Written by `make results`; intervals are of 95 %."], results)
 
@@ -29,7 +30,7 @@ def take(source: Path, folder: Path) -> list[str]:
         ValueError: if a file comes from a quick run.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    files = [source / f"{name}.json" for name in EXPERIMENTS if (source / f"{name}.json").is_file()]
+    files = [source / f"{name}.json" for name in NAMES if (source / f"{name}.json").is_file()]
     for file in files:
         result = load_result(file)
         if result["config"].get("scale") == "quick":

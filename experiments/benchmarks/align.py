@@ -13,15 +13,13 @@ compiled programs, medians of the repeats, beside the first call with its compil
 
 import dataclasses
 import json
-import resource
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _harness
 import numpy as np
 import tyro
 from rich.console import Console
@@ -163,17 +161,15 @@ SLOW = ("landmarks given", "landmarks", "search")  # once: minutes each, compila
 
 
 def run_task(name: str, repeats: int) -> dict[str, Any]:
-    import jax
     from _kit.report import provenance
 
-    run, times = TASKS[name][0](), []
-    for _ in range(1 if name in SLOW else repeats + 1):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        times.append(time.perf_counter() - start)
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kB on Linux
-    device = provenance()["device"]
-    return {"first": times[0], "warm": times[1:], "peak MB": memory, "device": device}
+    found, _ = _harness.measure(TASKS[name][0](), repeats=0 if name in SLOW else repeats)
+    return {
+        "first": found["first"],
+        "warm": found["seconds"] if found["warm"] else [],
+        "peak MB": _harness.memory(),
+        "device": provenance()["device"],
+    }
 
 
 def main(settings: Settings) -> None:
@@ -186,18 +182,14 @@ def main(settings: Settings) -> None:
     found = {}
     table = Table("task", "first call (s)", "compiled (s)", "peak (MB)")
     for name in settings.only or TASKS:
-        command = [sys.executable, __file__, "--task", name, "--repeats", str(settings.repeats)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        one = found[name] = json.loads(done.stdout.splitlines()[-1])
+        options = ("--task", name, "--repeats", str(settings.repeats))
+        one = found[name] = _harness.run_apart(__file__, *options)
         warm = f"{statistics.median(one['warm']):.2f}" if one["warm"] else ""
         table.add_row(TASKS[name][1], f"{one['first']:.2f}", warm, f"{one['peak MB']:,.0f}")
     Console().print(table)
     device = next(iter(found.values()))["device"]
-    name = "".join(c if c.isalnum() else "_" for c in device.lower()).strip("_")
-    out = settings.out or Path(__file__).parent / "results" / f"align_{name}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({"tasks": {n: TASKS[n][1] for n in found}, **found}, indent=1) + "\n")
-    print(f"numbers: {out}")
+    content = {"tasks": {n: TASKS[n][1] for n in found}, **found}
+    print(f"numbers: {_harness.keep('align', content, device, settings.out)}")
 
 
 if __name__ == "__main__":

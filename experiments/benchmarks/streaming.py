@@ -12,13 +12,13 @@ part of the rows, in memory and without a mean to remove, and its time is scaled
 import dataclasses
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import _harness
 import numpy as np
 import tyro
 from rich.console import Console
@@ -69,13 +69,8 @@ def run_task(name: str, folder: Path, rows: int) -> dict[str, Any]:
     if name.startswith("product"):
         parts = [np.load(path, mmap_mode="r")[:PART] for path in paths]
         x = np.concatenate(parts, axis=1).astype(name.split()[1])
-        x[:1000].T @ x[:1000]
-        times = []
-        for _ in range(3):
-            start = time.perf_counter()
-            x.T @ x
-            times.append((time.perf_counter() - start) * rows / len(x))
-        seconds = float(np.median(times))
+        found, _ = _harness.measure(lambda: x.T @ x, repeats=3)
+        seconds = _harness.median(found) * rows / len(x)
     else:
         import jax
 
@@ -85,10 +80,7 @@ def run_task(name: str, folder: Path, rows: int) -> dict[str, Any]:
         kind: Any = name
         jax.block_until_ready(pa.streaming.from_files(paths, kind=kind).means)
         seconds = time.perf_counter() - start
-    # Not ru_maxrss, which a process inherits from the one that wrote the files.
-    status = Path("/proc/self/status").read_text()
-    memory = int(status.split("VmHWM:")[1].split()[0]) / 1024
-    return {"seconds": seconds, "rows per second": rows / seconds, "peak MB": memory}
+    return {"seconds": seconds, "rows per second": rows / seconds, "peak MB": _harness.memory()}
 
 
 def main(settings: Settings) -> None:
@@ -102,10 +94,8 @@ def main(settings: Settings) -> None:
     try:
         write_files(folder, settings.rows)
         for name, text in TASKS.items():
-            command = [sys.executable, __file__, "--task", name, "--folder", str(folder)]
-            command += ["--rows", str(settings.rows)]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            one = found[name] = json.loads(done.stdout.splitlines()[-1])
+            options = ("--task", name, "--folder", str(folder), "--rows", str(settings.rows))
+            one = found[name] = _harness.run_apart(__file__, *options)
             peer = {"gram": "product float32", "factor": "product float64"}.get(name)
             if peer:
                 one["share of rate"] = one["rows per second"] / found[peer]["rows per second"]
@@ -118,12 +108,8 @@ def main(settings: Settings) -> None:
     from _kit.report import provenance  # with JAX, which no process that is measured shares
 
     device = provenance()["device"]
-    slug = "".join(c if c.isalnum() else "_" for c in device.lower()).strip("_")
-    out = settings.out or Path(__file__).parent / "results" / f"streaming_{slug}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
     content = {"device": device, "rows": settings.rows, "features": [D, D], "tasks": found}
-    out.write_text(json.dumps(content, indent=1) + "\n")
-    print(out)
+    print(_harness.keep("streaming", content, device, settings.out))
 
 
 if __name__ == "__main__":

@@ -13,14 +13,13 @@ which is its fastest. Both are in float64 and run alone, one after the other.
 
 import dataclasses
 import json
-import resource
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import _harness
 import numpy as np
 import tyro
 from rich.console import Console
@@ -99,7 +98,7 @@ def run_numpy(settings: Settings) -> dict[str, object]:
             times.append(time.perf_counter() - start)
             base = np.median(cells["n", BASE["n"], 1.0], axis=0)
             medians = {"train_cmae": float(base[1]), "held_out_cmae": float(base[4])}
-    return {"warm": times, "memory": peak(), "check": medians, "cells": len(cells)}
+    return {"warm": times, "memory": _harness.memory(), "check": medians, "cells": len(cells)}
 
 
 def run_package(settings: Settings) -> dict[str, object]:
@@ -111,7 +110,7 @@ def run_package(settings: Settings) -> dict[str, object]:
 
     from perfalign_jax import sweeps
 
-    before, times = peak(), []
+    before, times = _harness.memory(), []
     how: dict[str, Any] = {"seeds": settings.seeds, "batch_size": settings.batch_size}
     for repeat in range(settings.repeats + 1):
         start = time.perf_counter()
@@ -125,17 +124,12 @@ def run_package(settings: Settings) -> dict[str, object]:
     return {
         "cold": times[0],
         "warm": times[1:],
-        "memory": peak(),
+        "memory": _harness.memory(),
         "memory before": before,
         "check": {name: float(np.median(results["n"].get(name, **at))) for name in checked},
         "device": report.provenance()["device"],
         "jax": jax.__version__,
     }
-
-
-def peak() -> float:
-    """Peak resident memory of this process in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def main(settings: Settings) -> None:
@@ -146,9 +140,7 @@ def main(settings: Settings) -> None:
     found = {}
     options = [f"--{name}={getattr(settings, name)}" for name in ("seeds", "repeats", "batch_size")]
     for side in ("numpy", "package"):  # each in a process of its own: memory, and no shared state
-        command = [sys.executable, __file__, f"--side={side}", *options]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found[side] = json.loads(done.stdout.splitlines()[-1])
+        found[side] = _harness.run_apart(__file__, f"--side={side}", *options)
     loop, ours = found["numpy"], found["package"]
     loop_time, warm = statistics.median(loop["warm"]), statistics.median(ours["warm"])
     title = f"Fig. 4, {settings.seeds} seeds, {loop['cells']} cells, on {ours['device']}"
@@ -160,12 +152,9 @@ def main(settings: Settings) -> None:
     check = (f"{run['check']['held_out_cmae']:.3f}" for run in (loop, ours))
     table.add_row("held-out CMAE at the base", *check, "")
     Console().print(table)
-    name = "".join(c if c.isalnum() else "_" for c in ours["device"].lower()).strip("_")
-    out = settings.out or Path(__file__).parent / "results" / f"sweeps_{name}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
     ratios = {"ratio warm": loop_time / warm, "ratio cold": loop_time / ours["cold"]}
-    out.write_text(json.dumps({"seeds": settings.seeds, **ratios, **found}, indent=1) + "\n")
-    print(f"numbers: {out}")
+    content = {"seeds": settings.seeds, **ratios, **found}
+    print(f"numbers: {_harness.keep('sweeps', content, ours['device'], settings.out)}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,110 @@
+"""Products with rows in memory by the host's BLAS, and fits that take them."""
+
+import jax
+import numpy as np
+import pytest
+
+import perfalign_jax as pa
+from perfalign_jax import _host, _subspace, statistics
+
+
+def draw(rng, dims, *, weighted, dtype="float64", n=300):
+    views = [(5 + rng.normal(size=(n, d))).astype(dtype) for d in dims]
+    return views, rng.uniform(0, 2, n).astype(dtype) if weighted else None
+
+
+def stacked(views, weights, center):
+    """X by its definition, in float64."""
+    w = np.ones(len(views[0])) if weights is None else weights.astype(np.float64)
+    exact = [x.astype(np.float64) for x in views]
+    exact = [np.sqrt(w)[:, None] * (x - (w @ x / w.sum()) * center) for x in exact]
+    c = _subspace.contrasts(len(views))
+    return exact, np.vstack([np.hstack([a * x for a, x in zip(row, exact)]) for row in c])  # noqa: B905
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(("dtype", "dims"), [("float32", (4, 3)), ("float64", (4, 3, 2))])
+def test_products_are_those_of_the_rows(center, weighted, dtype, dims, rng, x64, monkeypatch):
+    monkeypatch.setattr(_host, "_BLOCK", 1000)
+    views, weights = draw(rng, dims, weighted=weighted, dtype=dtype)
+    tall = _host.Tall.of(statistics.as_statistic(views, weights=weights), center=center)
+    exact, x = stacked(views, weights, center)
+    joined = np.hstack(exact)
+    # A sum of n products is off by n eps times the sum of their sizes, about 30 each.
+    atol = 300 * np.finfo(dtype).eps * 300 * 30
+    np.testing.assert_allclose(tall.second, joined.T @ joined, rtol=0, atol=atol)
+    columns = np.linalg.qr(rng.normal(size=(sum(dims), 2)))[0].astype(dtype)
+    np.testing.assert_allclose(tall.times_gram(columns), x.T @ (x @ columns), rtol=0, atol=9 * atol)
+    root = tall.root(columns)
+    image = x @ columns
+    np.testing.assert_allclose(root.T @ root, image.T @ image, rtol=0, atol=9 * atol)
+    rows = tall.rows()
+    other = statistics.rows(statistics.as_statistic(views, weights=weights), center=center)
+    for a, b in zip(rows.means, other.means, strict=True):
+        np.testing.assert_allclose(a, b, rtol=50 * np.finfo(dtype).eps)
+    assert float(rows.rounding) == pytest.approx(float(other.rounding), rel=1e-3)
+
+
+def test_what_has_no_rows_in_the_hosts_memory_has_none(rng, x64):
+    views, _ = draw(rng, (4, 3), weighted=False)
+    state = statistics.as_statistic(views)
+    assert _host.Tall.of(statistics.as_statistic([x[:7] for x in views]), center=False) is None
+    assert _host.Tall.of(statistics.from_views(views), center=False) is None
+
+    def traced(x):
+        held = statistics.Samples((x, x), None, x[0, 0])
+        assert _host.Tall.of(held, center=False) is None
+        return x
+
+    jax.make_jaxpr(traced)(state.views[0])
+
+
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_fits_by_the_host_are_those_of_the_svd(center, weighted, rng, x64):
+    """Three views with a shared part, singular values from 1 to 1e-3 and an exact null space."""
+    z = rng.normal(size=(200, 4)) * np.logspace(0, -3, 4)
+    views = [z @ rng.normal(size=(4, d)) + center for d in (5, 4, 6)]
+    weights = rng.uniform(0.5, 2, 200) if weighted else None
+    by_host = pa.fit(views, k=7, center=center, weights=weights, check=False)
+    by_svd = pa.fit(views, k=7, center=center, weights=weights, check=False, method="svd")
+    assert by_host.method == "gram"
+    _, x = stacked(views, weights, center)
+    a = np.concatenate(by_host.projections, axis=1)
+    np.testing.assert_allclose(a @ a.T, np.eye(7), atol=1e-13)
+    # Singular values are defined to eps times the largest.
+    largest = np.linalg.norm(x, 2)
+    np.testing.assert_allclose(
+        by_host.singular_values, by_svd.singular_values, rtol=0, atol=1e-14 * largest
+    )
+    assert np.linalg.norm(x @ a.T, 2) < 1e-14 * largest + float(by_svd.singular_values[0])
+    for one, other in zip(by_host.means, by_svd.means, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-13)
+
+
+def test_the_check_refuses_gram_where_it_is_not_enough(rng, x64):
+    """Two directions of size 1e-9 beside one of 2e-9: a Gram matrix cannot part them."""
+    turn = np.linalg.qr(rng.normal(size=(8, 8)))[0]
+    x = np.linalg.qr(rng.normal(size=(100, 8)))[0] * np.repeat([1, 2e-9, 1e-9], [5, 1, 2]) @ turn.T
+    alignment = pa.fit((x[:, :4], -x[:, 4:]), k=2, check=False)
+    assert alignment.method == "qr"
+    np.testing.assert_allclose(alignment.singular_values, [1e-9, 1e-9], rtol=1e-6)
+
+
+def test_values_that_are_not_finite_are_named_and_large_ones_fitted(rng, x64):
+    x1, x2 = rng.normal(size=(2, 50, 3))
+    x1[7, 1] = np.inf
+    with pytest.raises(ValueError, match="x1 must be finite, but row 7 has infinity"):
+        pa.fit((x1, x2), k=2)
+    x1[7, 1] = 1e200  # its square is not finite
+    alignment = pa.fit((x1, x2), k=2, check=False)
+    assert alignment.method == "qr"
+    assert np.isfinite(alignment.singular_values).all()
+
+
+def test_arrays_of_the_host_are_not_copied(rng):
+    x = rng.normal(size=(40, 3)).astype(np.float32)
+    state = statistics.as_statistic((x, x), look=False)
+    assert all(np.shares_memory(view, x) for view in state.views)
+    assert np.shares_memory(_host.Tall.of(state, center=True).views[0], x)
