@@ -1,4 +1,5 @@
 # make reproduce: set up and run the experiments;  make test: set up and run every check.
+# make docs: set up and build the site in site/, with the notebooks executed.
 # make bench: the benchmarks beside other packages, ARGS=--full for all of it.
 # make lowest: try the lowest versions of the core dependencies.
 # Needs Python 3.11 or newer and make, nothing else. PYTHON=python3.13 make ... picks another one.
@@ -11,7 +12,7 @@ STAMP  := $(VENV)/.installed
 # With as many threads jaxlib's pool does not wait for itself (experiments/benchmarks/thread_pool.py).
 export NPROC ?= 16
 
-.PHONY: reproduce results bench manual lowest test check clean
+.PHONY: reproduce results bench manual docs lowest test check clean
 
 reproduce: $(STAMP)
 	$(BIN)/perfalign reproduce $(ARGS)
@@ -46,6 +47,9 @@ lowest:
 	$(LOWEST)/bin/uv pip check --python $(LOWEST)/bin/python
 	mkdir $(LOWEST)/smoke && cd $(LOWEST)/smoke && ../bin/python $(CURDIR)/tests/smoke.py
 
+docs: $(STAMP)
+	EXECUTE_NOTEBOOKS=1 $(BIN)/mkdocs build --strict
+
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
 	$(PYTHON) -m venv $(VENV)
@@ -53,4 +57,4 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) results .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) results site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,8 +2,6 @@
 
 import base64
 import json
-import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -137,12 +135,3 @@ def test_results_are_taken_without_what_every_draw_gave_and_never_of_a_quick_run
     make(tmp_path, "remarks", config={"scale": "quick"})
     with pytest.raises(ValueError, match="comes from a quick run"):
         results.take(tmp_path, tmp_path / "docs")
-
-
-def test_every_number_in_the_readme_s_tables_of_results_is_on_the_page():
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    tables = re.findall(r"^\|[^\n]*\| paper \|[^\n]*\n((?:\|[^\n]*\n)+)", readme, flags=re.M)
-    number = r"\d+(?:\.\d+)?(?:e-?\d+)?"
-    page = set(re.findall(number, results.PAGE.read_text()))
-    for table in tables:
-        assert set(re.findall(number, table)) <= page
