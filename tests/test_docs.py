@@ -123,7 +123,11 @@ def test_every_measurement_of_a_page_is_in_a_result_file_that_its_section_names(
 
 
 def test_the_readme_says_how_long_the_experiments_take():
-    seconds = [json.loads(file.read_text())["seconds"] for file in DOCS.glob("results/*.json")]
+    seconds = [
+        json.loads(file.read_text())["seconds"]
+        for file in DOCS.glob("results/*.json")
+        if "benchmark" not in file.name
+    ]
     assert "about three quarters of an hour" in " ".join((ROOT / "README.md").read_text().split())
     assert 35 < sum(s for s in seconds if s) / 60 < 55
 
@@ -132,7 +136,6 @@ def test_badges_tell_the_truth():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = [c.rsplit(" ", 1)[-1] for c in project["classifiers"] if "Python :: 3." in c]
     texts = {
-        "version": pa.__version__,
         "python": " | ".join(named),
         "license": project["license"],
         "paper": project["urls"]["Paper"].rsplit("/", 1)[-1],
