@@ -134,7 +134,7 @@ def _convert(
 
 def views(
     data: Any, name: str = "views", *, look: bool = True, host: bool = False
-) -> tuple[tuple[Float[Array, "n _"], ...], float]:
+) -> tuple[tuple[Float[Any, "n _"], ...], float]:
     """Return two or more arrays of paired rows of one dtype, and eps of the coarsest they had.
 
     Row counts are compared before a value is read. NaN and infinity are refused unless ``look`` is

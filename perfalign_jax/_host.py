@@ -165,7 +165,7 @@ class Tall:
     @functools.cached_property
     def weight(self) -> float:
         """Total weight of the rows."""
-        return self.n if self.weights is None else float(self.weights.sum(dtype=np.float64))
+        return float(self.n if self.weights is None else self.weights.sum(dtype=np.float64))
 
     @functools.cached_property
     def means(self) -> list[Float[np.ndarray, " _"]]:

@@ -9,6 +9,7 @@
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ def rounding(
 
 
 def rank_cutoff(
-    singular_values: Float[Array, " r"], shape: tuple[ArrayLike, int]
+    singular_values: Float[Any, " r"], shape: tuple[ArrayLike, int]
 ) -> Float[Array, ""]:
     """Return the value at or below which a singular value of ``(n, d)`` data counts as zero."""
     largest = jnp.max(singular_values, initial=0)

@@ -430,7 +430,7 @@ def _check(finite: Array, views: tuple[Array, ...], seen: Statistic | None = Non
         _look(views, 0 if seen is None else seen.samples)
 
 
-def _look(views: tuple[Array, ...], first: int = 0) -> None:
+def _look(views: tuple[Any, ...], first: int = 0) -> None:
     for m, x in enumerate(views):
         _checks.finite(x, f"x{m + 1}", first=first)
 

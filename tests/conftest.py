@@ -16,6 +16,8 @@ import jaxtyping
 import numpy as np
 import pytest
 
+collect_ignore = ["smoke.py", "fuzz_with_atheris.py"]  # scripts
+
 
 @pytest.fixture(autouse=True)
 def _strict():

@@ -345,6 +345,7 @@ def em_in_numpy(x, present, noise, steps):
     return mean, covariance - np.diag(noise)
 
 
+@pytest.mark.slow
 def test_em_equals_the_textbooks(rng, x64):
     from perfalign_jax import _missing
 
@@ -435,6 +436,7 @@ def test_bad_views_beside_a_mask_are_named():
         pa.align((x1, x2), mask="auto")
 
 
+@pytest.mark.slow
 def test_weights_are_repeated_rows():
     x1, x2 = draw(9, 150)
     twice = [np.repeat(x, 2, axis=0) for x in (x1, x2)]

@@ -140,6 +140,7 @@ def test_peers_answer_the_same_question(question, name, x64, tmp_path):
         assert np.linalg.svd(mine.T @ theirs, compute_uv=False).min() > 1 - 1e-3
 
 
+@pytest.mark.slow
 def test_a_quick_run_leaves_a_table(tmp_path):
     command = [sys.executable, str(FOLDER / "peers.py"), "--quick", "--only", "null space"]
     done = subprocess.run(

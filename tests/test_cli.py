@@ -117,6 +117,7 @@ def test_align_search_pairs_predict(aligned, capsys):
     assert json.loads(out)["recall_at_1_view_0_to_1"] > 0.8
 
 
+@pytest.mark.slow
 def test_align_more_views_in_sides_with_groups(files, capsys, rng, x64):
     np.save("x3.npy", files[0][:, :5] + rng.normal(size=(60, 5)) / 5)
     np.save("who.npy", np.arange(60) // 6)
@@ -775,6 +776,7 @@ class TestReproduce:
         monkeypatch.chdir(tmp_path)
         return tmp_path
 
+    @pytest.mark.slow
     def test_finished_experiments_are_kept_and_failed_ones_run_again(self, scripts, capsys):
         (scripts / "broken").touch()
         status, out, err = run(capsys, "reproduce", "--out", "results")
@@ -799,6 +801,7 @@ class TestReproduce:
         assert json.loads(out)["failed"] == ["second"]
         assert "[1/2] first: one" in err
 
+    @pytest.mark.slow
     def test_changed_code_and_changed_size_run_again(self, scripts, capsys):
         run(capsys, "reproduce", "--out", "results", "--only", "first")
         with (scripts / "experiments/first.py").open("a") as script:

@@ -105,6 +105,7 @@ def test_actions_look_like_their_names(clips):
 # The sensor.
 
 
+@pytest.mark.slow
 def test_acceleration_and_rate_are_the_derivatives_of_the_motion(subject, x64, promoting):
     wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), subject)
     h = 1e-4

@@ -153,6 +153,7 @@ def test_training_finds_the_pairs(pairs):
         assert np.mean(np.argmax(a @ b.T, axis=1) == np.arange(32)) > 0.3  # chance 0.03
 
 
+@pytest.mark.slow
 def test_seeds_in_one_program_are_what_each_is_alone(pairs):
     together = train(BRANCHES, pairs, keys=KEYS, settings=QUICK)
     for seed in range(2):
@@ -174,6 +175,7 @@ def test_training_depends_on_keys_and_pairs_alone(pairs):
     assert (watched.watched[1:] == 7).all()  # after the second epoch, and after the last
 
 
+@pytest.mark.slow
 def test_every_batch_size_is_made_to_divide_the_pairs(pairs):
     for batch_size in (20, 500):  # batches of two: see test_no_batch_has_a_single_pair
         found = train(
@@ -182,6 +184,7 @@ def test_every_batch_size_is_made_to_divide_the_pairs(pairs):
         assert np.isfinite(found.losses).all()
 
 
+@pytest.mark.slow
 def test_the_average_of_the_weights_is_between_first_and_last(pairs):
     with_average = train(BRANCHES, pairs, keys=KEYS, settings=dataclasses.replace(QUICK, ema=0.999))
     without = train(BRANCHES, pairs, keys=KEYS, settings=QUICK)
@@ -307,6 +310,7 @@ def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(pairs, tmp
     assert os.path.isdir(kept)
 
 
+@pytest.mark.slow
 def test_weights_that_a_bad_gradient_spoils_are_never_kept(pairs, tmp_path):
     """A finite loss whose gradient is NaN: in the last step of all, and before a checkpoint."""
 

@@ -84,6 +84,7 @@ def test_without_evidence_scores_are_distances(pairs):
     assert abs(found.missed - found.false_alarms) < 0.02  # where the errors meet
 
 
+@pytest.mark.slow
 def test_two_sides_of_several_views(pairs):
     _, x1, x2, _ = pairs
     alignment = pa.align(

@@ -112,6 +112,7 @@ def test_processes_end_with_the_same_bits_of_all_rows(x64):
     assert float(energy) == pytest.approx(np.sum((joined - joined.mean(axis=0)) ** 2), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_an_error_within_the_time_given():
     script = """
         if me:
