@@ -677,6 +677,16 @@ def test_few_cores_get_a_wide_pool(cores, threads, files, capsys, monkeypatch):
     assert os.environ.get("NPROC") == threads
 
 
+@pytest.mark.parametrize("own", [None, "elsewhere"])
+def test_compiled_programs_are_kept_in_the_users_cache(own, files, capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", own or "")
+    if own is None:
+        monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    run(capsys, "diagnose", "x1.npy", "absent.npy")
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == (own or str(tmp_path / "perfalign_jax"))
+
+
 @pytest.mark.slow
 def test_in_blocks_or_whole_the_numbers_are_the_same(files, capsys, rng, monkeypatch):
     z, noise = rng.normal(size=(500, 3)), 0.1 * rng.normal(size=(500, 9))

@@ -5,6 +5,7 @@ import: it is imported where it is used, so that usage errors do not wait for it
 """
 
 import os
+from pathlib import Path
 
 from perfalign_jax._console import InputError, UnfinishedError, advise, say
 from perfalign_jax.cli._parser import make_parser
@@ -26,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         >>> main(["diagnose", "no-such-file.npy", "other.npy"])
         2
     """
+    _keep_programs()
     granted = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
     if len(granted) < _THREADS:
         os.environ.setdefault("NPROC", str(_THREADS))
@@ -50,3 +52,12 @@ def main(arguments: list[str] | None = None) -> int:
             "are read in blocks, or fewer of their rows."
         )
         return 1
+
+
+def _keep_programs() -> None:
+    """Keep what JAX compiles in the user's cache, unless the user says where: it takes longest."""
+    cache = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    folder = Path(cache) / "perfalign_jax"
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and folder.is_absolute():
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
