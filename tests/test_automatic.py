@@ -259,6 +259,7 @@ def test_a_full_mask_changes_nothing():
     )
 
 
+@pytest.mark.slow
 def test_missing_views_are_never_read_and_cost_little(rng):
     views, test = draw(3, views=3), draw(8, views=3)
     mask = rng.random((300, 3)) > 0.3

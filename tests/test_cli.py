@@ -804,6 +804,7 @@ class TestReproduce:
         assert "1 \\| 2" in (scripts / "results/report.md").read_text()
         assert "Not run" not in page
 
+    @pytest.mark.slow
     def test_json_goes_to_stdout_and_progress_to_stderr(self, scripts, capsys):
         (scripts / "broken").touch()
         status, out, err = run(capsys, "reproduce", "--out", "results", "--json")

@@ -105,7 +105,11 @@ def test_names_and_frames_are_as_scikit_learn_wants_them(estimator, check):
     ("model", "function"),
     [
         (PerfectAlignment(**PERFECT), lambda views: pa.fit(views, **PERFECT)),
-        (EvidenceAlignment(**EVIDENCE), lambda views: pa.align(views, **EVIDENCE)),
+        pytest.param(
+            EvidenceAlignment(**EVIDENCE),
+            lambda views: pa.align(views, **EVIDENCE),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["perfect", "evidence"],
 )

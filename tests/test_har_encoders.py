@@ -100,6 +100,7 @@ def test_the_papers_encoder_runs_at_its_own_size():
     assert count(encoder) > 11_176_512  # the trunk and what stands on it
 
 
+@pytest.mark.slow
 def test_a_frozen_trunk_keeps_its_statistics(rng):
     x = rng.uniform(0, 2, size=(2, 2, 32, 32)).astype(np.float32)
     for frozen in (True, False):

@@ -72,6 +72,7 @@ def test_the_loss_is_what_a_loop_gives(x64, rng):
     assert float(loss.info_nce(z1, z2, temperature=0.3)) == pytest.approx(total, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_on_a_mapped_axis_have_the_loss_of_the_whole(x64, rng):
     z1, z2 = rng.normal(size=(2, 12, 4))
 
@@ -141,6 +142,7 @@ def test_a_batch_over_a_device_mesh_has_the_loss_of_the_whole(tmp_path):
 # Training.
 
 
+@pytest.mark.slow
 def test_training_finds_the_pairs(pairs):
     settings = Settings(epochs=100, batch_size=16, learning_rate=1e-2)
     trained = train(BRANCHES, pairs, keys=KEYS, settings=settings)
@@ -194,6 +196,7 @@ def test_the_average_of_the_weights_is_between_first_and_last(pairs):
     np.testing.assert_array_equal(with_average.losses, without.losses)
 
 
+@pytest.mark.slow
 def test_frozen_parts_stay_as_they_are_and_statistics_are_kept(pairs):
     class Encoder(nnx.Module):
         def __init__(self, key):
@@ -280,6 +283,7 @@ def test_a_folder_of_another_training_is_refused_and_says_what_differs(pairs, tm
         train(BRANCHES, pairs, keys=KEYS[::-1], settings=QUICK, folder=tmp_path)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_with_the_last_good_checkpoint(pairs, tmp_path):
     bad = branch(augment=lambda key, x: x * jnp.float32(1e38) * 1e38)
     with pytest.raises(NonFiniteLossError, match=r"at step 0 \(epoch 1 of 3.*no checkpoint"):

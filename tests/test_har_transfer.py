@@ -226,6 +226,7 @@ def test_the_methods_come_in_order_and_align_their_pairs(by_method):
     assert by_method[INFORMATIVE][0].shape[1] == 19
 
 
+@pytest.mark.slow
 @collapse
 def test_coordinates_give_the_latents_of_all_features(views, by_method):
     """Each method fitted inside the span of the pairs equals the same method on all features."""

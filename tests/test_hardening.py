@@ -33,7 +33,7 @@ from perfalign_jax.types import Alignment, Choice, Evidence, Trial
 
 _BASE = 4 * 2**20  # bytes: NumPy takes half of them to take a header of 10,000 characters apart
 REFUSALS = (OSError, ValueError, TypeError, KeyError)
-MANY = int(os.environ.get("PERFALIGN_FUZZ", "25"))  # files that each test makes
+MANY = int(os.environ.get("PERFALIGN_FUZZ", "10"))  # files that each test makes
 fuzzed = hypothesis.settings(
     max_examples=MANY,
     derandomize=True,

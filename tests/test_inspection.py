@@ -9,6 +9,7 @@ import pytest
 import perfalign_jax as pa
 from perfalign_jax.inspection import _rank, inspect
 
+pytestmark = pytest.mark.slow  # nearly all of it is the compilation of align
 KEY = jax.random.key(0)
 FEW = {"key": KEY, "permutations": 39}
 

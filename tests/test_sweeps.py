@@ -185,6 +185,7 @@ def test_thresholds_and_errors_are_those_of_theory(x64):
     )
 
 
+@pytest.mark.slow
 def test_what_does_not_exist_is_nan(x64):
     grid = sweeps.make_grid(n=20, d=(4, 6), k=(2, 3, 5), latents=2, methods=("energy", "ridge_cca"))
     values = run(grid, seeds=1)
@@ -196,6 +197,7 @@ def test_what_does_not_exist_is_nan(x64):
     assert not np.isnan(values.get("train_mlre", k=2)).any()
 
 
+@pytest.mark.slow
 def test_one_seed_works_under_jit_and_vmap_in_float32():
     grid = sweeps.make_grid(
         n=(3, 40), d=6, k=2, noise=1.0, metrics=("train_cmae", "held_out_recall")

@@ -132,6 +132,7 @@ def test_a_problem_fits_together(x64, latents):
     assert set(np.asarray(problem.labels).tolist()) == {0, 1}
 
 
+@pytest.mark.slow
 def test_jit_and_vmap_equal_a_loop():
     keys = jax.random.split(KEY, 4)
 
