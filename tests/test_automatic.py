@@ -449,6 +449,7 @@ def test_weights_are_repeated_rows():
     assert np.allclose(weighted.coupling, repeated.coupling, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_statistics_of_parts_are_folds():
     views = draw(0)
     parts = [pa.statistics.from_views([x[i::5] for x in views]) for i in range(5)]
@@ -465,6 +466,7 @@ def test_statistics_of_parts_are_folds():
     assert "moments alone" in str(pa.align(parts).choice)
 
 
+@pytest.mark.slow
 def test_one_statistic_is_weighed_by_theory():
     views = draw(0, 1000)
     alignment = pa.align(pa.statistics.from_views(views))

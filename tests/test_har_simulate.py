@@ -254,6 +254,7 @@ def test_files_depend_on_the_key_alone(root, tmp_path):
     assert (tmp_path / "x" / other).read_bytes()[128:] != a
 
 
+@pytest.mark.slow
 def test_colour_videos_are_what_the_name_promises(tmp_path):
     av = pytest.importorskip("av")
     simulate(tmp_path, key=jax.random.key(3), subjects=1, trials=1, actions=[7], modalities=["rgb"])

@@ -340,6 +340,7 @@ def test_weights_that_a_bad_gradient_spoils_are_never_kept(pairs, tmp_path):
         train(own, pairs, keys=KEYS, settings=Settings(epochs=2, batch_size=8))
 
 
+@pytest.mark.slow
 def test_no_batch_has_a_single_pair(pairs):
     few = tuple(x[:7] for x in pairs)
     found = train(BRANCHES, few, keys=KEYS, settings=Settings(epochs=1, batch_size=2))

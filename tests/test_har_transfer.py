@@ -272,6 +272,7 @@ def test_a_latent_in_common_carries_the_classes_over(rng, x64):
     assert accuracy["identity"] < 0.7
 
 
+@pytest.mark.slow
 @collapse
 def test_without_null_space_the_best_approximation_is_taken(rng):
     hidden = rng.normal(size=(80, 3))

@@ -167,6 +167,7 @@ def test_data_follows_the_papers_laws(x64):
     assert stats.kstest(np.ravel(maps), stats.uniform(-5, 10).cdf).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_thresholds_and_errors_are_those_of_theory(x64):
     grid = sweeps.make_grid(
         n=(5, 6, 7, 200), d=12, k=(5, 6, 7), noise=(0, 1), metrics=("train_cmae", "held_out_cmae")
@@ -384,6 +385,7 @@ for _ in range(2):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
 @pytest.mark.parametrize("threads", [None, "16"])
 def test_a_pool_of_few_threads_is_warned_of_and_nothing_is_set(threads):
