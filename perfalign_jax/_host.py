@@ -253,7 +253,7 @@ class Tall:
         if self.center:
             energy = self.weight * sum(float(mean @ mean) for mean in means)
             common = energy / max(float(np.trace(self.second)), np.finfo(dtype).tiny)
-        cut = rounding(dtype, self.n, d, common=common, coarsest=self.coarsest)
+        cut = np.asarray(rounding(dtype, self.n, d, common=common, coarsest=self.coarsest))
         constant = np.full(1, 0 if self.center else 1, dtype)
         weight, samples = np.asarray(self.weight, dtype), np.asarray(self.n, dtype)
         held: Any = (), means, constant, weight, samples, cut

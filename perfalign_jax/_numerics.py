@@ -17,11 +17,26 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-__all__ = ["compress", "flip_signs", "matmul", "rank_cutoff", "rounding", "to_common_scale"]
+__all__ = [
+    "compress",
+    "flip_signs",
+    "matmul",
+    "namespace",
+    "rank_cutoff",
+    "rounding",
+    "to_common_scale",
+]
 
 
-def matmul(a: Float[Array, "..."], b: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Matrix product at the highest precision of the backend."""
+def namespace(array: Any) -> Any:
+    """``numpy`` for its own arrays, with which nothing is compiled; else ``jax.numpy``."""
+    return np if isinstance(array, np.ndarray) else jnp
+
+
+def matmul(a: Float[Any, "..."], b: Float[Any, "..."]) -> Float[Any, "..."]:
+    """Matrix product at the highest precision of the backend; of NumPy arrays by its BLAS."""
+    if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+        return np.matmul(a, b)
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -91,10 +106,11 @@ def _compress_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     return r, matmul(q.T, tangent)
 
 
-def flip_signs(rows: Float[Array, "k d"]) -> Float[Array, "k d"]:
+def flip_signs(rows: Float[Any, "k d"]) -> Float[Any, "k d"]:
     """Make the entry of largest magnitude of every row positive."""
-    largest = jnp.take_along_axis(rows, jnp.argmax(jnp.abs(rows), axis=1, keepdims=True), axis=1)
-    return rows * jnp.where(largest < 0, -1, 1).astype(rows.dtype)
+    xp = namespace(rows)
+    largest = xp.take_along_axis(rows, xp.argmax(xp.abs(rows), axis=1, keepdims=True), axis=1)
+    return rows * xp.where(largest < 0, -1, 1).astype(rows.dtype)
 
 
 def to_common_scale(x: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:

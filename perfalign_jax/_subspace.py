@@ -27,7 +27,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from perfalign_jax._numerics import compress, flip_signs, matmul, rank_cutoff
+from perfalign_jax._numerics import compress, flip_signs, matmul, namespace, rank_cutoff
 from perfalign_jax.statistics import Rows
 
 __all__ = [
@@ -72,9 +72,9 @@ def _dims(blocks: Blocks) -> tuple[int, ...]:
     return tuple(block.shape[1] for block in blocks)
 
 
-def split(columns: Float[Array, "d k"], dims: tuple[int, ...]) -> tuple[Float[Array, "_ k"], ...]:
+def split(columns: Float[Any, "d k"], dims: tuple[int, ...]) -> tuple[Float[Any, "_ k"], ...]:
     """Part what belongs to the features of each view."""
-    return tuple(jnp.split(columns, np.cumsum(dims)[:-1].tolist()))
+    return tuple(namespace(columns).split(columns, np.cumsum(dims)[:-1].tolist()))
 
 
 def _stack(blocks: Blocks) -> Float[Array, "q d"]:
@@ -196,7 +196,7 @@ def trailing_by_gram(
         root: R of the QR of ``X c``.
     """
     d = sum(dims)
-    xp, dot = (np, np.matmul) if isinstance(second, np.ndarray) else (jnp, matmul)
+    xp: Any = namespace(second)
     values, vectors = xp.linalg.eigh(_stacked_moments(second, dims))
     values, vectors = xp.maximum(values[::-1], 0), vectors[:, ::-1]
     eps, largest = xp.finfo(values.dtype).eps, values[0]
@@ -209,16 +209,16 @@ def trailing_by_gram(
     low = xp.where(boundary > 0, values[xp.maximum(boundary - 1, 0)], xp.inf)
     high = values[xp.minimum(boundary, d - 1)]
     wanted = vectors[:, d - k :]
-    leak = dot(vectors.T, times_gram(wanted))
+    leak = matmul(vectors.T, times_gram(wanted))
     gaps = xp.where(is_rest[:, None], values[:, None] - values[None, d - k :], 1)
     leak = xp.where(is_rest[:, None], leak / xp.where(gaps > 0, gaps, 1), 0)
-    corrected, _ = xp.linalg.qr(wanted - dot(vectors, leak))
+    corrected, _ = xp.linalg.qr(wanted - matmul(vectors, leak))
 
     # Rotate inside the subspace to its singular vectors; their values are exact, not squared.
     small = root(corrected)
     _, small_values, turn = xp.linalg.svd(small, full_matrices=small.shape[0] < k)
     small_values = xp.pad(small_values, (0, k - small_values.shape[0]))
-    columns = dot(corrected, turn.T)
+    columns = matmul(corrected, turn.T)
 
     # First-order perturbation leaves the square of the Gram error. Accept it where that is below
     # what rounding costs an SVD with the same gap; and where directions beyond k are in the

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from perfalign_jax import _checks, _subspace, statistics
-from perfalign_jax._numerics import matmul
+from perfalign_jax._numerics import matmul, namespace
 from perfalign_jax.statistics import Rows, Statistic
 from perfalign_jax.types import Alignment, CollapseWarning, Diagnosis, OverfitWarning, Views
 
@@ -74,36 +74,39 @@ class Evidence(NamedTuple):
         any_pairing: whether any pairing of the rows would align as perfectly.
     """
 
-    spread: Float[Array, "k k"]
-    centred: Float[Array, "M k k"]
-    every: Float[Array, "k k"]
-    energies: Float[Array, " M"]
-    common: Float[Array, " M"]
-    features: Float[np.ndarray, " M"]
-    rounding: Float[Array, ""]
-    any_pairing: Array
+    spread: Float[Any, "k k"]
+    centred: Float[Any, "M k k"]
+    every: Float[Any, "k k"]
+    energies: Float[Any, " M"]
+    common: Float[Any, " M"]
+    features: Float[Any, " M"]
+    rounding: Float[Any, ""]
+    any_pairing: Any
 
 
-@jax.jit
 def collect_evidence(
-    rows: Rows, second: Float[Array, "d d"] | None, stacked: Float[Array, "k d"]
+    rows: Rows, second: Float[Any, "d d"] | None, stacked: Float[Any, "k d"]
 ) -> Evidence:
-    """Return what ``judge_evidence`` needs; the arguments are those of ``look_for_collapse``."""
+    """Return what ``judge_evidence`` needs; the arguments are those of ``look_for_collapse``.
+
+    Of NumPy arrays all of it stays in NumPy, and nothing is compiled.
+    """
+    xp = namespace(stacked)
     dims, (k, d) = tuple(mean.shape[0] for mean in rows.means), stacked.shape
     views, starts = len(dims), np.cumsum([0, *dims])
     spans = [slice(a, b) for a, b in itertools.pairwise(starts.tolist())]
     if second is None:
-        energies = jnp.stack([jnp.sum(block**2) for block in rows.blocks])
+        energies = xp.stack([xp.sum(block**2) for block in rows.blocks])
     else:
-        energies = jnp.stack([jnp.trace(second[span, span]) for span in spans])
-    common = rows.weight * jnp.stack([jnp.sum(mean**2) for mean in rows.means])
-    removed = ~jnp.any(rows.constant != 0)
-    common = jnp.where(removed, 0, common)
+        energies = xp.stack([xp.trace(second[span, span]) for span in spans])
+    common = rows.weight * xp.stack([xp.sum(mean**2) for mean in rows.means])
+    removed = ~xp.any(rows.constant != 0)
+    common = xp.where(removed, 0, common)
     if second is not None:
         parts = _subspace.split(stacked.T, dims)
         # The means stand in the rows in one direction: what they give to the latents' moments.
         shift = [
-            jnp.sqrt(rows.weight) * jnp.where(removed, 0, 1) * matmul(mean, part)
+            xp.sqrt(rows.weight) * xp.where(removed, 0, 1) * matmul(mean, part)
             for mean, part in zip(rows.means, parts, strict=True)
         ]
         own = [
@@ -111,10 +114,10 @@ def collect_evidence(
             for span, part in zip(spans, parts, strict=True)
         ]
         every = matmul(stacked, matmul(second, stacked.T))
-        total_shift = jnp.stack(shift).sum(axis=0)
-        spread = jnp.stack(own).sum(axis=0)
-        own_centred = [w - jnp.outer(u, u) for w, u in zip(own, shift, strict=True)]
-        every_centred = every - jnp.outer(total_shift, total_shift)
+        total_shift = xp.stack(shift).sum(axis=0)
+        spread = xp.stack(own).sum(axis=0)
+        own_centred = [w - xp.outer(u, u) for w, u in zip(own, shift, strict=True)]
+        every_centred = every - xp.outer(total_shift, total_shift)
     else:
         r = rows.blocks[0].shape[0]
         z = jnp.concatenate(_subspace.latents(rows.blocks, stacked.T))
@@ -135,14 +138,14 @@ def collect_evidence(
         total = jnp.sum(centred, axis=0)
         every_centred = matmul(total.T, total)
 
-    any_pairing = jnp.asarray(False)
+    any_pairing = xp.asarray(False)
     if second is None and (views - 1) * r <= d:
         small = _subspace.row_spectrum(rows.blocks)
         pairs = (views - 1) * (rows.samples - removed.astype(rows.samples.dtype))
         any_pairing = jnp.sum(small > rows.rounding * small[0], dtype=pairs.dtype) >= pairs
     return Evidence(
         spread=spread,
-        centred=jnp.stack(own_centred),
+        centred=xp.stack(own_centred),
         every=every_centred,
         energies=energies,
         common=common,
@@ -152,37 +155,48 @@ def collect_evidence(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("k",))
 def judge_evidence(found: Evidence, *, k: int) -> Signs:
     """Read the signs on ``k`` latent axes from the evidence.
 
     A program of its own: no size of the data is in it, so that it is compiled once for each k.
     """
+    if namespace(found.spread) is np:
+        with np.errstate(all="ignore"):
+            return _judge(found, k=k)
+    return _judge_compiled(found, k=k)
+
+
+def _judge(found: Evidence, *, k: int) -> Signs:
+    xp = namespace(found.spread)
     energies, common, views = found.energies, found.common, found.centred.shape[0]
     # Counted in the latents' principal axes: a basis of trivial and informative directions mixed
     # has no single row without energy.
-    eps = jnp.finfo(energies.dtype).eps
-    floor = found.rounding**2 * jnp.sum(energies)
-    sizes = jnp.linalg.eigvalsh(found.spread)
-    trivial = k - sizes.size + jnp.sum(sizes <= jnp.maximum(4 * k * eps * sizes[-1], floor))
+    eps = xp.finfo(energies.dtype).eps
+    floor = found.rounding**2 * xp.sum(energies)
+    sizes = xp.linalg.eigvalsh(found.spread)
+    trivial = k - sizes.size + xp.sum(sizes <= xp.maximum(4 * k * eps * sizes[-1], floor))
     # A mean that all samples share is no information: it would pass for energy and agreement.
-    chance = jnp.maximum(energies - common, 0) * k / found.features
-    kept = jnp.stack([jnp.trace(w) for w in found.centred])
+    chance = xp.maximum(energies - common, 0) * k / found.features
+    kept = xp.stack([xp.trace(w) for w in found.centred])
     # Agreement axis by axis, one axis of much energy must not hide the others: correlations of
     # pairs of views, averaged, in axes in which the views' mean spread is the identity.
     mean_spread = found.centred.mean(axis=0)
     shared = (found.every - views * mean_spread) / (views * (views - 1))
-    sizes, axes = jnp.linalg.eigh((mean_spread + mean_spread.T) / 2)
+    sizes, axes = xp.linalg.eigh((mean_spread + mean_spread.T) / 2)
     # Where the means were subtracted from moments, their rounding is in what is left.
-    lost = jnp.maximum(floor / views, 4 * k * eps * (sizes[-1] + jnp.max(common)))
+    lost = xp.maximum(floor / views, 4 * k * eps * (sizes[-1] + xp.max(common)))
     inside = sizes > lost
-    axes = axes * jnp.where(inside, 1 / jnp.sqrt(jnp.where(inside, sizes, 1)), 0)[None, :]
-    agreement = jnp.linalg.eigvalsh(matmul(axes.T, matmul((shared + shared.T) / 2, axes)))
-    apart = jnp.sum(agreement < _LITTLE_AGREEMENT) - jnp.sum(~inside)
-    mean_share = jnp.max(common / jnp.where(energies > common, energies - common, 1))
-    shares = kept / jnp.where(chance > 0, chance, 1)
-    scale = jnp.sqrt(jnp.min(energies) / jnp.max(energies))
+    axes = axes * xp.where(inside, 1 / xp.sqrt(xp.where(inside, sizes, 1)), 0)[None, :]
+    agreement = xp.linalg.eigvalsh(matmul(axes.T, matmul((shared + shared.T) / 2, axes)))
+    apart = xp.sum(agreement < _LITTLE_AGREEMENT) - xp.sum(~inside)
+    mean_share = xp.max(common / xp.where(energies > common, energies - common, 1))
+    shares = kept / xp.where(chance > 0, chance, 1)
+    scale = xp.sqrt(xp.min(energies) / xp.max(energies))
     return Signs(trivial, shares, apart, mean_share, scale, found.any_pairing)
+
+
+_judge_compiled = functools.partial(jax.jit, static_argnames=("k",))(_judge)
+_collect_compiled = jax.jit(collect_evidence)
 
 
 def look_for_collapse(
@@ -206,7 +220,7 @@ def look_for_collapse(
         >>> int(signs.trivial), float(signs.shares[0]), float(signs.shares[1])
         (0, 1.0, 0.0)
     """
-    return judge_evidence(collect_evidence(rows, second, stacked), k=stacked.shape[0])
+    return judge_evidence(_collect_compiled(rows, second, stacked), k=stacked.shape[0])
 
 
 def warn_of_collapse(signs: Signs, alignment: Alignment) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from perfalign_jax import _checks, _subspace, diagnosis, lift, statistics
 from perfalign_jax._host import Tall
-from perfalign_jax._numerics import flip_signs, matmul, rank_cutoff
+from perfalign_jax._numerics import flip_signs, matmul, namespace, rank_cutoff
 from perfalign_jax.diagnosis import Evidence
 from perfalign_jax.statistics import Rows, Statistic
 from perfalign_jax.types import Alignment, Views
@@ -69,14 +69,14 @@ def _is_tall(r: int, dims: tuple[int, ...]) -> bool:
 
 
 def _make(
-    stacked: Array, values: Array, rows: Rows, *, method: str, select: str, center: bool
+    stacked: Any, values: Any, rows: Rows, *, method: str, select: str, center: bool
 ) -> Alignment:
-    dims = tuple(mean.shape[0] for mean in rows.means)
+    dims, xp = tuple(mean.shape[0] for mean in rows.means), namespace(values)
     return Alignment(
         projections=tuple(part.T for part in _subspace.split(stacked.T, dims)),
         singular_values=values,
-        means=rows.means if center else tuple(jnp.zeros_like(mean) for mean in rows.means),
-        offset=jnp.zeros_like(values),
+        means=rows.means if center else tuple(xp.zeros_like(mean) for mean in rows.means),
+        offset=xp.zeros_like(values),
         coupling=values[:0],
         method=method,
         select=select,
@@ -85,30 +85,23 @@ def _make(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("center", "check"))
-def _finish(
-    columns: Array, values: Array, rows: Rows, second: Array, *, center: bool, check: bool
-) -> tuple[Alignment, Evidence | None]:
-    """What is left to do once the trailing directions are known."""
-    stacked = flip_signs(columns.T)
-    alignment = _make(stacked, values, rows, method="gram", select="trailing", center=center)
-    return alignment, diagnosis.collect_evidence(rows, second, stacked) if check else None
-
-
 def _fit_tall(
     tall: Tall, k: int, center: bool, check: bool
 ) -> tuple[Alignment, None, bool, Evidence | None] | None:
-    """As ``_fit`` by the Gram matrix, with the host's BLAS; None if that is not good enough."""
+    """As ``_fit`` by the Gram matrix, on the host from start to end; None if it is not good enough.
+
+    Nothing is compiled.
+    """
     with np.errstate(all="ignore"):  # gaps of nothing and to infinity are provided for
         columns, values, good = _subspace.trailing_by_gram(
             tall.second, tall.dims, k, tall.n, tall.times_gram, tall.root
         )
-    if not good:
-        return None
-    alignment, evidence = _finish(
-        columns, values, tall.rows(), tall.second, center=center, check=check
-    )
-    return alignment, None, True, evidence
+        if not good:
+            return None
+        stacked, rows = flip_signs(columns.T), tall.rows()
+        evidence = diagnosis.collect_evidence(rows, tall.second, stacked) if check else None
+    found = _make(stacked, values, rows, method="gram", select="trailing", center=center)
+    return jax.tree.map(jnp.asarray, found), None, True, evidence
 
 
 def fit(
