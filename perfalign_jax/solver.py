@@ -72,12 +72,13 @@ def _make(
     stacked: Any, values: Any, rows: Rows, *, method: str, select: str, center: bool
 ) -> Alignment:
     dims, xp = tuple(mean.shape[0] for mean in rows.means), namespace(values)
+    means = rows.means if center else tuple(xp.zeros_like(mean) for mean in rows.means)
     return Alignment(
-        projections=tuple(part.T for part in _subspace.split(stacked.T, dims)),
-        singular_values=values,
-        means=rows.means if center else tuple(xp.zeros_like(mean) for mean in rows.means),
-        offset=xp.zeros_like(values),
-        coupling=values[:0],
+        projections=tuple(jnp.asarray(part.T) for part in _subspace.split(stacked.T, dims)),
+        singular_values=jnp.asarray(values),
+        means=tuple(jnp.asarray(mean) for mean in means),
+        offset=jnp.asarray(xp.zeros_like(values)),
+        coupling=jnp.asarray(values[:0]),
         method=method,
         select=select,
         space="raw",
@@ -101,7 +102,7 @@ def _fit_tall(
         stacked, rows = flip_signs(columns.T), tall.rows()
         evidence = diagnosis.collect_evidence(rows, tall.second, stacked) if check else None
     found = _make(stacked, values, rows, method="gram", select="trailing", center=center)
-    return jax.tree.map(jnp.asarray, found), None, True, evidence
+    return found, None, True, evidence
 
 
 def fit(
