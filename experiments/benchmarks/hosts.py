@@ -1,9 +1,10 @@
 """How long the moments of many processes take to merge, beside how long each reads its rows.
 
 Command:  python experiments/benchmarks/hosts.py [--rows 200000] [--out FILE]
-Time:     2 minutes on 2 cores
-Expect:   a merge below a second up to 2 x 256 features, whatever the number of rows, with the same
-          bits on every process
+Time:     3 minutes on 2 cores
+Expect:   at 2 x 256 features a merge of 1.6 s for two processes and 5.8 s for four that share two
+          cores (each factorises the moments of all), whatever the number of rows; the same bits
+          on every process
 
 Processes of one machine under ``jax.distributed``, each with files of its own rows in float32. They
 share its cores, so reading does not get faster by more of them; what the table is about is the
