@@ -7,7 +7,8 @@ Expect:   ``fit`` faster than every SVD; ``cca``, ``ridge_cca`` and ``kernel_cca
           peers or even, but for ``cca`` at the smallest size; ``linear_contrastive`` slower than
           scikit-learn's PLSSVD. Of --full, which has not been run to its end: 2 times the speed of
           cca_zoo's RidgeCCA and 100 times that of scikit-learn's CCA at 2 x 1,024 features and
-          20,000 pairs, 10 times that of its KCCA at 5,000, and 500,000 x 6,400 in 1.5 GB are aimed at
+          20,000 pairs, 10 times that of its KCCA at 5,000, and 500,000 x 6,400 in 1.5 GB are aimed
+          at
 
 Every question is asked over pairs at fixed features and over features at fixed pairs, in float64
 from host arrays; out of core in float32 from files. Calls are warm, by medians; a peer that starts
