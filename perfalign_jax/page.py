@@ -192,7 +192,7 @@ def _tell_choice(choice: Choice) -> str:
             trial.lift,
             f"{trial.ridge:.3g}",
             str(trial.k),
-            "–" if np.isnan(trial.recall) else f"{trial.recall:.1%} ± {trial.error:.1%}",  # noqa: RUF001
+            "none" if np.isnan(trial.recall) else f"{trial.recall:.1%} ± {trial.error:.1%}",
         ]
         for trial in trials
     ]

@@ -122,7 +122,8 @@ def _reduce(
         while step < size:
             # Device i takes that of i + step; where there is none comes nothing, of weight zero.
             moves = [(i + step, i) for i in range(0, size - step, 2 * step)]
-            other = jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, axis, moves), state)  # noqa: B023
+            move = functools.partial(jax.lax.ppermute, axis_name=axis, perm=moves)
+            other = jax.tree.map(move, state)
             state = statistics.merge(state, other)
             step *= 2
         first = jax.lax.axis_index(axis) == 0

@@ -19,7 +19,8 @@ def stacked(views, weights, center):
     exact = [x.astype(np.float64) for x in views]
     exact = [np.sqrt(w)[:, None] * (x - (w @ x / w.sum()) * center) for x in exact]
     c = _subspace.contrasts(len(views))
-    return exact, np.vstack([np.hstack([a * x for a, x in zip(row, exact)]) for row in c])  # noqa: B905
+    rows = [np.hstack([a * x for a, x in zip(row, exact, strict=True)]) for row in c]
+    return exact, np.vstack(rows)
 
 
 @pytest.mark.parametrize("center", [False, True])
