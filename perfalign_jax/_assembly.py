@@ -1,19 +1,18 @@
 """An alignment with its evidence, from the setting that was chosen."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from perfalign_jax import _checks, _folds, evidence, solver
 from perfalign_jax import lift as lifting
 from perfalign_jax._folds import Axes, Folds, Tried
-from perfalign_jax._numerics import matmul
+from perfalign_jax._numerics import compiled, matmul, namespace
 from perfalign_jax._selection import (
     LIKELY,
     Candidate,
@@ -32,24 +31,24 @@ __all__ = ["Fitted", "Loaded", "build", "calibrate", "finish", "load_views", "re
 class Fitted(NamedTuple):
     """All that an alignment of sides is made of."""
 
-    mean: Float[Array, " p"]
-    directions: tuple[Float[Array, "_ k"], ...]
-    variances: Float[Array, "s k"]  # on the rows that were fitted
-    couplings: Float[Array, " k"]
-    rho: Float[Array, "s k"]
-    left: Float[Array, " k"]
-    covariance: Float[Array, "p p"]
+    mean: Float[Any, " p"]
+    directions: tuple[Float[Any, "_ k"], ...]
+    variances: Float[Any, "s k"]  # on the rows that were fitted
+    couplings: Float[Any, " k"]
+    rho: Float[Any, "s k"]
+    left: Float[Any, " k"]
+    covariance: Float[Any, "p p"]
 
 
-@functools.partial(jax.jit, static_argnames=("k",))
+@compiled("k")
 def solve(
     folds: Folds,
-    out: Array | int,
-    covariances: Float[Array, "s s k"],
-    trained: Float[Array, "s k"],
-    rho: Float[Array, "s k"],
-    ridge: Array,
-    whole: tuple[Array, Array] | None = None,
+    out: Any | int,
+    covariances: Float[Any, "s s k"],
+    trained: Float[Any, "s k"],
+    rho: Float[Any, "s k"],
+    ridge: Any,
+    whole: tuple[Any, Any] | None = None,
     *,
     k: int,
 ) -> Fitted:
@@ -59,58 +58,58 @@ def solve(
     the folds' own.
     """
     mean, covariance = _folds.others(folds, out) if whole is None else whole
-    dims = folds.dims
+    dims, xp = folds.dims, namespace(mean)
     axes = _folds.axes_of(covariance, dims, ridge, k)
     held_out = variances_of(covariances)[:, :k]
-    growth = held_out / jnp.where(trained[:, :k] > 0, trained[:, :k], 1)
+    growth = held_out / xp.where(trained[:, :k] > 0, trained[:, :k], 1)
     scale = axes.variances * growth
-    inverse = jnp.where(scale > 0, jax.lax.rsqrt(jnp.where(scale > 0, scale, 1)), 0)
+    inverse = xp.where(scale > 0, 1 / xp.sqrt(xp.where(scale > 0, scale, 1)), 0)
     directions = tuple(a * s[None, :] for a, s in zip(axes.directions, inverse, strict=True))
-    largest = jnp.argmax(jnp.abs(directions[0]), axis=0)
-    sign = jnp.where(jnp.take_along_axis(directions[0], largest[None], axis=0)[0] < 0, -1, 1)
+    largest = xp.argmax(xp.abs(directions[0]), axis=0)
+    sign = xp.where(xp.take_along_axis(directions[0], largest[None], axis=0)[0] < 0, -1, 1)
     directions = tuple(a * sign.astype(a.dtype)[None, :] for a in directions)
     rho = rho[:, :k]
     moments = _folds.paired(covariance, dims, Axes(directions, axes.couplings, inverse))
-    lengths = rho * jax.lax.rsqrt(1 - rho**4)
+    lengths = rho / xp.sqrt(1 - rho**4)
     scaled = moments * lengths[:, None, :] * lengths[None, :, :]
-    left = jnp.zeros_like(axes.couplings)
+    left = xp.zeros_like(axes.couplings)
     for a, b in list_pairs(len(dims)):
         left = left + scaled[a, a] + scaled[b, b] - 2 * scaled[a, b]
-    left = jnp.sqrt(jnp.maximum(left * jnp.sum(folds.weights), 0))
+    left = xp.sqrt(xp.maximum(left * folds.weights.sum(), 0))
     return Fitted(
         folds.mean + mean, directions, variances_of(moments), axes.couplings, rho, left, covariance
     )
 
 
-def regress(own: Float[Array, "k k"], common: Float[Array, "k d"]) -> Float[Array, "k d"]:
+def regress(own: Float[Any, "k k"], common: Float[Any, "k d"]) -> Float[Any, "k d"]:
     """Least squares of features on coordinates of an axis each, all axes together.
 
     Under a ridge coordinates are correlated, and features regressed on each alone would count twice
     what two axes share. Axes that do not vary get nothing.
     """
-    spread = jnp.sqrt(jnp.diagonal(own))
-    inverse = jnp.where(spread > 0, 1 / jnp.where(spread > 0, spread, 1), 0)
+    xp = namespace(own)
+    spread = xp.sqrt(xp.diagonal(own))
+    inverse = xp.where(spread > 0, 1 / xp.where(spread > 0, spread, 1), 0)
     # Rounding of correlations of hundreds of axes is below sqrt(eps); a tenth changes little.
-    steady = jnp.finfo(own.dtype).eps ** 0.5 * jnp.eye(len(own), dtype=own.dtype)
+    steady = jnp.finfo(own.dtype).eps ** 0.5 * xp.eye(len(own), dtype=own.dtype)
     correlation = own * inverse[:, None] * inverse[None, :] + steady
-    factor = jax.scipy.linalg.cho_factor(correlation, lower=True)
-    return inverse[:, None] * jax.scipy.linalg.cho_solve(factor, inverse[:, None] * common)
+    return inverse[:, None] * xp.linalg.solve(correlation, inverse[:, None] * common)
 
 
 def load(
-    x: Float[Array, "n d"], z: Float[Array, "n k"], w: Float[Array, " n"]
-) -> tuple[Float[Array, " d"], Float[Array, "k d"]]:
+    x: Float[Any, "n d"], z: Float[Any, "n k"], w: Float[Any, " n"]
+) -> tuple[Float[Any, " d"], Float[Any, "k d"]]:
     """Mean of a view's features, and their regression on the coordinates."""
-    w = w / jnp.maximum(jnp.sum(w), jnp.finfo(z.dtype).tiny)
+    w = w / namespace(w).maximum(w.sum(), jnp.finfo(z.dtype).tiny)
     centre = matmul(w, x)
     scaled = w[:, None] * z
     return centre, regress(matmul(scaled.T, z), matmul(scaled.T, x - centre[None, :]))
 
 
-@jax.jit
+@compiled()
 def coordinates(
-    features: tuple[Array, ...], mean: Float[Array, " p"], directions: Sequence[Array]
-) -> tuple[Float[Array, "n k"], ...]:
+    features: tuple[Any, ...], mean: Float[Any, " p"], directions: Sequence[Any]
+) -> tuple[Float[Any, "n k"], ...]:
     """Rows of every side on the axes."""
     means = _folds.split(mean, tuple(x.shape[1] for x in features))
     parts = zip(features, means, directions, strict=True)
@@ -126,16 +125,16 @@ class Loaded(NamedTuple):
         variances: shape ``(d_m,)``.
     """
 
-    loadings: tuple[Array, ...]
-    centres: tuple[Array, ...]
-    variances: tuple[Array, ...]
+    loadings: tuple[Any, ...]
+    centres: tuple[Any, ...]
+    variances: tuple[Any, ...]
 
 
-@functools.partial(jax.jit, static_argnames=("places",))
+@compiled("places")
 def load_views(
-    views: tuple[Array, ...],
-    latents: tuple[Array, ...],
-    weights: Float[Array, "m n"],
+    views: tuple[Any, ...],
+    latents: tuple[Any, ...],
+    weights: Float[Any, "m n"],
     *,
     places: Sides,
 ) -> Loaded:
@@ -143,7 +142,7 @@ def load_views(
     home = {m: s for s, side in enumerate(places) for m in side}
     found = [load(x, latents[home[m]], weights[m]) for m, x in enumerate(views)]
     variances = [
-        matmul(w / jnp.sum(w), (x - centre[None, :]) ** 2)
+        matmul(w / w.sum(), (x - centre[None, :]) ** 2)
         for x, w, (centre, _) in zip(views, weights, found, strict=True)
     ]
     return Loaded(tuple(b for _, b in found), tuple(c for c, _ in found), tuple(variances))
@@ -152,39 +151,39 @@ def load_views(
 class _Known(NamedTuple):
     """An alignment as predictions need it: coordinates of all rows, and what they load on."""
 
-    latents: tuple[Float[Array, "n k"], ...]
+    latents: tuple[Float[Any, "n k"], ...]
     loaded: Loaded
 
 
 def _know(
-    views: tuple[Array, ...],
-    features: tuple[Array, ...],
+    views: tuple[Any, ...],
+    features: tuple[Any, ...],
     fitted: Fitted,
-    weights: Float[Array, "m n"],
+    weights: Float[Any, "m n"],
     places: Sides,
 ) -> _Known:
     latents = coordinates(features, fitted.mean, fitted.directions)
     return _Known(latents, load_views(views, latents, weights, places=places))
 
 
-@functools.partial(jax.jit, static_argnames=("places",))
+@compiled("places")
 def share_explained(
-    views: tuple[Array, ...],
+    views: tuple[Any, ...],
     whole: _Known,
     without: _Known,
-    rho: Float[Array, "s k"],
-    w: Float[Array, " n"],
-    inside: Float[Array, " n"],
+    rho: Float[Any, "s k"],
+    w: Float[Any, " n"],
+    inside: Float[Any, " n"],
     *,
     places: Sides,
-) -> tuple[Float[Array, ""], ...]:
+) -> tuple[Float[Any, ""], ...]:
     """Of the variance that predictions have, how much of it held-out rows confirm, view by view.
 
     Loadings are least squares, so with few rows predictions vary more than they explain. What is
     left on the fitted rows is corrected by how much more is left on the rows ``inside`` a fold when
     it is not fitted than when it is.
     """
-    found: dict[int, Array] = {}
+    found: dict[int, Any] = {}
     for s, side in enumerate(places):
         rest = [o for o in range(len(places)) if o != s]
         weights = [
@@ -197,31 +196,30 @@ def share_explained(
                 _left(views[m], z * r[None, :], known.loaded.centres[m], known.loaded.loadings[m])
                 for known, (z, _) in zip((whole, without), weights, strict=True)
             )
-            held_out, fitted = (jnp.sum(w * inside * part) for part in (left_out, left))
-            optimism = held_out / jnp.maximum(fitted, jnp.finfo(w.dtype).tiny)
-            remains = jnp.sum(w * left) / jnp.sum(w) * optimism
-            said = jnp.sum((r[:, None] * whole.loaded.loadings[m]) ** 2)
-            confirmed = jnp.sum(whole.loaded.variances[m]) - remains
-            confirmed = confirmed / jnp.maximum(said, jnp.finfo(w.dtype).tiny)
-            found[m] = jnp.clip(confirmed, 0, 2)
+            xp, tiny = namespace(w), jnp.finfo(w.dtype).tiny
+            held_out, fitted = ((w * inside * part).sum() for part in (left_out, left))
+            remains = (w * left).sum() / w.sum() * (held_out / xp.maximum(fitted, tiny))
+            said = ((r[:, None] * whole.loaded.loadings[m]) ** 2).sum()
+            confirmed = whole.loaded.variances[m].sum() - remains
+            found[m] = xp.clip(confirmed / xp.maximum(said, tiny), 0, 2)
     return tuple(found[m] for m in range(len(views)))
 
 
-def _left(x: Array, z: Array, centre: Array, loadings: Array) -> Float[Array, " n"]:
+def _left(x: Any, z: Any, centre: Any, loadings: Any) -> Float[Any, " n"]:
     """Squared error of predictions, row by row."""
-    return jnp.sum((x - centre[None, :] - matmul(z, loadings)) ** 2, axis=1)
+    return ((x - centre[None, :] - matmul(z, loadings)) ** 2).sum(axis=1)
 
 
-@jax.jit
+@compiled()
 def calibrate(
-    rho: Float[Array, "s k"],
-    latents: tuple[Array, ...],
-    size: Array | int,
-    unit: Array | float,
-    seen: Array,
-    w: Array,
-    chosen: Array,
-) -> tuple[Array, Array, Array, Array]:
+    rho: Float[Any, "s k"],
+    latents: tuple[Any, ...],
+    size: Any | int,
+    unit: Any | float,
+    seen: Any,
+    w: Any,
+    chosen: Any,
+) -> tuple[Any, Any, Any, Any]:
     """Slope and offset of the log-odds; slope among many candidates, and lapse."""
     scores, valid, weights = all_pairs(rho, latents, size, unit, seen, w[chosen])
     slope, offset = evidence.fit_calibration(scores, valid, weights)
@@ -231,18 +229,18 @@ def calibrate(
 
 
 def finish(
-    views: tuple[Array, ...],
+    views: tuple[Any, ...],
     best: Candidate,
     number: int,
     ridge: Any,
     size: int,
-    w: Array,
+    w: Any,
     places: Sides,
     plan: Plan,
     choice: Choice | None,
-    right: tuple[Array, Array] | None = None,
-    whole: tuple[Array, Array] | None = None,
-    present: Float[Array, "m n"] | None = None,
+    right: tuple[Any, Any] | None = None,
+    whole: tuple[Any, Any] | None = None,
+    present: Float[Any, "m n"] | None = None,
 ) -> Alignment:
     """The alignment of one setting, with its evidence.
 
@@ -261,16 +259,17 @@ def finish(
                 "which rows belong together.",
                 CollapseWarning,
             )
-    ridge = jnp.asarray(ridge, covariances.dtype)
+    xp = namespace(covariances)
+    ridge = xp.asarray(ridge, covariances.dtype)
     fitted = solve(best.folds, -1, covariances, trained, rho, ridge, whole, k=k)
     unit = float(best.unit)
     slopes = calibrate(rho, held_out, k, unit, plan.seen, w, plan.chosen)
-    weights = jnp.tile(w, (len(views), 1)) if present is None else present * w[None, :]
+    weights = xp.tile(w, (len(views), 1)) if present is None else present * w[None, :]
     known = _know(views, best.features, fitted, weights, places)
     explained = None
     if whole is None:  # the folds of rows completed by EM are not those that were fitted
         first = plan.order[0][plan.order[0] >= 0]
-        inside = jnp.zeros_like(w).at[first].set(1)
+        inside = xp.asarray(np.isin(np.arange(plan.n), first), w.dtype)
         others = solve(best.folds, 0, covariances, trained, rho, ridge, None, k=k)
         without = _know(views, best.features, others, weights * (1 - inside)[None, :], places)
         explained = share_explained(views, known, without, fitted.rho, w, inside, places=places)
@@ -279,8 +278,8 @@ def finish(
     )
 
 
-@jax.jit
-def _pick(tried: Tried, number: Array | int) -> tuple[Array, Array, Array, tuple[Array, ...]]:
+@compiled()
+def _pick(tried: Tried, number: Any | int) -> tuple[Any, Any, Any, tuple[Any, ...]]:
     """Moments, reliabilities and latents of one ridge."""
     latents = tuple(z[:, number] for z in tried.latents)
     return tried.covariances[number], tried.trained[number], tried.rho[number], latents
@@ -290,23 +289,24 @@ def build(
     lifts: tuple[Lift, ...],
     fitted: Fitted,
     places: Sides,
-    ridge: Array,
-    slopes: tuple[Array, Array, Array, Array],
+    ridge: Any,
+    slopes: tuple[Any, Any, Any, Any],
     loaded: Loaded,
-    explained: tuple[Array, ...] | None,
+    explained: tuple[Any, ...] | None,
     choice: Choice | None,
-    right: tuple[Array, Array] | None = None,
+    right: tuple[Any, Any] | None = None,
     unit: float = 0.0,
 ) -> Alignment:
     widths = tuple(_width(f) for f in lifts)
     projections, centres, fills = _part(fitted, ridge, places=places, widths=widths)
+    fitted, slopes, loaded, right = jax.tree.map(jnp.asarray, (fitted, slopes, loaded, right))
     return Alignment(
-        projections=projections,
+        projections=jax.tree.map(jnp.asarray, projections),
         singular_values=fitted.left,
-        means=centres,
+        means=jax.tree.map(jnp.asarray, centres),
         offset=jnp.zeros_like(fitted.left),
         coupling=fitted.couplings,
-        lifts=lifts,
+        lifts=jax.tree.map(jnp.asarray, lifts),
         evidence=Evidence(
             fitted.rho,
             *slopes,
@@ -315,9 +315,9 @@ def build(
             explained=(
                 tuple(jnp.ones_like(fitted.left[0]) for _ in lifts)
                 if explained is None
-                else explained
+                else tuple(map(jnp.asarray, explained))
             ),
-            fills=fills,
+            fills=jax.tree.map(jnp.asarray, fills),
             right_share=None if right is None else right[0],
             right_probability=None if right is None else right[1],
         ),
@@ -328,15 +328,15 @@ def build(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("places", "widths"))
+@compiled("places", "widths")
 def _part(
-    fitted: Fitted, ridge: Array, *, places: Sides, widths: tuple[int, ...]
-) -> tuple[tuple[Array, ...], tuple[Array, ...], tuple[Array, ...]]:
+    fitted: Fitted, ridge: Any, *, places: Sides, widths: tuple[int, ...]
+) -> tuple[tuple[Any, ...], tuple[Any, ...], tuple[Any, ...]]:
     """Projection and mean of every view, and the covariance of every side of several views."""
     dims = tuple(a.shape[0] for a in fitted.directions)
-    projections: dict[int, Array] = {}
-    centres: dict[int, Array] = {}
-    fills, start = [], 0
+    projections: dict[int, Any] = {}
+    centres: dict[int, Any] = {}
+    xp, fills, start = namespace(fitted.mean), [], 0
     for s, side in enumerate(places):
         cut = tuple(widths[m] for m in side)
         means = _folds.split(_folds.split(fitted.mean, dims)[s], cut)
@@ -345,7 +345,7 @@ def _part(
             projections[m], centres[m] = a.T, mean
         block = fitted.covariance[start : start + dims[s], start : start + dims[s]]
         # With the ridge on its diagonal, so that views can be regressed on each other.
-        penalty = ridge * jnp.trace(block) / dims[s] * jnp.eye(dims[s], dtype=block.dtype)
+        penalty = ridge * xp.trace(block) / dims[s] * xp.eye(dims[s], dtype=block.dtype)
         fills.append(block + penalty if len(side) > 1 else block[:0, :0])
         start += dims[s]
     views = range(len(widths))

@@ -11,14 +11,14 @@ ridge is a division, so trying many ridges costs one small factorisation each.
 import dataclasses
 import functools
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
 
-from perfalign_jax._numerics import matmul
+from perfalign_jax._numerics import compiled, matmul, namespace, over, repeat
 
 __all__ = [
     "Axes",
@@ -49,10 +49,10 @@ class Folds:
         dims: number of features of each side; together ``p``.
     """
 
-    weights: Float[Array, " f"]
-    mean: Float[Array, " p"]
-    means: Float[Array, "f p"]
-    scatters: Float[Array, "f p p"]
+    weights: Float[Any, " f"]
+    mean: Float[Any, " p"]
+    means: Float[Any, "f p"]
+    scatters: Float[Any, "f p p"]
     dims: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
 
@@ -65,9 +65,9 @@ class Axes(NamedTuple):
         variances: shape ``(S, k)``, of the coordinates on the rows that were fitted.
     """
 
-    directions: tuple[Float[Array, "_ k"], ...]
-    couplings: Float[Array, " k"]
-    variances: Float[Array, "s k"]
+    directions: tuple[Float[Any, "_ k"], ...]
+    couplings: Float[Any, " k"]
+    variances: Float[Any, "s k"]
 
 
 class Tried(NamedTuple):
@@ -80,10 +80,10 @@ class Tried(NamedTuple):
         latents: one ``(F, L, b, k)`` for each side: coordinates of held-out rows, of variance one.
     """
 
-    covariances: Float[Array, "l s s k"]
-    trained: Float[Array, "l s k"]
-    rho: Float[Array, "l s k"]
-    latents: tuple[Float[Array, "f l b k"], ...]
+    covariances: Float[Any, "l s s k"]
+    trained: Float[Any, "l s k"]
+    rho: Float[Any, "l s k"]
+    latents: tuple[Float[Any, "f l b k"], ...]
 
 
 class Incomplete(NamedTuple):
@@ -101,57 +101,58 @@ class Incomplete(NamedTuple):
         both: weight of the rows that have both sides of a pair, shape ``(P,)``.
     """
 
-    means: Float[Array, "f p"]
-    covariances: Float[Array, "f p p"]
-    scatters: Float[Array, "f q p p"]
-    seen: Float[Array, " s"]
-    both: Float[Array, " q"]
+    means: Float[Any, "f p"]
+    covariances: Float[Any, "f p p"]
+    scatters: Float[Any, "f q p p"]
+    seen: Float[Any, " s"]
+    both: Float[Any, " q"]
 
 
-def split(whole: Array, dims: tuple[int, ...], axis: int = -1) -> list[Array]:
+def split(whole: Any, dims: tuple[int, ...], axis: int = -1) -> list[Any]:
     """Cut an axis of features into the sides."""
-    return jnp.split(whole, np.cumsum(dims)[:-1].tolist(), axis=axis)
+    return namespace(whole).split(whole, np.cumsum(dims)[:-1].tolist(), axis=axis)
 
 
-@jax.jit
+@compiled()
 def of_rows(
-    features: tuple[Float[Array, "n _"], ...],
-    order: Int[Array, "f b"],
-    weights: Float[Array, " n"],
+    features: tuple[Float[Any, "n _"], ...],
+    order: Int[Any, "f b"],
+    weights: Float[Any, " n"],
 ) -> Folds:
     """Moments of folds of rows; ``order`` lists each fold's rows, filled up with -1."""
-    x = jnp.concatenate(features, axis=1)
-    total = jnp.maximum(jnp.sum(weights), jnp.finfo(x.dtype).tiny)
+    xp = namespace(weights)
+    x = xp.concatenate(features, axis=1)
+    total = xp.maximum(weights.sum(), jnp.finfo(x.dtype).tiny)
     mean = matmul(weights, x) / total
     x = x - mean[None, :]
 
-    def one(rows: Int[Array, " b"]) -> tuple[Array, Array, Array]:
-        w = jnp.where(rows >= 0, weights[rows], 0)
+    def one(rows: Int[Any, " b"]) -> tuple[Any, Any, Any]:
+        w = xp.where(rows >= 0, weights[rows], 0)
         part = x[rows]
-        weight = jnp.sum(w)
-        middle = matmul(w, part) / jnp.where(weight > 0, weight, 1)
-        part = jnp.sqrt(w)[:, None] * (part - middle[None, :])
+        weight = w.sum()
+        middle = matmul(w, part) / xp.where(weight > 0, weight, 1)
+        part = xp.sqrt(w)[:, None] * (part - middle[None, :])
         return weight, middle, matmul(part.T, part)
 
-    sizes, means, scatters = jax.lax.map(one, order)
+    sizes, means, scatters = over(one, order)
     return Folds(sizes, mean, means, scatters, tuple(f.shape[1] for f in features))
 
 
-def others(folds: Folds, left_out: Array | int) -> tuple[Float[Array, " p"], Float[Array, "p p"]]:
+def others(folds: Folds, left_out: Any | int) -> tuple[Float[Any, " p"], Float[Any, "p p"]]:
     """Mean (about the common one) and covariance of all folds but one; of all for -1."""
-    kept = jnp.arange(len(folds.weights)) != left_out
-    w = jnp.where(kept, folds.weights, 0)
-    total = jnp.maximum(jnp.sum(w), jnp.finfo(w.dtype).tiny)
+    xp = namespace(folds.weights)
+    kept = xp.arange(len(folds.weights)) != left_out
+    w = xp.where(kept, folds.weights, 0)
+    total = xp.maximum(w.sum(), jnp.finfo(w.dtype).tiny)
     mean = matmul(w, folds.means) / total
-    apart = jnp.sqrt(w)[:, None] * (folds.means - mean[None, :])
-    scatter = jnp.tensordot(
-        kept.astype(w.dtype), folds.scatters, 1, precision=jax.lax.Precision.HIGHEST
-    )
+    apart = xp.sqrt(w)[:, None] * (folds.means - mean[None, :])
+    scatter = matmul(kept.astype(w.dtype), folds.scatters.reshape(len(kept), -1))
+    scatter = scatter.reshape(folds.scatters.shape[1:])
     return mean, (scatter + matmul(apart.T, apart)) / total
 
 
 @jax.custom_jvp
-def _eigh(matrix: Float[Array, "p p"]) -> tuple[Float[Array, " p"], Float[Array, "p p"]]:
+def _eigh(matrix: Float[Any, "p p"]) -> tuple[Float[Any, " p"], Float[Any, "p p"]]:
     values, vectors = jnp.linalg.eigh(matrix)
     return values, vectors
 
@@ -169,34 +170,40 @@ def _eigh_jvp(primals: tuple, tangents: tuple) -> tuple:
     return (values, vectors), (jnp.diagonal(turned), matmul(vectors, turn))
 
 
+def eigh(matrix: Float[Any, "p p"]) -> tuple[Float[Any, " p"], Float[Any, "p p"]]:
+    """Eigenvalues, smallest first, and eigenvectors."""
+    return np.linalg.eigh(matrix) if namespace(matrix) is np else _eigh(matrix)
+
+
 def _leading_eigenpairs(
-    matrix: Float[Array, "p p"], k: int
-) -> tuple[Float[Array, " k"], Float[Array, "p k"]]:
+    matrix: Float[Any, "p p"], k: int
+) -> tuple[Float[Any, " k"], Float[Any, "p k"]]:
     """The k largest eigenvalues of a symmetric matrix that has none far below zero."""
-    p = matrix.shape[0]
+    p, xp = matrix.shape[0], namespace(matrix)
     if p <= _WHOLE or 4 * k > p:
-        values, vectors = _eigh(matrix)
+        values, vectors = eigh(matrix)
         return values[::-1][:k], vectors[:, ::-1][:, :k]
     # Subspace iteration from a fixed start; what lies near the k-th is left to the spare columns.
     size = min(p, k + 32)
-    place = jnp.arange(p * size, dtype=matrix.dtype).reshape(p, size)
-    block = jnp.sin(place * place % 7919)
+    place = xp.arange(p * size, dtype=matrix.dtype).reshape(p, size)
+    block = xp.sin(place * place % 7919)
     for _ in range(_SWEEPS):
-        block, _ = jnp.linalg.qr(matmul(matrix, block))
-    values, turn = _eigh(matmul(block.T, matmul(matrix, block)))
+        block, _ = xp.linalg.qr(matmul(matrix, block))
+    values, turn = eigh(matmul(block.T, matmul(matrix, block)))
     return values[::-1][:k], matmul(block, turn[:, ::-1][:, :k])
 
 
 def _couple(
-    cross: Float[Array, "p p"], dims: tuple[int, ...], k: int
-) -> tuple[Float[Array, " k"], list[Float[Array, "_ k"]]]:
+    cross: Float[Any, "p p"], dims: tuple[int, ...], k: int
+) -> tuple[Float[Any, " k"], list[Float[Any, "_ k"]]]:
     """Leading axes of whitened sides: an SVD for two, the joint eigenvectors (MAXVAR) for more."""
+    xp = namespace(cross)
     if len(dims) > 2:
         values, joint = _leading_eigenpairs(cross, k)
         parts = split(joint, dims, axis=0)
-        lengths = [jnp.sqrt(jnp.sum(part**2, axis=0)) for part in parts]
+        lengths = [xp.sqrt((part**2).sum(axis=0)) for part in parts]
         return (values - 1) / (len(dims) - 1), [
-            part / jnp.where(length > 0, length, 1)[None, :]
+            part / xp.where(length > 0, length, 1)[None, :]
             for part, length in zip(parts, lengths, strict=True)
         ]
     block = cross[: dims[0], dims[0] :]
@@ -204,60 +211,62 @@ def _couple(
     turned = block if dims[0] <= dims[1] else block.T
     _, first = _leading_eigenpairs(matmul(turned, turned.T), k)
     second = matmul(turned.T, first)
-    squares = jnp.sum(second**2, axis=0)  # the eigenvalues, never below zero by rounding
+    squares = (second**2).sum(axis=0)  # the eigenvalues, never below zero by rounding
     positive = squares > 0
-    length = jnp.sqrt(jnp.where(positive, squares, 1))
+    length = xp.sqrt(xp.where(positive, squares, 1))
     second = second / length[None, :]
     pair = [first, second] if dims[0] <= dims[1] else [second, first]
-    return jnp.where(positive, length, 0), pair
+    return xp.where(positive, length, 0), pair
 
 
 class _Turned(NamedTuple):
     """Moments of one training set in the eigenvectors of its sides."""
 
-    values: Float[Array, " p"]
-    vectors: tuple[Float[Array, "_ _"], ...]
-    covariance: Float[Array, "p p"]
+    values: Float[Any, " p"]
+    vectors: tuple[Float[Any, "_ _"], ...]
+    covariance: Float[Any, "p p"]
 
 
-def _turn(covariance: Float[Array, "p p"], dims: tuple[int, ...]) -> _Turned:
+def _turn(covariance: Float[Any, "p p"], dims: tuple[int, ...]) -> _Turned:
     starts = np.cumsum((0, *dims))
-    pairs = [_eigh(covariance[a:b, a:b]) for a, b in itertools.pairwise(starts)]
-    values = jnp.concatenate([jnp.maximum(values, 0) for values, _ in pairs])
+    xp = namespace(covariance)
+    pairs = [eigh(covariance[a:b, a:b]) for a, b in itertools.pairwise(starts)]
+    values = xp.concatenate([xp.maximum(values, 0) for values, _ in pairs])
     vectors = tuple(vectors for _, vectors in pairs)
     return _Turned(values, vectors, _both(covariance, vectors, dims))
 
 
 def _both(
-    matrix: Float[Array, "p p"], vectors: tuple[Array, ...], dims: tuple[int, ...]
-) -> Float[Array, "p p"]:
+    matrix: Float[Any, "p p"], vectors: tuple[Any, ...], dims: tuple[int, ...]
+) -> Float[Any, "p p"]:
     """``V' matrix V`` with block-diagonal V."""
     rows = [matmul(v.T, part) for v, part in zip(vectors, split(matrix, dims, 0), strict=True)]
-    whole = jnp.concatenate(rows)
+    xp = namespace(matrix)
+    whole = xp.concatenate(rows)
     columns = [matmul(part, v) for v, part in zip(vectors, split(whole, dims), strict=True)]
-    return jnp.concatenate(columns, axis=1)
+    return xp.concatenate(columns, axis=1)
 
 
-def _ridged(turned: _Turned, dims: tuple[int, ...], ridge: Array, k: int) -> Axes:
+def _ridged(turned: _Turned, dims: tuple[int, ...], ridge: Any, k: int) -> Axes:
     """Axes in the turned basis; the ridge is relative to each side's mean eigenvalue."""
-    tiny = jnp.finfo(turned.values.dtype).tiny
+    xp, tiny = namespace(turned.values), jnp.finfo(turned.values.dtype).tiny
     whiten = []
     for values in split(turned.values, dims):
         # Never below the rounding of the largest eigenvalue, where nothing can be told apart.
-        least = 4 * jnp.finfo(values.dtype).eps * jnp.max(values)
-        penalty = jnp.maximum(ridge * jnp.mean(values), least)
-        whiten.append(jax.lax.rsqrt(jnp.maximum(values + penalty, tiny)))
-    d = jnp.concatenate(whiten)
+        least = 4 * jnp.finfo(values.dtype).eps * values.max()
+        penalty = xp.maximum(ridge * values.mean(), least)
+        whiten.append(1 / xp.sqrt(xp.maximum(values + penalty, tiny)))
+    d = xp.concatenate(whiten)
     couplings, parts = _couple(d[:, None] * turned.covariance * d[None, :], dims, k)
     directions = [w[:, None] * part for w, part in zip(whiten, parts, strict=True)]
     variances = [
-        jnp.sum(part**2 * values[:, None], axis=0)
+        matmul(values, part**2)
         for part, values in zip(directions, split(turned.values, dims), strict=True)
     ]
-    return Axes(tuple(directions), couplings, jnp.stack(variances))
+    return Axes(tuple(directions), couplings, xp.stack(variances))
 
 
-def axes_of(covariance: Float[Array, "p p"], dims: tuple[int, ...], ridge: Array, k: int) -> Axes:
+def axes_of(covariance: Float[Any, "p p"], dims: tuple[int, ...], ridge: Any, k: int) -> Axes:
     """Axes of one covariance of all sides."""
     turned = _turn(covariance, dims)
     axes = _ridged(turned, dims, ridge, k)
@@ -265,11 +274,11 @@ def axes_of(covariance: Float[Array, "p p"], dims: tuple[int, ...], ridge: Array
     return axes._replace(directions=back)
 
 
-@functools.partial(jax.jit, static_argnames=("k",))
+@compiled("k")
 def try_ridges(
     folds: Folds,
-    rows: Float[Array, "f b p"],
-    ridges: Float[Array, " l"],
+    rows: Float[Any, "f b p"],
+    ridges: Float[Any, " l"],
     *,
     k: int,
     incomplete: Incomplete | None = None,
@@ -278,10 +287,10 @@ def try_ridges(
 
     ``rows`` are some rows of each fold, about ``folds.mean``; there may be none.
     """
-    dims = folds.dims
+    dims, xp = folds.dims, namespace(folds.weights)
     pairs = list(itertools.combinations(range(len(dims)), 2))
 
-    def leave_out(number: Array) -> tuple[Array, Array, tuple[Array, ...]]:
+    def leave_out(number: Any) -> tuple[Any, Any, tuple[Any, ...]]:
         if incomplete is None:
             mean, covariance = others(folds, number)
         else:
@@ -299,7 +308,7 @@ def try_ridges(
         parts = split(rows[number] - mean[None, :], dims)
         seen = [matmul(x, v) for x, v in zip(parts, turned.vectors, strict=True)]
 
-        def one(ridge: Array) -> tuple[Array, Array, tuple[Array, ...]]:
+        def one(ridge: Any) -> tuple[Any, Any, tuple[Any, ...]]:
             axes = _ridged(turned, dims, ridge, k)
             latents = tuple(matmul(x, a) for x, a in zip(seen, axes.directions, strict=True))
             moments = paired(held_out, dims, axes)[None]
@@ -308,11 +317,11 @@ def try_ridges(
                 moments = jnp.concatenate([moments, own])
             return moments, weight * axes.variances, latents
 
-        return jax.lax.map(one, ridges)
+        return over(one, ridges)
 
-    covariances, own, latents = jax.lax.map(leave_out, jnp.arange(len(folds.weights)))
-    total = jnp.maximum(jnp.sum(folds.weights), jnp.finfo(folds.weights.dtype).tiny)
-    pooled = jnp.sum(covariances, axis=0)
+    covariances, own, latents = over(leave_out, xp.arange(len(folds.weights)))
+    total = xp.maximum(folds.weights.sum(), jnp.finfo(folds.weights.dtype).tiny)
+    pooled = covariances.sum(axis=0)
     moments = pooled[:, 0] / total
     if incomplete is not None:
         seen = incomplete.seen
@@ -324,84 +333,90 @@ def try_ridges(
             r = jnp.where(both, correlations(pooled[:, 1 + q])[:, a, b], jnp.nan)
             common = r * spread[:, :, a] * spread[:, :, b]
             moments = moments.at[:, a, b].set(common).at[:, b, a].set(common)
-    variances = jnp.diagonal(moments, axis1=1, axis2=2)  # (l, k, s)
-    scale = jax.lax.rsqrt(jnp.where(variances > 0, variances, jnp.inf))
+    variances = xp.diagonal(moments, axis1=1, axis2=2)  # (l, k, s)
+    scale = 1 / xp.sqrt(xp.where(variances > 0, variances, xp.inf))
     latents = tuple(z * scale[None, :, None, :, s] for s, z in enumerate(latents))
-    rho = jax.lax.map(reliabilities, moments)
-    return Tried(moments, jnp.sum(own, axis=0) / total, rho, latents)
+    return Tried(moments, own.sum(axis=0) / total, over(reliabilities, moments), latents)
 
 
-def paired(
-    scatter: Float[Array, "p p"], dims: tuple[int, ...], axes: Axes
-) -> Float[Array, "s s k"]:
+def paired(scatter: Float[Any, "p p"], dims: tuple[int, ...], axes: Axes) -> Float[Any, "s s k"]:
     """Second moments of the sides' coordinates, axis by axis."""
-    starts = np.cumsum((0, *dims))
+    starts, xp = np.cumsum((0, *dims)), namespace(scatter)
     table = []
     for a, first in enumerate(axes.directions):
         seen = matmul(scatter[:, starts[a] : starts[a + 1]], first)
         parts = zip(axes.directions, split(seen, dims, 0), strict=True)
-        table.append(jnp.stack([jnp.sum(other * part, axis=0) for other, part in parts]))
-    return jnp.stack(table)
+        table.append(xp.stack([(other * part).sum(axis=0) for other, part in parts]))
+    return xp.stack(table)
 
 
-def correlations(covariances: Float[Array, "... s s k"]) -> Float[Array, "... s s k"]:
+def correlations(covariances: Float[Any, "... s s k"]) -> Float[Any, "... s s k"]:
     """Correlations of the sides' coordinates on held-out rows; 0 where one does not vary."""
-    variances = jnp.moveaxis(jnp.diagonal(covariances, axis1=-3, axis2=-2), -1, -2)
+    xp = namespace(covariances)
+    variances = xp.moveaxis(xp.diagonal(covariances, axis1=-3, axis2=-2), -1, -2)
     product = variances[..., :, None, :] * variances[..., None, :, :]
-    safe = jnp.where(product > 0, product, 1)
-    return jnp.where(product > 0, covariances * jax.lax.rsqrt(safe), 0)
+    safe = xp.where(product > 0, product, 1)
+    return xp.where(product > 0, covariances / xp.sqrt(safe), 0)
 
 
-def falling(values: Float[Array, " k"]) -> Float[Array, " k"]:
+def falling(values: Float[Any, "... k"]) -> Float[Any, "... k"]:
     """The nearest sequence that never rises: isotonic regression.
 
     Axes come in the order of their fitted couplings, so their held-out correlations fall but for
     noise, which this averages out. By the min-max formula (Robertson, Wright and Dykstra, 1988):
     ``min over a <= j of the max over b >= j of the mean from a to b``.
     """
-    sums = jnp.cumsum(values)
-    place = jnp.arange(len(values))
+    xp = namespace(values)
+    sums = xp.cumsum(values, axis=-1)
+    place = np.arange(values.shape[-1])
     count = place[None, :] - place[:, None] + 1
+    count = count.reshape((1,) * (values.ndim - 1) + count.shape)
     inside = count > 0
-    means = sums[None, :] - (sums - values)[:, None]
-    means = means / jnp.where(inside, count, 1).astype(values.dtype)
-    largest = jax.lax.cummax(jnp.where(inside, means, -jnp.inf), axis=1, reverse=True)
-    return jnp.min(jnp.where(inside, largest, jnp.inf), axis=0)
+    means = sums[..., None, :] - (sums - values)[..., :, None]
+    means = xp.where(inside, means / np.where(inside, count, 1).astype(values.dtype), -xp.inf)
+    largest: Any = means[..., ::-1]
+    largest = (
+        np.maximum.accumulate(largest, -1)
+        if xp is np
+        else jax.lax.cummax(largest, axis=means.ndim - 1)
+    )
+    largest = largest[..., ::-1]
+    return xp.where(inside, largest, xp.inf).min(axis=-2)
 
 
 _ROUNDS = 40  # of the factor model: it has one number for each side
 TOP = 1 - 1e-6  # correlations above are not told apart: an axis' weight grows like 1 / (1 - r^2)
 
 
-def reliabilities(covariances: Float[Array, "s s k"]) -> Float[Array, "s k"]:
+def reliabilities(covariances: Float[Any, "s s k"]) -> Float[Any, "s k"]:
     """Correlation of every side with what they share, axis by axis, from held-out moments.
 
     One common factor explains all pairs, ``r_ab = rho_a rho_b``: principal factor analysis. With
     two sides both have the root of their correlation. A pair that no row has is NaN in the moments,
     and left out.
     """
-    s, r = covariances.shape[0], correlations(covariances)
+    s, r, xp = covariances.shape[0], correlations(covariances), namespace(covariances)
     if s == 2:
-        held_out = jnp.clip(falling(r[0, 1]), 0, TOP)
+        held_out = xp.clip(falling(r[0, 1]), 0, TOP)
         positive = held_out > 0
-        shared = jnp.where(positive, jnp.sqrt(jnp.where(positive, held_out, 1)), 0)
-        return jnp.stack([shared, shared])
-    off = ~jnp.eye(s, dtype=bool)[:, :, None] & ~jnp.isnan(r)
-    r = jnp.where(off, jnp.clip(jax.vmap(jax.vmap(falling))(r), 0, TOP), 0)
-    count = jnp.maximum(jnp.sum(off, axis=1), 1).astype(r.dtype)
+        shared = xp.where(positive, xp.sqrt(xp.where(positive, held_out, 1)), 0)
+        return xp.stack([shared, shared])
+    off = ~np.eye(s, dtype=bool)[:, :, None] & ~xp.isnan(r)
+    r = xp.where(off, xp.clip(falling(r), 0, TOP), 0)
+    count = xp.maximum(off.sum(axis=1), 1).astype(r.dtype)
 
-    def step(_: int | Array, rho: Array) -> Array:
+    def step(rho: Any) -> Any:
         # Each side from the others: least squares of r_ab on rho_b.
-        seen = jnp.where(off, rho[None, :, :], 0)
-        weight = jnp.sum(seen**2, axis=1)
-        fitted = jnp.sum(r * seen, axis=1) / jnp.where(weight > 0, weight, 1)
-        return jnp.clip((rho + fitted) / 2, 0, TOP**0.5)
+        seen = xp.where(off, rho[None, :, :], 0)
+        weight = (seen**2).sum(axis=1)
+        fitted = (r * seen).sum(axis=1) / xp.where(weight > 0, weight, 1)
+        return xp.clip((rho + fitted) / 2, 0, TOP**0.5)
 
-    return jax.lax.fori_loop(0, _ROUNDS, step, jnp.sqrt(jnp.sum(r, axis=1) / count))
+    return repeat(_ROUNDS, step, xp.sqrt(r.sum(axis=1) / count))
 
 
 @functools.partial(jax.jit, static_argnames=("k",))
-def information(folds: Folds, ridge: Array, *, k: int) -> Float[Array, ""]:
+def information(folds: Folds, ridge: Any, *, k: int) -> Float[Any, ""]:
     """Held-out information of the axes in nats, ``-1/2 sum log(1 - r^2)``, over pairs of sides.
 
     Differentiable in the ridge and in the moments.
@@ -411,9 +426,9 @@ def information(folds: Folds, ridge: Array, *, k: int) -> Float[Array, ""]:
     return tell(tried.covariances[0])
 
 
-def tell(covariances: Float[Array, "s s k"]) -> Float[Array, ""]:
+def tell(covariances: Float[Any, "s s k"]) -> Float[Any, ""]:
     """Information of held-out moments in nats, ``-1/2 sum log(1 - r^2)``, over pairs of sides."""
-    r = correlations(covariances)
-    above = jnp.triu(jnp.ones(r.shape[:2], bool), 1)[:, :, None]
-    r = jnp.where(above, jnp.clip(r, 0, TOP), 0)
-    return -jnp.sum(jnp.log1p(-(r**2))) / 2
+    r, xp = correlations(covariances), namespace(covariances)
+    above = np.triu(np.ones(r.shape[:2], bool), 1)[:, :, None]
+    r = xp.where(above, xp.clip(r, 0, TOP), 0)
+    return -xp.log1p(-(r**2)).sum() / 2

@@ -6,10 +6,16 @@
   other cut-off in the package.
 - Signs: in every row of a projection the entry of largest magnitude is positive.
 - The dtype is the data's own; nothing here casts.
+
+Where all arrays are NumPy's a function runs as it is, on the host's BLAS, and nothing is compiled:
+compiling takes longer than most work on a CPU. One text serves both: ``namespace`` says whose
+functions to call, ``compiled`` stands for ``jit``, ``over`` and ``repeat`` for XLA's loops.
 """
 
 import functools
-from typing import Any
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +24,83 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 __all__ = [
+    "at_hand",
+    "compiled",
     "compress",
+    "cores",
     "flip_signs",
     "matmul",
     "namespace",
+    "over",
     "rank_cutoff",
+    "repeat",
     "rounding",
+    "sigmoid",
     "to_common_scale",
 ]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def namespace(array: Any) -> Any:
     """``numpy`` for its own arrays, with which nothing is compiled; else ``jax.numpy``."""
-    return np if isinstance(array, np.ndarray) else jnp
+    return np if isinstance(array, np.ndarray | np.generic) else jnp
+
+
+def at_hand(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+    """As arrays of NumPy, if all lie in the host's memory; nothing is copied."""
+    for array in arrays:
+        if isinstance(array, jax.core.Tracer):
+            return arrays
+        if not isinstance(array, np.ndarray) and any(d.platform != "cpu" for d in array.devices()):
+            return arrays
+    return tuple(map(np.asarray, arrays))
+
+
+def compiled(*static: str) -> Callable[[_Function], _Function]:
+    """Compile a function with ``jit``; where all its arrays are NumPy's, run it as it is."""
+
+    def wrap(function: _Function) -> _Function:
+        jitted = jax.jit(function, static_argnames=static)
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            arrays = [a for a in jax.tree.leaves((args, kwargs)) if hasattr(a, "dtype")]
+            if not arrays or not all(namespace(a) is np for a in arrays):
+                return jitted(*args, **kwargs)
+            with np.errstate(all="ignore"):  # as XLA does
+                return function(*args, **kwargs)
+
+        return cast(_Function, call)
+
+    return wrap
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0))
+
+
+def over(function: Callable[..., Any], *arrays: Any) -> Any:
+    """Map over the leading axis and stack what comes out."""
+    if namespace(arrays[0]) is np:
+        found = [function(*parts) for parts in zip(*arrays, strict=True)]
+        return jax.tree.map(lambda *each: np.stack(each), *found)
+    return jax.lax.map(lambda parts: function(*parts), arrays)
+
+
+def repeat(count: int, step: Callable[[Any], Any], start: Any) -> Any:
+    """Take a step so many times."""
+    if all(namespace(a) is np for a in jax.tree.leaves(start)):
+        for _ in range(count):
+            start = step(start)
+        return start
+    return jax.lax.fori_loop(0, count, lambda _, state: step(state), start)
+
+
+def sigmoid(x: Float[Any, "..."]) -> Float[Any, "..."]:
+    """The logistic function."""
+    return 1 / (1 + np.exp(-x)) if namespace(x) is np else jax.nn.sigmoid(x)
 
 
 def matmul(a: Float[Any, "..."], b: Float[Any, "..."]) -> Float[Any, "..."]:

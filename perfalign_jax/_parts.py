@@ -1,7 +1,6 @@
 """Alignment from moments alone: statistics of parts of the data, or a single one with theory."""
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
@@ -13,7 +12,7 @@ from jaxtyping import Array
 from perfalign_jax import _folds, kernels, significance, statistics
 from perfalign_jax._assembly import Fitted, Loaded, build, regress, solve
 from perfalign_jax._folds import Folds
-from perfalign_jax._numerics import matmul
+from perfalign_jax._numerics import at_hand, compiled, matmul, namespace
 from perfalign_jax._selection import AXES, RIDGES, Sides, most_axes
 from perfalign_jax.types import Alignment, Choice, Trial
 
@@ -38,8 +37,9 @@ def align_parts(parts: list[Any], places: Sides, ridge: Any, k: Any) -> Alignmen
         reason = "there are no folds to choose on"
     else:
         ridges = RIDGES if isinstance(ridge, str) else (ridge,)
-        nothing = jnp.zeros((len(parts), 0, folds.mean.shape[0]), folds.mean.dtype)
-        tried = _folds.try_ridges(folds, nothing, jnp.asarray(ridges, folds.mean.dtype), k=size)
+        xp, dtype = namespace(folds.mean), folds.mean.dtype
+        nothing = xp.zeros((len(parts), 0, folds.mean.shape[0]), dtype)
+        tried = _folds.try_ridges(folds, nothing, xp.asarray(ridges, dtype), k=size)
         informations = [float(_folds.tell(c)) for c in tried.covariances]
         number = int(np.argmax(informations))
         covariances, trained = tried.covariances[number], tried.trained[number]
@@ -51,23 +51,24 @@ def align_parts(parts: list[Any], places: Sides, ridge: Any, k: Any) -> Alignmen
     size = max(1, int(((np.asarray(rho) > 0).sum(axis=0) > 1).sum()))
     setting = Trial("none", chosen, size, math.nan, math.nan)
     choice = Choice(trials, setting, 0, 0, reason, remarks)
-    fitted = solve(
-        folds, -1, covariances, trained, rho, jnp.asarray(chosen, folds.mean.dtype), k=size
-    )
+    ridge = namespace(folds.mean).asarray(chosen, folds.mean.dtype)
+    fitted = solve(folds, -1, covariances, trained, rho, ridge, k=size)
     one = jnp.ones((), folds.mean.dtype)
     loaded = _load_moments(fitted, scalings, places, tuple(dims))
-    lifts = tuple(scalings)
-    ridge = jnp.asarray(chosen, folds.mean.dtype)
-    return build(lifts, fitted, places, ridge, (one, 0 * one, one, 0 * one), loaded, None, choice)
+    return build(
+        tuple(scalings), fitted, places, ridge, (one, 0 * one, one, 0 * one), loaded, None, choice
+    )
 
 
 def _of_parts(parts: list[Any], order: list[int]) -> tuple[Folds, tuple[kernels.Standardise, ...]]:
     """Folds of standardised features from statistics, the views in the order of the sides."""
-    given = [statistics.rows(part, center=True) for part in parts]
-    weights = jnp.stack([rows.weight for rows in given])
-    means = jnp.stack([jnp.concatenate([rows.means[m] for m in order]) for rows in given])
-    blocks = [jnp.concatenate([rows.blocks[m] for m in order], axis=1) for rows in given]
-    scatters = jnp.stack([matmul(block.T, block) for block in blocks])
+    leaves, tree = jax.tree.flatten([statistics.rows(part, center=True) for part in parts])
+    given = jax.tree.unflatten(tree, at_hand(tuple(leaves)))
+    xp = namespace(given[0].weight)
+    weights = xp.stack([rows.weight for rows in given])
+    means = xp.stack([xp.concatenate([rows.means[m] for m in order]) for rows in given])
+    blocks = [xp.concatenate([rows.blocks[m] for m in order], axis=1) for rows in given]
+    scatters = xp.stack([matmul(block.T, block) for block in blocks])
     dims = tuple(given[0].means[m].shape[0] for m in order)
     mean = matmul(weights, means) / jnp.sum(weights)
     raw = Folds(weights, mean, means - mean[None, :], scatters, dims)
@@ -77,16 +78,16 @@ def _of_parts(parts: list[Any], order: list[int]) -> tuple[Folds, tuple[kernels.
     for m, own, spread in zip(
         order,
         _folds.split(mean, dims),
-        _folds.split(jnp.sqrt(jnp.diagonal(covariance)), dims),
+        _folds.split(xp.sqrt(xp.diagonal(covariance)), dims),
         strict=True,
     ):
         scalings[m] = kernels.standardise(own, spread)
-        if not bool(jnp.any(spread > 0)):
+        if not bool((spread > 0).any()):
             raise ValueError(f"data must vary, but view {m} of the statistics does not.")
-    factor = jnp.concatenate([scalings[m].factor for m in order])
+    factor = xp.concatenate([scalings[m].factor for m in order])
     folds = Folds(
         weights,
-        jnp.zeros_like(mean),
+        xp.zeros_like(mean),
         raw.means * factor[None, :],
         scatters * (factor[:, None] * factor[None, :])[None],
         dims,
@@ -120,14 +121,14 @@ def _debiased(folds: Folds, size: int, samples: float, ridge: Any) -> tuple[Arra
     return covariances, jnp.ones((2, size), r.dtype), least
 
 
-@functools.partial(jax.jit, static_argnames=("places", "dims"))
+@compiled("places", "dims")
 def _load_moments(
     fitted: Fitted, scalings: tuple[kernels.Standardise, ...], places: Sides, dims: tuple[int, ...]
 ) -> Loaded:
     """What ``load_views`` measures, from the covariance of the standardised features."""
-    loadings: dict[int, Array] = {}
-    variances: dict[int, Array] = {}
-    start = 0
+    loadings: dict[int, Any] = {}
+    variances: dict[int, Any] = {}
+    xp, start = namespace(fitted.mean), 0
     for s, side in enumerate(places):
         width = sum(dims[m] for m in side)
         block = fitted.covariance[start : start + width, start : start + width]
@@ -137,11 +138,11 @@ def _load_moments(
         for m, found, spread in zip(
             side,
             _folds.split(regress(own, covariance.T), cut, 1),
-            _folds.split(jnp.diagonal(block), cut),
+            _folds.split(xp.diagonal(block), cut),
             strict=True,
         ):
             factor = scalings[m].factor
-            back = jnp.where(factor > 0, 1 / jnp.where(factor > 0, factor, 1), 0)
+            back = xp.where(factor > 0, 1 / xp.where(factor > 0, factor, 1), 0)
             loadings[m] = found * back[None, :]
             variances[m] = spread * back**2
         start += width

@@ -4,19 +4,19 @@ A setting is a lift, a ridge and a number of axes. Folds are moments, so a ridge
 only; the rows that choose, at most 2,000, are looked at again.
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from perfalign_jax import _checks, _folds, evidence, kernels, solver
-from perfalign_jax import lift as lifting
 from perfalign_jax._folds import Folds, Tried
+from perfalign_jax._numerics import compiled, cores, namespace, over
 from perfalign_jax.lift import Lift
 from perfalign_jax.types import Choice, Trial
 
@@ -58,7 +58,7 @@ class Candidate(NamedTuple):
 
     name: str
     lifts: tuple[Lift, ...]
-    features: tuple[Float[Array, "n _"], ...]  # of each side
+    features: tuple[Float[Any, "n _"], ...]  # of each side
     folds: Folds
     tried: Tried
     hits: Float[np.ndarray, "l k f b"]
@@ -127,7 +127,7 @@ def plan_rows(
     return Plan(order, thin, chosen, seen, n)
 
 
-def list_lifts(views: tuple[Array, ...], lift: Any) -> list[tuple[str, tuple[Lift, ...]]]:
+def list_lifts(views: tuple[Any, ...], lift: Any) -> list[tuple[str, tuple[Lift, ...]]]:
     """What to try; linear are features at their own spread and as they are."""
     if lift is None:
         return [("none", fit_lifts(views, None))]
@@ -147,28 +147,29 @@ def list_lifts(views: tuple[Array, ...], lift: Any) -> list[tuple[str, tuple[Lif
     return found
 
 
-def fit_lifts(views: tuple[Array, ...], lift: Sequence[Lift] | None) -> tuple[Lift, ...]:
+def fit_lifts(views: tuple[Any, ...], lift: Sequence[Lift] | None) -> tuple[Lift, ...]:
     """Lifts where none are chosen: features at their own spread, or those that are given."""
     return tuple(_fit_linear(x, 0.0) for x in views) if lift is None else tuple(lift)
 
 
-def _fit_kernel(x: Array, kernel: Any, factor: float) -> Lift:
-    return kernels.fit_nystroem(x, kernel=kernel, factor=factor, landmarks=_LANDMARKS)
+def _fit_kernel(x: Any, kernel: Any, factor: float) -> Lift:
+    return kernels.nystroem_of(x, kernel, factor, _LANDMARKS)
 
 
-def _fit_linear(x: Array, floor: float) -> Lift:
+def _fit_linear(x: Any, floor: float) -> Lift:
     """Features at their own spread, or of one scale; of wide views what the rows span."""
-    scaled = kernels.fit_standardise(x, floor=floor)
-    return kernels.fit_principal(scaled, x) if x.shape[1] > len(x) else scaled
+    scaled = kernels.measure_spread(x, np.asarray(floor, x.dtype))
+    return kernels.span_of(scaled, x) if x.shape[1] > len(x) else scaled
 
 
 def _lift_sides(
-    views: tuple[Array, ...], lifts: tuple[Lift, ...], places: Sides
-) -> tuple[Float[Array, "n _"], ...]:
-    lifted = [lifting.apply(f, x).astype(x.dtype) for f, x in zip(lifts, views, strict=True)]
+    views: tuple[Any, ...], lifts: tuple[Lift, ...], places: Sides
+) -> tuple[Float[Any, "n _"], ...]:
+    lifted = [f._apply(x).astype(x.dtype) for f, x in zip(lifts, views, strict=True)]
     if all(len(side) == 1 for side in places):
         return tuple(lifted[m] for (m,) in places)
-    return tuple(jnp.concatenate([lifted[m] for m in side], axis=1) for side in places)
+    xp = namespace(lifted[0])
+    return tuple(xp.concatenate([lifted[m] for m in side], axis=1) for side in places)
 
 
 def most_axes(dims: tuple[int, ...], fitted: int, most: int) -> int:
@@ -182,10 +183,10 @@ def ladder(k: int, auto: bool) -> tuple[int, ...]:
 
 
 def try_lifts(
-    views: tuple[Array, ...],
+    views: tuple[Any, ...],
     name: str,
     lifts: tuple[Lift, ...],
-    w: Array,
+    w: Any,
     ridges: tuple[Any, ...],
     places: Sides,
     plan: Plan,
@@ -202,8 +203,8 @@ def try_lifts(
 def try_features(
     name: str,
     lifts: tuple[Lift, ...],
-    features: tuple[Array, ...],
-    w: Array,
+    features: tuple[Any, ...],
+    w: Any,
     ridges: tuple[Any, ...],
     plan: Plan,
     k: int,
@@ -211,14 +212,14 @@ def try_features(
 ) -> Candidate:
     folds = _folds.of_rows(features, plan.order, w)
     rows = take_rows(features, folds.mean, plan.chosen)
-    tried = _folds.try_ridges(folds, rows, jnp.asarray(ridges, rows.dtype), k=k)
+    tried = _folds.try_ridges(folds, rows, namespace(rows).asarray(ridges, rows.dtype), k=k)
     if _checks.is_traced(tried):
         return Candidate(name, lifts, features, folds, tried, np.zeros(()))
-    hits = count_hits(tried, jnp.asarray(plan.seen), 0.0, ks=ladder(k, auto))
+    hits = count_hits(tried, plan.seen, 0.0, ks=ladder(k, auto))
     return Candidate(name, lifts, features, folds, tried, np.asarray(hits, np.float64))
 
 
-def add_lengths(candidates: list[Candidate], w: Array, plan: Plan, auto: bool) -> list[Candidate]:
+def add_lengths(candidates: list[Candidate], w: Any, plan: Plan, auto: bool) -> list[Candidate]:
     """Also with rows compared at one length, where that gains more than one standard error."""
     even = [_at_one_length(candidate, plan, auto) for candidate in candidates]
     share = _shares(w, plan)
@@ -231,7 +232,7 @@ def add_lengths(candidates: list[Candidate], w: Array, plan: Plan, auto: bool) -
     return [*candidates, *even] if gain > error else candidates
 
 
-def _shares(w: Array, plan: Plan) -> Float[np.ndarray, "f c"]:
+def _shares(w: Any, plan: Plan) -> Float[np.ndarray, "f c"]:
     """Weights of the rows that choose, which sum to one."""
     share = np.where(plan.seen.sum(axis=0) > 1, np.asarray(w, np.float64)[plan.chosen], 0)
     return share / max(share.sum(), 1e-300)
@@ -239,82 +240,85 @@ def _shares(w: Array, plan: Plan) -> Float[np.ndarray, "f c"]:
 
 def _at_one_length(candidate: Candidate, plan: Plan, auto: bool) -> Candidate:
     ks = ladder(candidate.tried.covariances.shape[-1], auto)
-    hits = count_hits(candidate.tried, jnp.asarray(plan.seen), 1.0, ks=ks)
+    hits = count_hits(candidate.tried, plan.seen, 1.0, ks=ks)
     name = f"{candidate.name}, rows at one length"
     return candidate._replace(name=name, hits=np.asarray(hits, np.float64), unit=True)
 
 
-@jax.jit
-def take_rows(
-    features: tuple[Array, ...], mean: Array, chosen: Int[Array, "f c"]
-) -> Float[Array, "f c p"]:
-    return jnp.concatenate([x[chosen] for x in features], axis=-1) - mean[None, None, :]
+@compiled()
+def take_rows(features: tuple[Any, ...], mean: Any, chosen: Int[Any, "f c"]) -> Float[Any, "f c p"]:
+    rows = namespace(mean).concatenate([x[chosen] for x in features], axis=-1)
+    return rows - mean[None, None, :]
 
 
-def variances_of(covariances: Float[Array, "s s k"]) -> Float[Array, "s k"]:
-    return jnp.diagonal(covariances).T
+def variances_of(covariances: Float[Any, "s s k"]) -> Float[Any, "s k"]:
+    return namespace(covariances).diagonal(covariances).T
 
 
 def list_pairs(sides: int) -> list[tuple[int, int]]:
     return [(a, b) for a in range(sides) for b in range(a + 1, sides)]
 
 
-@functools.partial(jax.jit, static_argnames=("ks",))
+@compiled("ks")
 def count_hits(
-    tried: Tried, seen: Array, unit: Array | float, *, ks: tuple[int, ...]
-) -> Float[Array, "l k f b"]:
+    tried: Tried, seen: Any, unit: Any | float, *, ks: tuple[int, ...]
+) -> Float[Any, "l k f b"]:
     """Share of ways and pairs of sides in which each held-out row finds its partner first."""
 
-    def one(rho: Array, *latents: Array) -> Array:
-        def with_k(size: Array) -> Array:
+    xp = namespace(tried.rho)
+    valid = _both_seen(seen)
+
+    def one(rho: Any, *latents: Any) -> Any:
+        def with_k(size: Any) -> Any:
             scores = _score_sides(rho, latents, size, unit)
-            valid = _both_seen(seen)
             found = [_first(pair, both) for pair, both in zip(scores, valid, strict=True)]
-            ways = jnp.sum(valid, axis=0).astype(scores[0].dtype)
-            return jnp.sum(jnp.stack(found), axis=0) / jnp.maximum(ways, 1)
+            ways = valid.sum(axis=0).astype(scores[0].dtype)
+            return functools.reduce(xp.add, found) / xp.maximum(ways, 1)
 
-        return jax.lax.map(with_k, jnp.asarray(ks))
+        return over(with_k, xp.asarray(ks))
 
-    moved = tuple(jnp.moveaxis(z, 1, 0) for z in tried.latents)
-    return jax.lax.map(lambda part: one(*part), (tried.rho, *moved))
+    return over(one, tried.rho, *(xp.moveaxis(z, 1, 0) for z in tried.latents))
 
 
 def _score_sides(
-    rho: Float[Array, "s k"], latents: tuple[Array, ...], size: Array | int, unit: Array | float
-) -> list[Float[Array, "f b b"]]:
+    rho: Float[Any, "s k"], latents: tuple[Any, ...], size: Any | int, unit: Any | float
+) -> list[Float[Any, "f b b"]]:
     """Scores of held-out rows against each other by the first axes, for every pair of sides."""
-    rho = jnp.where(jnp.arange(rho.shape[1]) < size, rho, 0)
-    score = jax.vmap(evidence.score_all, (0, 0, None))
+    xp = namespace(rho)
+    if xp is np:
+        rho, latents = rho[:, :size], tuple(z[..., :size] for z in latents)
+    else:  # of any size in one program
+        rho = xp.where(xp.arange(rho.shape[1]) < size, rho, 0)
     found = []
     for a, b in list_pairs(len(latents)):
         r = rho[a] * rho[b]
-        one = jnp.asarray(unit, r.dtype)
-        first, second = (solver.at_length(latents[s], r, one) for s in (a, b))
-        found.append(score(first, second, r))
+        first, second = (solver.at_length(latents[s], r, unit) for s in (a, b))
+        found.append(evidence.score_all(first, second, r))
     return found
 
 
-def _both_seen(seen: Bool[Array, "s f b"]) -> Bool[Array, "q f b"]:
+def _both_seen(seen: Bool[Any, "s f b"]) -> Bool[Any, "q f b"]:
     """Which rows have both sides of every pair."""
-    return jnp.stack([seen[a] & seen[b] for a, b in list_pairs(len(seen))])
+    return namespace(seen).stack([seen[a] & seen[b] for a, b in list_pairs(len(seen))])
 
 
-def _first(scores: Float[Array, "f b b"], valid: Array) -> Float[Array, "f b"]:
+def _first(scores: Float[Any, "f b b"], valid: Any) -> Float[Any, "f b"]:
     """Whether a row's partner is first, both ways; scores equal up to rounding share the place."""
-    own = jnp.diagonal(scores, axis1=1, axis2=2)
-    band = jnp.finfo(scores.dtype).eps * 8 * (1 + jnp.abs(own))
+    xp = namespace(scores)
+    own = xp.diagonal(scores, axis1=1, axis2=2)
+    band = jnp.finfo(scores.dtype).eps * 8 * (1 + xp.abs(own))
     shares = []
     for axis in (1, 2):
-        rivals = jnp.where(jnp.expand_dims(valid, 3 - axis), scores, -jnp.inf)
-        own_row, width = (jnp.expand_dims(v, axis) for v in (own, band))
-        beaten = jnp.any(rivals > own_row + width, axis=axis)
-        tied = jnp.sum(rivals >= own_row - width, axis=axis).astype(scores.dtype)
-        shares.append(jnp.where(beaten, 0, 1 / jnp.maximum(tied, 1)))
-    return jnp.where(valid, (shares[0] + shares[1]) / 2, 0)
+        there = xp.expand_dims(valid, 3 - axis)
+        low, high = (xp.expand_dims(v, axis) for v in (own - band, own + band))
+        beaten = ((scores > high) & there).any(axis=axis)
+        tied = ((scores >= low) & there).sum(axis=axis).astype(scores.dtype)
+        shares.append(xp.where(beaten, 0, 1 / xp.maximum(tied, 1)))
+    return xp.where(valid, (shares[0] + shares[1]) / 2, 0)
 
 
 def choose(
-    candidates: list[Candidate], ridges: tuple[Any, ...], w: Array, plan: Plan, auto: bool
+    candidates: list[Candidate], ridges: tuple[Any, ...], w: Any, plan: Plan, auto: bool
 ) -> tuple[int, int, int, Choice]:
     """Which lift, ridge and k; the numbers of the first two, and k itself."""
     valid = plan.seen.sum(axis=0) > 1
@@ -330,12 +334,16 @@ def choose(
             hits.append(each)
             trials.append(Trial(candidate.name, float(ridges[i]), ks[j], mean, error))
     best = int(np.argmax([trial.recall for trial in trials]))
-    likely: dict[int, float] = {}
-    for s, (c, i, size) in enumerate(settings):
+    near = []
+    for s in range(len(settings)):
         lead, error = _mean_and_error(hits[best] - hits[s], share)
         if lead <= max(error, 1 / max(rows, 1)):  # one row more or less proves nothing
-            likely[s] = _log_likelihood(candidates[c], i, size, plan, w)
-            trials[s] = dataclasses.replace(trials[s], log_likelihood=likely[s])
+            near.append(s)
+
+    found = _log_likelihoods(candidates, [settings[s] for s in near], plan, w)
+    likely = dict(zip(near, found, strict=True))
+    for s in near:
+        trials[s] = dataclasses.replace(trials[s], log_likelihood=likely[s])
     likely_too = [s for s in likely if likely[s] >= max(likely.values()) - _ALIKE]
     told = [_tell(candidates[settings[s][0]].tried, *settings[s][1:]) for s in likely_too]
     chosen = likely_too[int(np.argmax(told))]
@@ -359,15 +367,28 @@ def _mean_and_error(values: np.ndarray, share: np.ndarray) -> tuple[float, float
     return mean, float(np.sqrt((share**2 * (values - mean) ** 2).sum()))
 
 
-def _log_likelihood(candidate: Candidate, i: int, size: int, plan: Plan, w: Array) -> float:
+def _log_likelihoods(
+    candidates: list[Candidate], settings: list[tuple[int, int, int]], plan: Plan, w: Any
+) -> list[float]:
     """Mean log-probability of held-out rows' partners among the candidates of their fold."""
     stride = max(1, plan.chosen.shape[1] // LIKELY)
-    unit = float(candidate.unit)
-    likely, weights = _likely(
-        candidate.tried, i, size, unit, plan.seen, w, plan.chosen, stride=stride
-    )
-    shares = np.asarray(weights, np.float64)
-    return float((np.asarray(likely, np.float64) * shares).sum() / max(shares.sum(), 1e-300))
+    seen, weights = plan.seen[:, :, ::stride], w[plan.chosen[:, ::stride]]
+
+    def score(setting: tuple[int, int, int]) -> Any:
+        c, number, size = setting
+        rho, latents = _few(candidates[c].tried, number, stride=stride)
+        return all_pairs(rho, latents, size, float(candidates[c].unit), seen, weights)
+
+    def weigh(scored: Any) -> float:
+        likely, shares = (np.asarray(a, np.float64) for a in _likely(*scored))
+        return float((likely * shares).sum() / max(shares.sum(), 1e-300))
+
+    found: list[float] = []
+    # NumPy takes one core for what is no product, and all of them for a product.
+    with concurrent.futures.ThreadPoolExecutor(min(cores(), 4)) as pool:
+        for i in range(0, len(settings), 8):
+            found += pool.map(weigh, [score(setting) for setting in settings[i : i + 8]])
+    return found
 
 
 def _tell(tried: Tried, i: int, size: int) -> float:
@@ -377,37 +398,32 @@ def _tell(tried: Tried, i: int, size: int) -> float:
     return float(-np.log1p(-(r[np.triu_indices(len(r), 1)] ** 2)).sum() / 2)
 
 
-@functools.partial(jax.jit, static_argnames=("stride",))
+@compiled("stride")
+def _few(tried: Tried, number: Any, *, stride: int) -> tuple[Any, tuple[Any, ...]]:
+    """Reliabilities under one ridge, and coordinates of some held-out rows."""
+    return tried.rho[number], tuple(z[:, number, ::stride] for z in tried.latents)
+
+
+@compiled()
 def _likely(
-    tried: Tried,
-    number: Array,
-    size: Array,
-    unit: Array,
-    seen: Array,
-    w: Array,
-    chosen: Array,
-    *,
-    stride: int,
-) -> tuple[Float[Array, "g b"], Float[Array, "g b"]]:
+    scores: Float[Any, "g b b"], valid: Bool[Any, "g b"], weights: Float[Any, "g b"]
+) -> tuple[Float[Any, "g b"], Float[Any, "g b"]]:
     """Log-probability of held-out rows' partners among the candidates of their fold; weights."""
-    few = slice(None, None, stride)
-    latents = tuple(z[:, number, few] for z in tried.latents)
-    scores, valid, weights = all_pairs(
-        tried.rho[number], latents, size, unit, seen[:, :, few], w[chosen[:, few]]
-    )
-    _, found = evidence.fit_search_slope(scores, valid, weights)
-    return found, weights
+    # A slope wrong by 3 percent costs its square: less than a thousandth of a nat.
+    return evidence.fit_search_slope(scores, valid, weights, halvings=8)[1], weights
 
 
+@compiled()
 def all_pairs(
-    rho: Float[Array, "s k"],
-    latents: tuple[Array, ...],
-    size: Array | int,
-    unit: Array | float,
-    seen: Bool[Array, "s f b"],
-    w: Float[Array, "f b"],
-) -> tuple[Float[Array, "g b b"], Bool[Array, "g b"], Float[Array, "g b"]]:
+    rho: Float[Any, "s k"],
+    latents: tuple[Any, ...],
+    size: Any | int,
+    unit: Any | float,
+    seen: Bool[Any, "s f b"],
+    w: Float[Any, "f b"],
+) -> tuple[Float[Any, "g b b"], Bool[Any, "g b"], Float[Any, "g b"]]:
     """Scores of every pair of sides, fold after fold, which rows they hold, and their weights."""
-    scores = jnp.concatenate(_score_sides(rho, latents, size, unit))
-    valid = jnp.concatenate(list(_both_seen(seen)))
-    return scores, valid, jnp.where(valid, jnp.tile(w, (len(valid) // len(w), 1)), 0)
+    xp = namespace(rho)
+    scores = xp.concatenate(_score_sides(rho, latents, size, unit))
+    valid = xp.concatenate(list(_both_seen(seen)))
+    return scores, valid, xp.where(valid, xp.tile(w, (len(valid) // len(w), 1)), 0)

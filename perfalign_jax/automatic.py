@@ -10,6 +10,7 @@ held-out rows that choose, at most 2,000, are looked at again.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
@@ -22,6 +23,7 @@ from perfalign_jax import _checks, _folds, evidence, solver, statistics
 from perfalign_jax._assembly import calibrate, finish
 from perfalign_jax._folds import Tried
 from perfalign_jax._masked import align_masked
+from perfalign_jax._numerics import at_hand, compiled, namespace, repeat, sigmoid
 from perfalign_jax._parts import align_parts
 from perfalign_jax._selection import (
     AXES,
@@ -139,8 +141,13 @@ def align(
         present = _check_mask(mask, data, wrong_pairs)
         data = _hide(data, present)
         present = None if present.all() else present
-    state: Any = statistics.as_statistic(data, weights=weights, center=True)
-    views = state.views
+    state: Any = statistics.as_statistic(data, weights=weights, center=True, look=False)
+    statistics.check_finite(state)
+    traced = _checks.is_traced((state, ridge, lift))
+    if present is None and not traced:
+        views = at_hand(state.views)
+    else:
+        views = tuple(map(jnp.asarray, state.views))
     places = _check_sides(sides, len(views))
     _check_options(lift, ridge, k, views)
     n = state.samples
@@ -151,7 +158,6 @@ def align(
             "is not looked for. Give two sides, such as sides=((0, 1), (2,))."
         )
     plan = plan_rows(n, folds, groups, len(places))
-    traced = _checks.is_traced((state, ridge, lift))
     if traced and ("auto" in (ridge, k) or isinstance(lift, str) or wrong_pairs):
         raise ValueError(
             "under jit, vmap and grad lift (None or fitted lifts), ridge and k must be given, and "
@@ -166,6 +172,8 @@ def align(
     if not traced:
         _check_moving(views)
     w = jnp.ones((n,), state.dtype) if state.weights is None else state.weights
+    if namespace(views[0]) is np:
+        w, lift = np.asarray(w), lift if isinstance(lift, str) else jax.tree.map(np.asarray, lift)
     ridges = RIDGES if isinstance(ridge, str) else (ridge,)
     most = AXES if k == "auto" else int(k)
     if traced:  # nothing is chosen
@@ -204,7 +212,7 @@ def _check_sides(sides: Any, count: int) -> Sides:
     return tuple(tuple(sorted(side)) for side in given)
 
 
-def _check_options(lift: Any, ridge: Any, k: Any, views: tuple[Array, ...]) -> None:
+def _check_options(lift: Any, ridge: Any, k: Any, views: tuple[Any, ...]) -> None:
     if isinstance(lift, str):
         _checks.one_of(lift, "lift", ("auto", "linear", *_KERNELS))
     elif lift is not None:
@@ -230,7 +238,7 @@ def _check_options(lift: Any, ridge: Any, k: Any, views: tuple[Array, ...]) -> N
         _checks.integer(k, "k", low=1)
 
 
-def _check_mask(mask: Any, views: tuple[Array, ...], wrong: bool) -> Bool[np.ndarray, "n m"]:
+def _check_mask(mask: Any, views: tuple[Any, ...], wrong: bool) -> Bool[np.ndarray, "n m"]:
     if wrong:
         raise ValueError("wrong_pairs must be False with a mask: both at once are not supported.")
     if isinstance(mask, str):
@@ -272,13 +280,13 @@ def _check_met(present: Bool[np.ndarray, "n m"]) -> None:
             )
 
 
-def _hide(views: tuple[Array, ...], present: Bool[np.ndarray, "n m"]) -> tuple[Any, ...]:
+def _hide(views: tuple[Any, ...], present: Bool[np.ndarray, "n m"]) -> tuple[Any, ...]:
     """The views with zeros where they are not there."""
     pairs = zip(map(np.asarray, views), present.T, strict=True)
     return tuple(np.where(seen[:, None], x, np.zeros((), x.dtype)) for x, seen in pairs)
 
 
-def _check_moving(views: tuple[Array, ...]) -> None:
+def _check_moving(views: tuple[Any, ...]) -> None:
     for m, x in enumerate(views):
         if bool((np.asarray(x) == np.asarray(x[0])).all()):
             raise ValueError(
@@ -288,12 +296,12 @@ def _check_moving(views: tuple[Array, ...]) -> None:
 
 
 def _with_wrong_pairs(
-    views: tuple[Array, ...],
+    views: tuple[Any, ...],
     best: Candidate,
     ridges: tuple[Any, ...],
     number: int,
     size: int,
-    w: Array,
+    w: Any,
     places: Sides,
     plan: Plan,
     choice: Choice,
@@ -304,17 +312,17 @@ def _with_wrong_pairs(
     are then chosen anew, with the weights.
     """
     auto = len(best.hits[0]) > 1
-    share = jnp.asarray(1.0, w.dtype)
-    probability = jnp.ones_like(w)
-    ridge = jnp.asarray(ridges[number], w.dtype)
+    xp = namespace(w)
+    share = xp.asarray(1.0, w.dtype)
+    probability = xp.ones_like(w)
+    ridge = xp.asarray(ridges[number], w.dtype)
     k = best.tried.covariances.shape[-1]
     for _ in range(_ROUNDS):
         folds = _folds.of_rows(best.features, plan.order, w * probability)
         rows = take_rows(best.features, folds.mean, plan.order)
         tried = _folds.try_ridges(folds, rows, ridge[None], k=k)
-        unit = jnp.asarray(best.unit, w.dtype)
         share, probability = _weigh(
-            tried, jnp.asarray(size), unit, plan.order, plan.thin, w, probability, share
+            tried, size, float(best.unit), plan.order, plan.thin, w, probability, share
         )
     if float(share) * plan.n < 2 * len(plan.order):
         _checks.warn(
@@ -322,7 +330,7 @@ def _with_wrong_pairs(
             "learn from.",
             CollapseWarning,
         )
-        probability = jnp.maximum(probability, 1e-3)
+        probability = xp.maximum(probability, 1e-3)
     weighed = w * probability
     again = try_features(best.name, best.lifts, best.features, weighed, ridges, plan, k, auto)
     both = add_lengths([again], weighed, plan, auto) if auto or len(ridges) > 1 else [again]
@@ -334,41 +342,41 @@ def _with_wrong_pairs(
     return finish(views, again, number, ridges[number], size, weighed, places, plan, choice, right)
 
 
-@jax.jit
+@compiled()
 def _weigh(
     tried: Tried,
-    size: Array,
-    unit: Array,
-    order: Array,
-    thin: Array,
-    w: Array,
-    probability: Array,
-    share: Array,
-) -> tuple[Float[Array, ""], Float[Array, " n"]]:
+    size: Any,
+    unit: Any,
+    order: Any,
+    thin: Any,
+    w: Any,
+    probability: Any,
+    share: Any,
+) -> tuple[Float[Any, ""], Float[Any, " n"]]:
     """Share of right pairs and how probably each is right, from held-out log-odds."""
+    xp = namespace(w)
     latents = tuple(z[:, 0] for z in tried.latents)
-    few = tuple(jnp.take_along_axis(z, thin[:, :, None], axis=1) for z in latents)
-    chosen = jnp.take_along_axis(order, thin, axis=1)
-    seen = jnp.repeat((chosen >= 0)[None], len(few), axis=0)
+    few = tuple(xp.take_along_axis(z, thin[:, :, None], axis=1) for z in latents)
+    chosen = xp.take_along_axis(order, thin, axis=1)
+    seen = xp.repeat((chosen >= 0)[None], len(few), axis=0)
     slope, offset, *_ = calibrate(tried.rho[0], few, size, unit, seen, w * probability, chosen)
-    rho = jnp.where(jnp.arange(tried.rho.shape[-1]) < size, tried.rho[0], 0)
-    score = jax.vmap(evidence.score_pairs, (0, 0, None))
+    rho = xp.where(xp.arange(tried.rho.shape[-1]) < size, tried.rho[0], 0)
     pairs = []
     for a, b in list_pairs(len(latents)):
         r = rho[a] * rho[b]
         first, second = (solver.at_length(latents[s], r, unit) for s in (a, b))
-        pairs.append(score(first, second, r))
-    odds = slope * jnp.mean(jnp.stack(pairs), axis=0) + offset
+        pairs.append(evidence.score_pairs(first, second, r))
+    odds = slope * functools.reduce(xp.add, pairs) / len(pairs) + offset
     valid = order >= 0
-    weights = jnp.where(valid, w[order], 0)
+    weights = xp.where(valid, w[order], 0)
 
-    def step(_: int | Array, share: Array) -> Array:
-        right = jax.nn.sigmoid(odds + jnp.log(share) - jnp.log1p(-share))
-        mean = jnp.sum(weights * right) / jnp.maximum(jnp.sum(weights), 1e-30)
-        return jnp.clip(mean, 1e-4, 1 - 1e-4)
+    def right(share: Any) -> Any:
+        return sigmoid(odds + xp.log(share) - xp.log1p(-share))
 
-    share = jax.lax.fori_loop(0, 50, step, jnp.clip(share, 0.5, 1 - 1e-4))
-    right = jax.nn.sigmoid(odds + jnp.log(share) - jnp.log1p(-share))
-    place = jnp.where(valid, order, len(w)).reshape(-1)
-    found = jnp.zeros((len(w) + 1,), w.dtype).at[place].set(right.reshape(-1))
-    return share, found[:-1]
+    def step(share: Any) -> Any:
+        mean = (weights * right(share)).sum() / xp.maximum(weights.sum(), 1e-30)
+        return xp.clip(mean, 1e-4, 1 - 1e-4)
+
+    share = repeat(50, step, xp.clip(share, 0.5, 1 - 1e-4))
+    place = xp.argsort(xp.where(valid, order, len(w)).reshape(-1))[: len(w)]  # of row after row
+    return share, right(share).reshape(-1)[place]

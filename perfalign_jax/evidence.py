@@ -15,16 +15,18 @@ differ in length for reasons of each view's own, they are compared at one length
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from perfalign_jax import _checks, solver
-from perfalign_jax._numerics import matmul
-from perfalign_jax.types import Alignment
+from perfalign_jax._numerics import compiled, matmul, namespace, repeat, sigmoid
+from perfalign_jax.types import Alignment, Evidence
 
 __all__ = [
     "Found",
@@ -62,24 +64,27 @@ class Found:
     probability: Float[Array, " n"]
 
 
-def _weights(r: Float[Array, " k"]) -> tuple[Array, Array, Array]:
-    """What a product, a square, and nothing at all count on each axis."""
-    noise = 1 - r**2
-    return r / noise, r**2 / (2 * noise), -jnp.log(noise) / 2
+def _weights(r: Float[Any, " k"], ndim: int = 1) -> tuple[Any, Any, Any]:
+    """What a product, a square, and nothing at all count on each axis, for so many axes."""
+    noise = 1 - r.reshape((1,) * (ndim - 1) + r.shape) ** 2
+    r = r.reshape(noise.shape)
+    return r / noise, r**2 / (2 * noise), -namespace(r).log(noise) / 2
 
 
-@jax.jit
-def score_pairs(z1: Array, z2: Array, r: Array) -> Float[Array, " n"]:
-    product, square, constant = _weights(r)
-    return jnp.sum(
-        product[None, :] * z1 * z2 - square[None, :] * (z1**2 + z2**2) + constant[None, :], axis=1
-    )
+@compiled()
+def score_pairs(
+    z1: Float[Any, "*f n k"], z2: Float[Any, "*f n k"], r: Float[Any, " k"]
+) -> Float[Any, "*f n"]:
+    product, square, constant = _weights(r, z1.ndim)
+    return (product * z1 * z2 - square * (z1**2 + z2**2) + constant).sum(axis=-1)
 
 
 def score_all(
-    z1: Float[Array, "n k"], z2: Float[Array, "m k"], r: Float[Array, " k"]
-) -> Float[Array, "n m"]:
+    z1: Float[Any, "*f n k"], z2: Float[Any, "*f m k"], r: Float[Any, " k"]
+) -> Float[Any, "*f n m"]:
     """Log-odds, before calibration, of all pairs of rows of coordinates of variance one.
+
+    Leading axes, such as folds, are kept apart.
 
     Example:
         >>> import jax.numpy as jnp
@@ -87,13 +92,15 @@ def score_all(
         >>> score_all(jnp.eye(2), jnp.eye(2), jnp.full(2, 0.5)).shape
         (2, 2)
     """
-    product, square, constant = _weights(r)
-    first, second = (jnp.sum(square[None, :] * z**2, axis=1, keepdims=True) for z in (z1, z2))
-    one = [jnp.ones_like(part) for part in (first, second)]
+    product, square, constant = _weights(r, z1.ndim)
+    xp = namespace(z1)
+    first, second = (matmul(z**2, square.reshape(-1, 1)) for z in (z1, z2))
+    one = [xp.ones_like(part) for part in (first, second)]
     # All in one product: jaxlib 0.10.2 on a CPU gets sums added to a batch of products wrong, when
     # it fuses them (seen under jit and vmap from 400 rows on; a test compares).
-    left = jnp.concatenate([z1 * product[None, :], jnp.sum(constant) - first, one[0]], axis=1)
-    return matmul(left, jnp.concatenate([z2, one[1], -second], axis=1).T)
+    left = xp.concatenate([z1 * product, constant.sum() - first, one[0]], axis=-1)
+    right = xp.concatenate([z2, one[1], -second], axis=-1)
+    return matmul(left, xp.swapaxes(right, -1, -2))
 
 
 def log_odds(
@@ -125,14 +132,14 @@ def log_odds(
         >>> bool(right.min() > 0), bool(np.median(wrong) < 0)
         (True, True)
     """
-    (z1, rho1), (z2, rho2) = _two_posteriors(alignment, x1, x2, source, target)
+    (z1, rho1), (z2, rho2) = two_posteriors(alignment, x1, x2, source, target)
     _checks.paired(z1, z2, "x1", "x2")
     evidence = alignment.evidence
     assert evidence is not None
     return evidence.slope * score_pairs(z1, z2, rho1 * rho2) + evidence.offset
 
 
-def _two_posteriors(
+def two_posteriors(
     alignment: Alignment, x1: Any, x2: Any, source: int | None, target: int | None
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     solver.check_alignment(alignment)
@@ -191,7 +198,7 @@ def search(
         >>> bool((found.indices[:, 0] == np.arange(60)).all())
         True
     """
-    (z1, rho1), (z2, rho2) = _two_posteriors(alignment, x1, x2, source, target)
+    (z1, rho1), (z2, rho2) = two_posteriors(alignment, x1, x2, source, target)
     if 0 in (len(z1), len(z2)):
         empty = "x1" if len(z1) == 0 else "x2"
         raise ValueError(f"{empty} must have at least one row, got none.")
@@ -199,16 +206,23 @@ def search(
     chunk = _checks.integer(chunk, "chunk", low=1)
     evidence = alignment.evidence
     assert evidence is not None
-    raw, indices, total = _search(
-        z1, z2, rho1 * rho2, evidence.search_slope, top=top, chunk=min(chunk, len(z1))
-    )
+    slope, chunk = evidence.search_slope, min(chunk, len(z1))
+    raw, indices, total = best_scores(z1, z2, rho1 * rho2, slope, top=top, chunk=chunk)
+    return Found(indices, *_calibrate(raw, total, evidence, len(z2)))
+
+
+@jax.jit
+def _calibrate(
+    raw: Array, total: Array, evidence: Evidence, candidates: int
+) -> tuple[Float[Array, "n top"], Float[Array, " n"]]:
+    """Log-odds, and the probability that the first is right."""
     found = jnp.exp(evidence.search_slope * raw[:, 0] - total)
-    probability = (1 - evidence.lapse) * found + evidence.lapse / len(z2)
-    return Found(indices, evidence.slope * raw + evidence.offset, probability)
+    probability = (1 - evidence.lapse) * found + evidence.lapse / candidates
+    return evidence.slope * raw + evidence.offset, probability
 
 
 @functools.partial(jax.jit, static_argnames=("top", "chunk"))
-def _search(
+def best_scores(
     z1: Array, z2: Array, r: Array, slope: Array, *, top: int, chunk: int
 ) -> tuple[Float[Array, "n top"], Int[Array, "n top"], Float[Array, " n"]]:
     """Best scores before calibration, their rows, and the log of the sum over all candidates."""
@@ -245,10 +259,10 @@ def _search(
     return best + own[:, None], rows, total.reshape(-1)[:n] + slope * own
 
 
-@jax.jit
+@compiled()
 def fit_calibration(
-    scores: Float[Array, "f b b"], valid: Bool[Array, "f b"], weights: Float[Array, "f b"]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    scores: Float[Any, "f b b"], valid: Bool[Any, "f b"], weights: Float[Any, "f b"]
+) -> tuple[Float[Any, ""], Float[Any, ""]]:
     """Slope and offset of the log-odds, by logistic regression on right and shuffled pairs.
 
     Args:
@@ -270,48 +284,54 @@ def fit_calibration(
         >>> bool(slope > 0)
         True
     """
-    right = jnp.eye(scores.shape[1], dtype=bool)[None] & valid[:, :, None]
+    xp = namespace(scores)
+    right = np.eye(scores.shape[1], dtype=bool)[None] & valid[:, :, None]
     wrong = valid[:, :, None] & valid[:, None, :] & ~right
-    w = jnp.where(right, weights[:, :, None], 0)
+    w = xp.where(right, weights[:, :, None], 0)
     target, impostors = right.astype(w.dtype), wrong.astype(w.dtype)
-    counts = [jnp.maximum(jnp.sum(part), 1e-30) for part in (w, impostors)]
+    counts = [xp.maximum(part.sum(), 1e-30) for part in (w, impostors)]
     share = w / counts[0] + impostors / counts[1]
     # In units of the typical score, so that the small penalty that keeps separable scores finite
     # (as a prior of one pair would) has a scale.
-    size = jnp.sqrt(jnp.sum(share * jnp.where(share > 0, scores, 0) ** 2) / 2)
-    size = jnp.where(size > 0, size, 1)
-    x = jnp.where(share > 0, scores, 0) / size
+    size = xp.sqrt((share * xp.where(share > 0, scores, 0) ** 2).sum() / 2)
+    size = xp.where(size > 0, size, 1)
+    x = xp.where(share > 0, scores, 0) / size
     penalty = 1 / (counts[0] + 1)
 
-    def step(_: int | Array, ab: Array) -> Array:
-        p = jax.nn.sigmoid(ab[0] * x + ab[1])
+    def step(ab: Any) -> Any:
+        p = sigmoid(ab[0] * x + ab[1])
         error = share * (p - target)
         curve = share * p * (1 - p)
-        gradient = jnp.stack([jnp.sum(error * x) + penalty * ab[0] / 100, jnp.sum(error)])
-        a, b, c = jnp.sum(curve * x * x) + penalty / 100, jnp.sum(curve * x), jnp.sum(curve)
-        c = c + 1e-6
-        step = jnp.stack([c * gradient[0] - b * gradient[1], a * gradient[1] - b * gradient[0]])
+        gradient = xp.stack([(error * x).sum() + penalty * ab[0] / 100, error.sum()])
+        turned = curve * x
+        a, b, c = (turned * x).sum() + penalty / 100, turned.sum(), curve.sum() + 1e-6
+        step = xp.stack([c * gradient[0] - b * gradient[1], a * gradient[1] - b * gradient[0]])
         step = step / (a * c - b * b)
-        return ab - step / jnp.maximum(1, jnp.max(jnp.abs(step)))  # at most one unit at once
+        return ab - step / xp.maximum(1, xp.abs(step).max())  # at most one unit at once
 
-    found = jax.lax.fori_loop(0, 60, step, jnp.zeros(2, x.dtype))
-    return jnp.maximum(found[0], 1e-6) / size, found[1]
+    found = repeat(60, step, xp.zeros(2, x.dtype))
+    return xp.maximum(found[0], 1e-6) / size, found[1]
 
 
-_HALVINGS = 12  # of the interval in which the slope is sought: to a fifth of a percent
 _FLATTEST, _STEEPEST = 1e-3, 4.0
 
 
-@jax.jit
+@compiled("halvings")
 def fit_search_slope(
-    scores: Float[Array, "f b b"], valid: Bool[Array, "f b"], weights: Float[Array, "f b"]
-) -> tuple[Float[Array, ""], Float[Array, "f b"]]:
+    scores: Float[Any, "f b b"],
+    valid: Bool[Any, "f b"],
+    weights: Float[Any, "f b"],
+    *,
+    halvings: int = 12,
+) -> tuple[Float[Any, ""], Float[Any, "f b"]]:
     """The slope at which partners are most probable among all candidates, and how probable then.
 
     Args:
         scores: of held-out rows, fold by fold; partners stand on the diagonals.
         valid: which rows are there.
         weights: of the rows.
+        halvings: of the interval from 0.001 to 4 in which the slope is sought; 12 find it to a
+            fifth of a percent.
 
     Returns:
         The slope, and the log-probability of each row's partner at it, mean of both ways, in nats.
@@ -325,42 +345,44 @@ def fit_search_slope(
         >>> fit_search_slope(scores, jnp.ones((1, 2), bool), jnp.ones((1, 2)))[1].shape
         (1, 2)
     """
-    w = jnp.where(valid, weights, 0)
-    own = jnp.where(valid, jnp.diagonal(scores, axis1=1, axis2=2), 0)
-    hidden = ~(valid[:, :, None] & valid[:, None, :])
+    xp = namespace(scores)
+    w = xp.where(valid, weights, 0)
+    own = xp.where(valid, xp.diagonal(scores, axis1=1, axis2=2), 0)
+    # How far below the best of its row or column every score is; what is hidden, without bound.
+    shown = xp.where(valid[:, :, None] & valid[:, None, :], scores, -1e30)
+    tops = [(axis, shown.max(axis=axis, keepdims=True)) for axis in (1, 2)]
+    ways = [(axis, top.reshape(own.shape), shown - top) for axis, top in tops]
 
-    def rise(slope: Array) -> tuple[Array, Array]:
+    def rise(slope: Any) -> tuple[Any, Any]:
         """Derivative of the mean log-probability by the slope, and the log-probabilities."""
-        total, rises = jnp.zeros_like(own), jnp.zeros((), own.dtype)
-        for axis in (1, 2):
-            scaled = jnp.where(hidden, -jnp.inf, slope * scores)
-            top = jnp.max(jnp.where(hidden, jnp.finfo(scores.dtype).min, scaled), axis=axis)
-            e = jnp.exp(scaled - jnp.expand_dims(top, axis))
-            mass = jnp.maximum(jnp.sum(e, axis=axis), jnp.finfo(scores.dtype).tiny)
-            mean = jnp.sum(jnp.where(hidden, 0, e * scores), axis=axis) / mass
-            total = total + (slope * own - top - jnp.log(mass)) / 2
-            rises = rises + jnp.sum(w * (own - mean))
-        return rises, jnp.where(valid, total, 0)
+        total, rises = xp.zeros_like(own), xp.zeros((), own.dtype)
+        for axis, top, below in ways:
+            e = xp.exp(slope * below)
+            mass = e.sum(axis=axis)
+            mean = top + (e * below).sum(axis=axis) / mass
+            total = total + (slope * (own - top) - xp.log(mass)) / 2
+            rises = rises + (w * (own - mean)).sum()
+        return rises, xp.where(valid, total, 0)
 
-    def halve(_: int | Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(ends: tuple[Any, Any]) -> tuple[Any, Any]:
         low, high = ends
         middle = (low + high) / 2
-        up = rise(jnp.exp(middle))[0] > 0
-        return jnp.where(up, middle, low), jnp.where(up, high, middle)
+        up = rise(xp.exp(middle))[0] > 0
+        return xp.where(up, middle, low), xp.where(up, high, middle)
 
-    ends = [jnp.log(jnp.asarray(end, scores.dtype)) for end in (_FLATTEST, _STEEPEST)]
-    low, high = jax.lax.fori_loop(0, _HALVINGS, halve, tuple(ends))
-    slope = jnp.exp((low + high) / 2)
+    ends = [xp.asarray(math.log(end), scores.dtype) for end in (_FLATTEST, _STEEPEST)]
+    low, high = repeat(halvings, halve, tuple(ends))
+    slope = xp.exp((low + high) / 2)
     return slope, rise(slope)[1]
 
 
 _ALTERNATIONS = 6  # of slope and lapse: 34 more move the lapse by 0.001, the slope by a percent
 
 
-@jax.jit
+@compiled()
 def fit_lapse(
-    scores: Float[Array, "f b b"], valid: Bool[Array, "f b"], weights: Float[Array, "f b"]
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    scores: Float[Any, "f b b"], valid: Bool[Any, "f b"], weights: Float[Any, "f b"]
+) -> tuple[Float[Any, ""], Float[Any, ""]]:
     """Slope among many candidates, and the share of rows whose partner can be anyone.
 
     A few rows whose partners score very badly, as heavy tails make them, would flatten the slope
@@ -383,17 +405,18 @@ def fit_lapse(
         >>> bool(fit_lapse(scores, jnp.ones((1, 2), bool), jnp.ones((1, 2)))[1] < 0.5)
         True
     """
-    w = jnp.where(valid, weights, 0)
-    total = jnp.maximum(jnp.sum(w), jnp.finfo(w.dtype).tiny)
-    chance = 1 / jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1).astype(w.dtype)
+    xp = namespace(scores)
+    w = xp.where(valid, weights, 0)
+    total = xp.maximum(w.sum(), jnp.finfo(w.dtype).tiny)
+    chance = 1 / xp.maximum(valid.sum(axis=1, keepdims=True), 1).astype(w.dtype)
 
-    def step(_: int | Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def step(state: tuple[Any, Any, Any]) -> tuple[Any, Any, Any]:
         _, lapse, told = state
         slope, found = fit_search_slope(scores, valid, w * told)
-        own = (1 - lapse) * jnp.exp(found)
-        told = own / jnp.maximum(own + lapse * chance, jnp.finfo(w.dtype).tiny)
-        return slope, jnp.clip(1 - jnp.sum(w * told) / total, 1e-4, 0.5), told
+        own = (1 - lapse) * xp.exp(found)
+        told = own / xp.maximum(own + lapse * chance, jnp.finfo(w.dtype).tiny)
+        return slope, xp.clip(1 - (w * told).sum() / total, 1e-4, 0.5), told
 
-    start = jnp.ones((), w.dtype), jnp.full((), 0.05, w.dtype), jnp.ones_like(w)
-    slope, lapse, _ = jax.lax.fori_loop(0, _ALTERNATIONS, step, start)
+    start = xp.ones((), w.dtype), xp.full((), 0.05, w.dtype), xp.ones_like(w)
+    slope, lapse, _ = repeat(_ALTERNATIONS, step, start)
     return slope, lapse

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from perfalign_jax import _checks
-from perfalign_jax._numerics import matmul, rounding
+from perfalign_jax._numerics import compiled, matmul, namespace, over, rounding
 
 __all__ = ["Fourier", "Nystroem", "Principal", "Standardise", "choose_landmarks", "fit_fourier"]
 __all__ += ["fit_nystroem", "fit_principal", "fit_standardise"]
@@ -48,16 +48,16 @@ class Standardise:
         [1.0]
     """
 
-    mean: Float[Array, " d"]
-    factor: Float[Array, " d"]
+    mean: Float[Any, " d"]
+    factor: Float[Any, " d"]
 
     @property
     def dim(self) -> int:
         """Number of features of a row."""
         return self.mean.shape[0]
 
-    def _apply(self, x: Float[Array | np.ndarray, "n d"]) -> Float[Array, "n d"]:
-        return _scale(matching(x, self.dim), self)
+    def _apply(self, x: Float[Any, "n d"]) -> Float[Any, "n d"]:
+        return _scale(matching(x, self.mean), self)
 
 
 @jax.tree_util.register_dataclass
@@ -79,14 +79,14 @@ class Principal:
     """
 
     lift: Any
-    basis: Float[Array, "p r"]
+    basis: Float[Any, "p r"]
 
     @property
     def dim(self) -> int:
         """Number of features of a row."""
         return self.lift.dim
 
-    def _apply(self, x: Float[Array | np.ndarray, "n d"]) -> Float[Array, "n r"]:
+    def _apply(self, x: Float[Any, "n d"]) -> Float[Any, "n r"]:
         features = self.lift._apply(x)
         return matmul(features, self.basis.astype(features.dtype))
 
@@ -113,9 +113,9 @@ class Nystroem:
     """
 
     scaling: Standardise
-    landmarks: Float[Array, "m d"]
-    bandwidth: Float[Array, ""]
-    weights: Float[Array, "m p"]
+    landmarks: Float[Any, "m d"]
+    bandwidth: Float[Any, ""]
+    weights: Float[Any, "m p"]
     kernel: str = dataclasses.field(metadata={"static": True})
 
     @property
@@ -123,10 +123,10 @@ class Nystroem:
         """Number of features of a row."""
         return self.scaling.dim
 
-    def _apply(self, x: Float[Array | np.ndarray, "n d"]) -> Float[Array, "n p"]:
-        return _blockwise(self, matching(x, self.dim))
+    def _apply(self, x: Float[Any, "n d"]) -> Float[Any, "n p"]:
+        return _blockwise(self, matching(x, self.landmarks))
 
-    def _features(self, x: Float[Array, "n d"]) -> Float[Array, "n p"]:
+    def _features(self, x: Float[Any, "n d"]) -> Float[Any, "n p"]:
         values = _compare(_scale(x, self.scaling), self.landmarks, self.bandwidth, self.kernel)
         return matmul(values, self.weights)
 
@@ -152,67 +152,71 @@ class Fourier:
     """
 
     scaling: Standardise
-    frequencies: Float[Array, "d p"]
-    phases: Float[Array, " p"]
+    frequencies: Float[Any, "d p"]
+    phases: Float[Any, " p"]
 
     @property
     def dim(self) -> int:
         """Number of features of a row."""
         return self.scaling.dim
 
-    def _apply(self, x: Float[Array | np.ndarray, "n d"]) -> Float[Array, "n p"]:
-        return _blockwise(self, matching(x, self.dim))
+    def _apply(self, x: Float[Any, "n d"]) -> Float[Any, "n p"]:
+        return _blockwise(self, matching(x, self.frequencies.T))
 
-    def _features(self, x: Float[Array, "n d"]) -> Float[Array, "n p"]:
+    def _features(self, x: Float[Any, "n d"]) -> Float[Any, "n p"]:
         angles = matmul(_scale(x, self.scaling), self.frequencies) + self.phases[None, :]
-        return jnp.sqrt(2 / self.phases.shape[0]).astype(x.dtype) * jnp.cos(angles)
+        return (2 / self.phases.shape[0]) ** 0.5 * namespace(angles).cos(angles)
 
 
-def matching(x: Float[Array | np.ndarray, "n d"], d: int) -> Float[Array, "n d"]:
-    """Return finite rows of ``d`` features, or raise."""
+def matching(x: Float[Any, "n d"], like: Float[Any, "... d"]) -> Float[Any, "n d"]:
+    """Return finite rows with as many features as what a lift holds, or raise."""
+    d = like.shape[-1]
+    if namespace(like) is np and namespace(x) is np:  # within a fit that looked at its rows
+        return x
     checked = _checks.array(x, "x", ndim=2, shape=f"(n, {d})")
     if checked.shape[1] != d:
         raise ValueError(f"x must have shape (n, {d}), got shape {checked.shape}.")
     return checked
 
 
-@jax.jit
-def _scale(x: Float[Array, "n d"], scaling: Standardise) -> Float[Array, "n d"]:
+@compiled()
+def _scale(x: Float[Any, "n d"], scaling: Standardise) -> Float[Any, "n d"]:
     return (x - scaling.mean.astype(x.dtype)[None, :]) * scaling.factor.astype(x.dtype)[None, :]
 
 
-@jax.jit
-def _blockwise(lift: Nystroem | Fourier, x: Float[Array, "n d"]) -> Float[Array, "n p"]:
+@compiled()
+def _blockwise(lift: Nystroem | Fourier, x: Float[Any, "n d"]) -> Float[Any, "n p"]:
     lift = jax.tree.map(lambda a: a.astype(x.dtype), lift)
     n = x.shape[0]
     if n <= _BLOCK:
         return lift._features(x)
-    blocks = jnp.pad(x, ((0, -n % _BLOCK), (0, 0))).reshape(-1, _BLOCK, x.shape[1])
-    found = jax.lax.map(lift._features, blocks)
+    blocks = namespace(x).pad(x, ((0, -n % _BLOCK), (0, 0))).reshape(-1, _BLOCK, x.shape[1])
+    found = over(lift._features, blocks)
     return found.reshape(-1, found.shape[-1])[:n]
 
 
-def _distances(x: Float[Array, "n d"], y: Float[Array, "m d"]) -> Float[Array, "n m"]:
-    squares = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1)[None, :]
-    return jnp.maximum(squares - 2 * matmul(x, y.T), 0)
+def _distances(x: Float[Any, "n d"], y: Float[Any, "m d"]) -> Float[Any, "n m"]:
+    squares = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1)[None, :]
+    return namespace(x).maximum(squares - 2 * matmul(x, y.T), 0)
 
 
 def _compare(
-    x: Float[Array, "n d"], y: Float[Array, "m d"], bandwidth: Array, kernel: str
-) -> Float[Array, "n m"]:
+    x: Float[Any, "n d"], y: Float[Any, "m d"], bandwidth: Any, kernel: str
+) -> Float[Any, "n m"]:
+    xp = namespace(x)
     if kernel == "gaussian":
-        return jnp.exp(-_distances(x, y) / (2 * bandwidth**2))
+        return xp.exp(-_distances(x, y) / (2 * bandwidth**2))
     if kernel == "laplacian":
-        return jnp.exp(-jnp.sqrt(_distances(x, y)) / bandwidth)
+        return xp.exp(-xp.sqrt(_distances(x, y)) / bandwidth)
     # Rows with a constant beside them, so that lines need not pass through the origin.
     product = matmul(x, y.T) / bandwidth**2 + 1
     if kernel == "polynomial":
         return product**_DEGREE
-    lengths = [jnp.sqrt(jnp.sum(a**2, axis=1) / bandwidth**2 + 1) for a in (x, y)]
+    lengths = [xp.sqrt((a**2).sum(axis=1) / bandwidth**2 + 1) for a in (x, y)]
     scale = lengths[0][:, None] * lengths[1][None, :]
-    cosine = jnp.clip(product / scale, -1, 1)
-    angle = jnp.arccos(cosine)
-    return scale * (jnp.sqrt(1 - cosine**2) + (jnp.pi - angle) * cosine) / jnp.pi
+    cosine = xp.clip(product / scale, -1, 1)
+    angle = xp.arccos(cosine)
+    return scale * (xp.sqrt(1 - cosine**2) + (xp.pi - angle) * cosine) / xp.pi
 
 
 def fit_standardise(x: Float[Array | np.ndarray, "n d"], *, floor: float = 0.0) -> Standardise:
@@ -245,28 +249,32 @@ def fit_standardise(x: Float[Array | np.ndarray, "n d"], *, floor: float = 0.0) 
     checked = _rows(x)
     if floor != np.inf:
         _checks.positive(floor, "floor", zero=True)
-    return _fit_standardise(checked, jnp.asarray(floor, checked.dtype))
+    return measure_spread(checked, np.asarray(floor, checked.dtype))
 
 
-@jax.jit
-def _fit_standardise(x: Float[Array, "n d"], floor: Float[Array, ""]) -> Standardise:
-    mean = jnp.mean(x, axis=0)
-    return standardise(mean, jnp.sqrt(jnp.mean((x - mean[None, :]) ** 2, axis=0)), floor)
+@compiled()
+def measure_spread(x: Float[Any, "n d"], floor: Float[Any, ""]) -> Standardise:
+    """As ``fit_standardise``, of rows that were looked at."""
+    # Sums of products: NumPy adds columns up term by term, and errors with them.
+    share = namespace(x).full(x.shape[0], 1 / x.shape[0], x.dtype)
+    mean = matmul(share, x)
+    mean = mean + matmul(share, x - mean[None, :])
+    spread = namespace(x).sqrt(matmul(share, (x - mean[None, :]) ** 2))
+    return standardise(mean, spread, floor)
 
 
-def standardise(
-    mean: Float[Array, " d"], spread: Float[Array, " d"], floor: Array | float = 0.0
-) -> Standardise:
+def standardise(mean: Float[Any, " d"], spread: Float[Any, " d"], floor: Any = 0.0) -> Standardise:
     """Standardise by a known mean and spread."""
+    xp = namespace(mean)
     # Values near their mean are rounded to eps / 2 of it, and the mean to a little more.
-    real = spread > 4 * jnp.finfo(mean.dtype).eps * jnp.abs(mean)
-    typical = jnp.sqrt(jnp.mean(jnp.where(real, spread, 0) ** 2))
-    common = jnp.isinf(floor)
-    scale = jnp.maximum(jnp.where(real, spread, 0), jnp.where(common, 1, floor) * typical)
-    scale = jnp.where(common, jnp.where(real, typical, 0), scale)
+    real = spread > 4 * jnp.finfo(mean.dtype).eps * xp.abs(mean)
+    typical = xp.sqrt((xp.where(real, spread, 0) ** 2).mean())
+    common = xp.isinf(floor)
+    scale = xp.maximum(xp.where(real, spread, 0), xp.where(common, 1, floor) * typical)
+    scale = xp.where(common, xp.where(real, typical, 0), scale).astype(mean.dtype)
     moves = scale > 0
-    whole = jnp.sqrt(jnp.asarray(len(mean), mean.dtype))
-    return Standardise(mean, jnp.where(moves, 1 / (jnp.where(moves, scale, 1) * whole), 0))
+    whole = xp.asarray(len(mean) ** 0.5, mean.dtype)
+    return Standardise(mean, xp.where(moves, 1 / (xp.where(moves, scale, 1) * whole), 0))
 
 
 def fit_principal(
@@ -312,17 +320,25 @@ def fit_principal(
     return Principal(lift, _principal(features, w, count=min(count, n, p)))
 
 
-@functools.partial(jax.jit, static_argnames=("count",))
+def span_of(lift: Any, x: Float[Any, "n d"]) -> Principal:
+    """As ``fit_principal``, of rows that were looked at, all that they span."""
+    features = lift._apply(x)
+    w = namespace(features).ones((len(features),), features.dtype)
+    return Principal(lift, _principal(features, w, count=min(features.shape)))
+
+
+@compiled("count")
 def _principal(
-    features: Float[Array, "n p"], w: Float[Array, " n"], *, count: int
-) -> Float[Array, "p r"]:
+    features: Float[Any, "n p"], w: Float[Any, " n"], *, count: int
+) -> Float[Any, "p r"]:
+    xp = namespace(features)
     n, p = features.shape
     span = None
     if p > n:  # the rows' own span first: an orthonormal basis, exact to rounding
-        span, _ = jnp.linalg.qr(features.T)
+        span, _ = xp.linalg.qr(features.T)
         features = matmul(features, span)
-    scaled = jnp.sqrt(w)[:, None] * features
-    _, vectors = jnp.linalg.eigh(matmul(scaled.T, scaled))
+    scaled = xp.sqrt(w)[:, None] * features
+    _, vectors = xp.linalg.eigh(matmul(scaled.T, scaled))
     basis = vectors[:, ::-1][:, :count]
     return basis if span is None else matmul(span, basis)
 
@@ -364,18 +380,27 @@ def fit_nystroem(
     checked = _rows(x)
     _checks.one_of(kernel, "kernel", _KERNELS)
     _checks.positive(factor, "factor")
-    scaling = fit_standardise(checked)
-    rows = _scale(checked, scaling)
-    bandwidth = _median_distance(_spread(rows, _SAMPLE), jnp.asarray(factor, rows.dtype))
     if getattr(landmarks, "ndim", 0):
-        given = _checks.array(landmarks, "landmarks", ndim=2, shape="(m, d)")
-        if given.shape[1] != scaling.dim or len(given) < 1:
+        landmarks = _checks.array(landmarks, "landmarks", ndim=2, shape="(m, d)")
+        if landmarks.shape[1] != checked.shape[1] or len(landmarks) < 1:
             raise ValueError(
-                f"landmarks must have shape (m, {scaling.dim}) like the rows, got {given.shape}."
+                f"landmarks must have shape (m, {checked.shape[1]}) like the rows, got "
+                f"{landmarks.shape}."
             )
-        rows = _scale(given.astype(rows.dtype), scaling)
     elif landmarks is not None:
-        rows = _spread(rows, _checks.integer(landmarks, "landmarks", low=1))
+        landmarks = _checks.integer(landmarks, "landmarks", low=1)
+    return nystroem_of(checked, kernel, factor, landmarks)
+
+
+def nystroem_of(x: Float[Any, "n d"], kernel: Kernel, factor: float, landmarks: Any) -> Nystroem:
+    """As ``fit_nystroem``, of rows that were looked at."""
+    scaling = measure_spread(x, np.zeros((), x.dtype))
+    rows = _scale(x, scaling)
+    bandwidth = _median_distance(_spread(rows, _SAMPLE), np.asarray(factor, rows.dtype))
+    if getattr(landmarks, "ndim", 0):
+        rows = _scale(landmarks.astype(rows.dtype), scaling)
+    elif landmarks is not None:
+        rows = _spread(rows, landmarks)
     weights, rank = _square_root(rows, bandwidth, kernel=kernel)
     step = -(-len(rows) // _WIDTHS)  # features beyond the rank are zero
     width = min(len(rows), step * -(-int(rank) // step))
@@ -389,32 +414,33 @@ def _rows(x: Float[Array | np.ndarray, "n d"]) -> Float[Array, "n d"]:
     return checked
 
 
-def _spread(rows: Float[Array, "n d"], count: int) -> Float[Array, "m d"]:
+def _spread(rows: Float[Any, "n d"], count: int) -> Float[Any, "m d"]:
     """At most ``count`` rows at even distances."""
     n = rows.shape[0]
     return rows if n <= count else rows[np.arange(count) * n // count]
 
 
-@jax.jit
-def _median_distance(rows: Float[Array, "m d"], factor: Array) -> Float[Array, ""]:
+@compiled()
+def _median_distance(rows: Float[Any, "m d"], factor: Float[Any, ""]) -> Float[Any, ""]:
+    xp = namespace(rows)
     apart = np.triu_indices(rows.shape[0], 1)
-    middle = jnp.sqrt(jnp.median(_distances(rows, rows)[apart]))
-    return factor * jnp.where(middle > 0, middle, 1)
+    middle = xp.sqrt(xp.median(_distances(rows, rows)[apart]))
+    return (factor * xp.where(middle > 0, middle, 1)).astype(rows.dtype)
 
 
-@functools.partial(jax.jit, static_argnames=("kernel",))
+@compiled("kernel")
 def _square_root(
-    landmarks: Float[Array, "m d"], bandwidth: Array, *, kernel: str
-) -> tuple[Float[Array, "m m"], Array]:
+    landmarks: Float[Any, "m d"], bandwidth: Float[Any, ""], *, kernel: str
+) -> tuple[Float[Any, "m m"], Any]:
     """Inverse root of the landmarks' kernel matrix, largest eigenvalues first, and its rank."""
-    values, vectors = jnp.linalg.eigh(_compare(landmarks, landmarks, bandwidth, kernel))
+    xp = namespace(landmarks)
+    values, vectors = xp.linalg.eigh(_compare(landmarks, landmarks, bandwidth, kernel))
     values, vectors = values[::-1], vectors[:, ::-1]
     m = landmarks.shape[0]
     # Eigenvalues are squares: below the rounding of the matrix they are noise.
-    keep = values > rounding(values.dtype, m, m) * values[0]
-    return vectors * jnp.where(keep, jax.lax.rsqrt(jnp.where(keep, values, 1)), 0)[None, :], (
-        jnp.sum(keep)
-    )
+    keep = values > xp.asarray(rounding(values.dtype, m, m)) * values[0]
+    inverse = xp.where(keep, 1 / xp.sqrt(xp.where(keep, values, 1)), 0)
+    return vectors * inverse[None, :], keep.sum()
 
 
 def choose_landmarks(

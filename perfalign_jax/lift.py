@@ -19,6 +19,7 @@ before any split. The kernels of one dilation run as one convolution.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,15 +69,15 @@ class Span:
         (3, 1)
     """
 
-    basis: Float[Array, "d r"]
+    basis: Float[Any, "d r"]
 
     @property
     def dim(self) -> int:
         """Number of features of a row."""
         return self.basis.shape[0]
 
-    def _apply(self, x: Float[Array | np.ndarray, "n d"]) -> Float[Array, "n r"]:
-        x = matching(x, self.dim)
+    def _apply(self, x: Float[Any, "n d"]) -> Float[Any, "n r"]:
+        x = matching(x, self.basis.T)
         return matmul(x, self.basis.astype(x.dtype))
 
 

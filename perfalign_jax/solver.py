@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from perfalign_jax import _checks, _subspace, diagnosis, lift, statistics
 from perfalign_jax._host import Tall
-from perfalign_jax._numerics import flip_signs, matmul, namespace, rank_cutoff
+from perfalign_jax._numerics import compiled, flip_signs, matmul, namespace, rank_cutoff
 from perfalign_jax.diagnosis import Evidence
 from perfalign_jax.statistics import Rows, Statistic
 from perfalign_jax.types import Alignment, Views
@@ -410,20 +410,22 @@ def _posterior(alignment: Alignment, rows: Mapping[int, Array]) -> tuple[Array, 
     return combine(tuple(z for z, _ in found), tuple(rho for _, rho in found))
 
 
-@jax.jit
-def combine(coordinates: tuple[Array, ...], rho: tuple[Array, ...]) -> tuple[Array, Array]:
+@compiled()
+def combine(coordinates: tuple[Any, ...], rho: tuple[Any, ...]) -> tuple[Any, Any]:
     """Coordinates that sides have together, and their reliability (see ``posterior``)."""
     noise = [1 - r**2 for r in rho]
-    precision = 1 + functools.reduce(jnp.add, [r**2 / e for r, e in zip(rho, noise, strict=True)])
+    xp = namespace(rho[0])
+    precision = 1 + functools.reduce(xp.add, [r**2 / e for r, e in zip(rho, noise, strict=True)])
     terms = [(r / e)[None, :] * z for z, r, e in zip(coordinates, rho, noise, strict=True)]
-    together = jnp.sqrt(jnp.maximum(1 - 1 / precision, 0))
-    scale = precision * jnp.where(together > 0, together, 1)
-    return functools.reduce(jnp.add, terms) / scale[None, :], together
+    together = xp.sqrt(xp.maximum(1 - 1 / precision, 0))
+    scale = precision * xp.where(together > 0, together, 1)
+    return functools.reduce(xp.add, terms) / scale[None, :], together
 
 
+@compiled()
 def at_length(
-    z: Float[Array, "*n k"], r: Float[Array, " k"], unit: Float[Array, ""]
-) -> Float[Array, "*n k"]:
+    z: Float[Any, "*n k"], r: Float[Any, " k"], unit: Float[Any, ""] | float
+) -> Float[Any, "*n k"]:
     """Coordinates brought to one length over the axes with evidence, if ``unit`` is 1.
 
     Rows of heavy-tailed views differ in length for reasons of each view's own, and pairs are then
@@ -431,10 +433,11 @@ def at_length(
 
     Source: Garcia-Romero and Espy-Wilson (2011), length normalisation in speaker verification.
     """
+    xp = namespace(z)
     seen = (r > 0).astype(z.dtype)
     square = matmul(z**2, seen)[..., None]
-    size = jnp.sqrt(jnp.sum(seen) / jnp.where(square > 0, square, 1))
-    return z * jnp.where(unit > 0, size, 1)
+    size = xp.sqrt(seen.sum() / xp.where(square > 0, square, 1))
+    return z * xp.where(unit > 0, size, 1)
 
 
 @jax.jit

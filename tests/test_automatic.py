@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import perfalign_jax as pa
-from perfalign_jax import _folds, _masked, _selection, kernels
+from perfalign_jax import _folds, _masked, _selection, automatic, kernels
 
 RNG = np.random.default_rng(11)
 MAPS = [RNG.normal(size=(3, d)) for d in (5, 6, 4, 5, 7)]
@@ -50,13 +50,13 @@ def leave_out(views, fold, folds, ridge):
     return [(z[i] * z[j]).sum(axis=0) for i, j in ((0, 1), (0, 0), (1, 1))]
 
 
-def test_held_out_correlations_are_those_of_numpy(x64):
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+def test_held_out_correlations_are_those_of_numpy(array, x64):
     views = [x.astype(np.float64) for x in draw(1)]
     views = [x / x.std(axis=0) / np.sqrt(x.shape[1]) for x in views]
     order = np.stack([np.arange(f, 300, 5) for f in range(5)])
-    folds = _folds.of_rows(tuple(map(jnp.asarray, views)), order, jnp.ones(300))
-    rows = jnp.zeros((5, 0, 11))
-    found = _folds.try_ridges(folds, rows, jnp.array([0.1]), k=5)
+    folds = _folds.of_rows(tuple(map(array, views)), order, array(np.ones(300)))
+    found = _folds.try_ridges(folds, array(np.zeros((5, 0, 11))), array(np.array([0.1])), k=5)
     parts = [leave_out(views, fold, 5, 0.1) for fold in range(5)]
     cross, own1, own2 = (sum(part[i] for part in parts) for i in range(3))
     expected = cross / np.sqrt(own1 * own2)
@@ -477,6 +477,58 @@ def test_one_statistic_is_weighed_by_theory():
 
 
 GIVEN = {"lift": None, "ridge": 0.1, "k": 3}
+
+
+@pytest.mark.parametrize(
+    ("views", "options"),
+    [
+        (2, {"lift": "linear"}),
+        (2, {"lift": None, "wrong_pairs": True}),
+        (3, {"lift": None, "sides": ((0, 2), (1,))}),
+        (3, {"lift": None, "weights": True, "groups": np.arange(300) // 4}),
+    ],
+)
+def test_on_the_host_it_is_what_xla_computes(views, options, monkeypatch):
+    rows = draw(3, views=views)
+    if "weights" in options:
+        weights = np.random.default_rng(0).uniform(0.5, 2, 300).astype(np.float32)
+        options = options | {"weights": weights}
+    host = pa.align(rows, **options)
+    monkeypatch.setattr(automatic, "at_hand", lambda arrays: tuple(map(jnp.asarray, arrays)))
+    other = pa.align(rows, **options)
+    for name in ("ridge", "k", "lift"):
+        assert getattr(host.choice.chosen, name) == getattr(other.choice.chosen, name)
+    ours, theirs = (
+        [e.reliability, e.slope, e.offset, e.explained] for e in (host.evidence, other.evidence)
+    )
+    # Sums of some hundred terms in float32, and slopes found by as many steps.
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4)
+    for a, b in zip(pa.transform(host, rows), pa.transform(other, rows), strict=True):
+        # Lengths go as 1 / sqrt(1 - r), of what float32 leaves of 1 - r.
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-3 * np.abs(a).max())
+    if host.evidence.right_probability is not None:
+        pairs = [e.right_probability for e in (host.evidence, other.evidence)]
+        np.testing.assert_allclose(*pairs, rtol=0, atol=5e-3)
+
+
+def test_on_the_host_nothing_is_compiled():
+    compiled = []
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, _, **what: compiled.append((name, what.get("fun_name", "")))
+    )
+    pa.align(draw(3, n=120), lift="auto")
+    names = {name.removeprefix("jit(").rstrip(")") for _, name in compiled}
+    # Copies of what was found, and the rounding of a size.
+    assert names <= {
+        "",
+        "<lambda>",
+        "broadcast_in_dim",
+        "convert_element_type",
+        "rounding",
+        "stage",
+    }
 
 
 def test_jit_and_vmap_equal_eager():

@@ -112,7 +112,9 @@ def settings_200_512() -> Callable[[], Any]:
         folds = _folds.of_rows(features, plan.order, jnp.ones(20_000))
         rows = _selection.take_rows(features, folds.mean, plan.chosen)
         tried = _folds.try_ridges(folds, rows, ridges, k=512)
-        return _selection.count_hits(tried, jnp.asarray(plan.seen), ks=_selection.ladder(512, True))
+        return _selection.count_hits(
+            tried, jnp.asarray(plan.seen), 0.0, ks=_selection.ladder(512, True)
+        )
 
     return run
 

@@ -76,7 +76,7 @@ def _search_blocks(
         {m: jnp.zeros((0, alignment.dims[m]), queries.dtype) for m in views}
         for views in (source, target)
     )
-    (z, rho1), (_, rho2) = evidence._two_posteriors(alignment, first, second, None, None)
+    (z, rho1), (_, rho2) = evidence.two_posteriors(alignment, first, second, None, None)
     known, r = alignment.evidence, rho1 * rho2
     assert known is not None
     row = z.shape[1] * queries.dtype.itemsize + 32 * top  # two sets of hits, score and place
@@ -104,7 +104,7 @@ def _search_blocks(
                 z2 = place(others, target)
                 raw, rows, sums = map(
                     np.asarray,
-                    evidence._search(
+                    evidence.best_scores(
                         z1,
                         z2,
                         r,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from perfalign_jax import _checks
+from perfalign_jax._numerics import cores
 from perfalign_jax.arrays import open_member
 from perfalign_jax.serialization import check_target, write_whole
 from perfalign_jax.sweeps._cell import check_key, sweep_seed
@@ -114,10 +115,9 @@ def _warn_of_few_threads() -> None:
     all may wait for ever (seen with jaxlib 0.10.2, every thread asleep in ``ParallelBatchMap``).
     ``experiments/benchmarks/thread_pool.py`` shows it.
     """
-    granted = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
-    if len(granted) < _THREADS and "NPROC" not in os.environ:
+    if cores() < _THREADS and "NPROC" not in os.environ:
         warnings.warn(
-            f"this process has {len(granted)} CPU cores, and jaxlib then runs a sweep in so few "
+            f"this process has {cores()} CPU cores, and jaxlib then runs a sweep in so few "
             f"threads that it may wait for ever; set the environment variable NPROC={_THREADS} "
             "before JAX computes anything.",
             UserWarning,
