@@ -23,6 +23,7 @@ from perfalign_jax.statistics import Factor, Gram, Rows
 
 __all__ = ["Moments", "Tall"]
 
+_APART = 0.1  # smallest eigenvalue of columns' cosines at which Cholesky loses a digit at most
 _BLOCK = 8 * 2**20  # bytes of rows that are at work at once: they stay in the cache
 
 
@@ -234,16 +235,32 @@ class Tall:
         return total
 
     def root(self, columns: Float[np.ndarray, "d k"]) -> Float[np.ndarray, "k k"]:
-        """R of the QR of X times the columns."""
+        """R of the QR of X times the columns.
+
+        From their inner products where the columns are far from parallel, as images of singular
+        vectors are: scaled to one length, their Cholesky factor has all digits of a QR.
+        """
+        gram = np.zeros((columns.shape[1],) * 2)
+        for image in self._images(columns):
+            gram += image.T @ image
+        with np.errstate(all="ignore"):
+            lengths = np.sqrt(np.diagonal(gram))
+            cosines = gram / np.outer(lengths, lengths)
+        if np.isfinite(cosines).all() and np.linalg.eigvalsh(cosines)[0] > _APART:
+            return (np.linalg.cholesky(cosines).T * lengths).astype(columns.dtype)
         found = np.zeros((0, columns.shape[1]), columns.dtype)
+        for image in self._images(columns):
+            found = np.asarray(np.linalg.qr(np.concatenate([found, image]), mode="r"))
+        return found
+
+    def _images(self, columns: np.ndarray) -> Iterator[Float[np.ndarray, "b k"]]:
+        """Blocks of X times the columns."""
         mix = contrasts(len(self.dims)).astype(columns.dtype)
         for _, latents in self._latents(columns):
-            images = [
-                functools.reduce(np.add, [w * z for w, z in zip(row, latents, strict=True) if w])
-                for row in mix
-            ]
-            found = np.asarray(np.linalg.qr(np.concatenate([found, *images]), mode="r"))
-        return found
+            for row in mix:
+                yield functools.reduce(
+                    np.add, [w * z for w, z in zip(row, latents, strict=True) if w]
+                )
 
     def rows(self) -> Rows:
         """All that a solver may know of them but the rows themselves."""

@@ -47,6 +47,24 @@ def test_products_are_those_of_the_rows(center, weighted, dtype, dims, rng, x64,
     assert float(rows.rounding) == pytest.approx(float(other.rounding), rel=1e-3)
 
 
+@pytest.mark.parametrize("spread", [1.0, 1e-9])
+def test_root_has_the_digits_of_a_qr(spread, rng, x64):
+    """Far apart, columns need no QR; nearly parallel they get one."""
+    views, _ = draw(rng, (4, 3), weighted=False)
+    tall = _host.Tall.of(statistics.as_statistic(views), center=False)
+    _, x = stacked(views, None, False)
+    one = rng.normal(size=(7, 1))
+    columns = np.hstack(
+        [one, one + spread * rng.normal(size=(7, 1)), 1e-6 * rng.normal(size=(7, 1))]
+    )
+    exact = np.linalg.svd(x @ columns, compute_uv=False)
+    found = np.linalg.svd(tall.root(columns), compute_uv=False)
+    # Of the largest: what rounding of the columns' images does to any factorisation.
+    np.testing.assert_allclose(found, exact, rtol=0, atol=1e-14 * exact[0])
+    scale = np.linalg.norm(x @ columns, axis=0)
+    np.testing.assert_allclose(np.linalg.norm(tall.root(columns), axis=0), scale, rtol=1e-13)
+
+
 def test_what_has_no_rows_in_the_hosts_memory_has_none(rng, x64):
     views, _ = draw(rng, (4, 3), weighted=False)
     state = statistics.as_statistic(views)

@@ -1,14 +1,13 @@
 """Speed and memory of ``align`` and ``search``, each task in a process of its own.
 
 Command:  python experiments/benchmarks/align.py [--repeats 3] [--only NAME ...] [--out FILE]
-Time:     10 minutes on 2 cores
-Expect:   ridge and number of axes chosen in 3.7 s at 2 x 256 features and 20,000 pairs (3 were
-          aimed at), and below cross-validated ridge CCA that fits anew for every fold and ridge;
-          200 settings below 10 fits with one setting; 2,000 landmarks with the choice below 5
-          minutes
+Time:     4 minutes on 2 cores
+Expect:   ridge and number of axes chosen below 3 s at 2 x 256 features and 20,000 pairs, and below
+          cross-validated ridge CCA that fits anew for every fold and ridge; 200 settings below 10
+          fits with one setting; 2,000 landmarks with the choice below 5 minutes
 
-Views are rows of noise with 64 shared directions of falling strength, in float32. Times are of
-compiled programs, medians of the repeats, beside the first call with its compilation.
+Views are rows of noise with 64 shared directions of falling strength, in float32. Times are medians
+of the repeats, beside the first call with what it compiles.
 """
 
 import dataclasses
@@ -99,22 +98,17 @@ def one_setting_512() -> Callable[[], Any]:
 
 
 def settings_200_512() -> Callable[[], Any]:
-    import jax.numpy as jnp
-
-    from perfalign_jax import _folds, _selection, kernels, lift
+    from perfalign_jax import _selection
 
     views = draw(20_000, 512)
-    ridges = jnp.logspace(0, -3, 20, dtype=jnp.float32)
+    ridges, weights = tuple(np.logspace(0, -3, 20)), np.ones(20_000, np.float32)
 
     def run() -> Any:
         plan = _selection.plan_rows(20_000, FOLDS, None, 2)
-        features = tuple(lift.apply(kernels.fit_standardise(x), x) for x in views)
-        folds = _folds.of_rows(features, plan.order, jnp.ones(20_000))
-        rows = _selection.take_rows(features, folds.mean, plan.chosen)
-        tried = _folds.try_ridges(folds, rows, ridges, k=512)
-        return _selection.count_hits(
-            tried, jnp.asarray(plan.seen), 0.0, ks=_selection.ladder(512, True)
-        )
+        lifts = _selection.fit_lifts(views, None)
+        return _selection.try_lifts(
+            views, "", lifts, weights, ridges, ((0,), (1,)), plan, 512, auto=True
+        ).hits
 
     return run
 
@@ -182,7 +176,7 @@ def main(settings: Settings) -> None:
     if unknown:
         raise SystemExit(f"only must name some of {', '.join(TASKS)}, got {', '.join(unknown)}.")
     found = {}
-    table = Table("task", "first call (s)", "compiled (s)", "peak (MB)")
+    table = Table("task", "first call (s)", "then (s)", "peak (MB)")
     for name in settings.only or TASKS:
         options = ("--task", name, "--repeats", str(settings.repeats))
         one = found[name] = _harness.run_apart(__file__, *options)
