@@ -23,6 +23,7 @@ from perfalign_jax.statistics import Factor, Gram, Rows
 
 __all__ = ["Moments", "Tall"]
 
+_FAR = 100  # times the spread: the square of a mean that costs two digits of what is about it
 _APART = 0.1  # smallest eigenvalue of columns' cosines at which Cholesky loses a digit at most
 _BLOCK = 8 * 2**20  # bytes of rows that are at work at once: they stay in the cache
 
@@ -65,44 +66,65 @@ class Moments:
         Raises:
             FloatingPointError: if a value is not finite.
         """
-        rows, edges = len(views[0]), np.cumsum((0, *self.dims))
-        if len(self._space) < rows:
-            self._space = np.empty((rows, int(edges[-1])), self._work)
-        x = self._space[:rows]
-        for view, first, last in zip(views, edges[:-1], edges[1:], strict=True):
-            x[:, first:last] = view
-        w = np.ones(rows, self._work) if weights is None else weights.astype(self._work)
-        own = float(w.sum(dtype=np.float64))
         with np.errstate(all="ignore"):
-            shift = w @ x / max(own, np.finfo(self._work).tiny)
-            x -= shift
-            # A second pass takes out what rounding of the first mean left in.
-            drift = w @ x / max(own, np.finfo(self._work).tiny)
-            x -= drift
-            if weights is not None:
-                x *= np.sqrt(w)[:, None]
-            part = x if self.exact else x.T @ x
-            total = self.weight + own
-            gap = (shift.astype(np.float64) + drift) - self.mean
-            # Pairwise update of Chan, Golub and LeVeque (1983).
-            step = np.sqrt(self.weight * (own / total)) * gap if total > 0 else 0 * gap
-            if self.exact:
-                stacked = np.vstack([self.spread, x, step[None, :]])
-                finite = bool(np.isfinite(stacked.sum()))
-                few = len(stacked) <= stacked.shape[1]
-                spread = stacked
-                if finite and not few:
-                    spread = np.asarray(np.linalg.qr(stacked, mode="r"))
-            else:
-                spread = self.spread + part
-                spread += np.outer(step, step)
-                finite = bool(np.isfinite(np.diagonal(spread).sum()))
+            self._add(views, weights)
+
+    def _add(
+        self,
+        views: Sequence[Float[np.ndarray, "b _"]],
+        weights: Float[np.ndarray, " b"] | None,
+    ) -> None:
+        rows = len(views[0])
+        if len(self._space) < rows:
+            self._space = np.empty((rows, len(self.mean)), self._work)
+        x, tiny = self._space[:rows], np.finfo(self._work).tiny
+        w = np.ones(rows, self._work) if weights is None else weights.astype(self._work)
+        roots, own = np.sqrt(w), float(w.sum(dtype=np.float64))
+        # About the mean so far, which spares a pass; where the block's own is far from it beside
+        # the spread, as the first one's is from zero, about that.
+        guess = self.mean.astype(self._work)
+        for _ in range(2):
+            self._take(x, views, guess, None if weights is None else roots)
+            drift = (roots @ x).astype(np.float64) / max(own, tiny)
+            spread = np.diagonal(part := x.T @ x) if not self.exact else (x * x).sum(axis=0)
+            far = own * drift**2 > _FAR * (spread - own * drift**2)
+            if not (far & (np.abs(drift) > 8 * np.finfo(self._work).eps * np.abs(guess))).any():
+                break
+            guess = (guess + drift).astype(self._work)
+        total = self.weight + own
+        gap = guess.astype(np.float64) + drift - self.mean
+        # Pairwise update of Chan, Golub and LeVeque (1983).
+        step = np.sqrt(self.weight * (own / total)) * gap if total > 0 else 0 * gap
+        if self.exact:
+            x -= roots[:, None] * drift
+            stacked = np.vstack([self.spread, x, step[None, :]])
+            finite = bool(np.isfinite(stacked.sum()))
+            few = len(stacked) <= stacked.shape[1]
+            found = stacked if few or not finite else np.linalg.qr(stacked, mode="r")
+        else:
+            found = self.spread + part
+            found += np.outer(step, step) - own * np.outer(drift, drift)
+            finite = bool(np.isfinite(np.diagonal(found).sum()))
         if not (finite and np.isfinite(gap).all()):
             raise FloatingPointError("a value is not finite")
-        self.spread = spread
+        self.spread = np.asarray(found)
         self.weight, self.samples = total, self.samples + rows
         if total > 0:
             self.mean = self.mean + (own / total) * gap
+
+    def _take(
+        self,
+        x: Float[np.ndarray, "b d"],
+        views: Sequence[Float[np.ndarray, "b _"]],
+        guess: Float[np.ndarray, " d"],
+        roots: Float[np.ndarray, " b"] | None,
+    ) -> None:
+        """Write the views side by side, about a guess of their mean, times the roots of weights."""
+        edges = np.cumsum((0, *self.dims))
+        for view, first, last in zip(views, edges[:-1], edges[1:], strict=True):
+            np.subtract(view, guess[first:last], out=x[:, first:last])
+        if roots is not None:
+            x *= roots[:, None]
 
     def statistic(self, coarsest: float = 0.0) -> Factor | Gram:
         """The statistic of all rows so far; ``coarsest`` as in ``Factor``."""

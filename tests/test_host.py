@@ -65,6 +65,22 @@ def test_root_has_the_digits_of_a_qr(spread, rng, x64):
     np.testing.assert_allclose(np.linalg.norm(tall.root(columns), axis=0), scale, rtol=1e-13)
 
 
+@pytest.mark.parametrize("kind", ["gram", "factor"])
+def test_moments_of_rows_whose_mean_wanders(kind, rng):
+    """Blocks far from the mean so far, beside their spread, keep the digits of the spread."""
+    blocks = [middle + rng.normal(size=(400, 3)) for middle in (0, 1000, 1000)]
+    blocks = [np.hstack([x, np.full((400, 1), 7.7)]).astype(np.float32) for x in blocks]
+    moments = _host.Moments((2, 2), np.float32, kind)
+    for x in blocks:
+        moments.add((x[:, :2], x[:, 2:]))
+    rows = np.concatenate(blocks).astype(np.float64)
+    exact = (rows - rows.mean(axis=0)).T @ (rows - rows.mean(axis=0))
+    np.testing.assert_allclose(moments.mean, rows.mean(axis=0), rtol=0, atol=1e-6)
+    # 1,200 of variance one about middles that float64 sums: float32 has 4 digits of 1 in 1,000.
+    np.testing.assert_allclose(moments.spread, exact, rtol=0, atol=0.12)
+    assert moments.spread[3, 3] < 1e-6
+
+
 def test_what_has_no_rows_in_the_hosts_memory_has_none(rng, x64):
     views, _ = draw(rng, (4, 3), weighted=False)
     state = statistics.as_statistic(views)
