@@ -19,6 +19,7 @@ made large is in ``coupling``.
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from perfalign_jax import _checks, kernels, lift, statistics
 from perfalign_jax._host import Tall
-from perfalign_jax._numerics import compress, flip_signs, matmul
+from perfalign_jax._numerics import compress, flip_signs, matmul, namespace
 from perfalign_jax.statistics import Rows, Statistic
 from perfalign_jax.types import Alignment, Views
 
@@ -265,9 +266,16 @@ def linear_contrastive(
         4.0
     """
     _checks.positive(rho, "rho")
-    state = _two_views(data)
+    state = _two_views(data, look=False)
     _check_k(state, k, center)
-    return _linear_contrastive(state, rho, k=k, center=center)
+    tall = Tall.of(state, center=center)
+    if tall is None or _checks.is_traced(rho):
+        return _linear_contrastive(state, rho, k=k, center=center)
+    u, s, vt = _cross_of_moments(tall)
+    coupling = s[:k] / np.asarray(tall.weight, s.dtype)
+    scale = np.sqrt(coupling / np.asarray(rho, s.dtype))
+    pair = _flip_pair(scale[:, None] * u[:, :k].T, scale[:, None] * vt[:k])
+    return _on_host(tall, pair, coupling, center=center, method="linear_contrastive")
 
 
 def procrustes(data: Views | Statistic, *, center: bool = False) -> Alignment:
@@ -300,7 +308,13 @@ def procrustes(data: Views | Statistic, *, center: bool = False) -> Alignment:
         >>> (np.asarray(alignment.projections[0]).round(3) + 0.0).tolist()
         [[0.0, -1.0], [1.0, 0.0]]
     """
-    return _procrustes(_two_views(data), center=center)
+    state = _two_views(data, look=False)
+    tall = Tall.of(state, center=center)
+    if tall is None:
+        return _procrustes(state, center=center)
+    u, s, vt = _cross_of_moments(tall)
+    pair = (vt.T * (s > 0)) @ u.T, np.eye(state.dims[1], dtype=s.dtype)
+    return _on_host(tall, pair, s[:0], center=center, method="procrustes")
 
 
 def least_squares(data: Views | Statistic, *, center: bool = False) -> Alignment:
@@ -331,7 +345,7 @@ def least_squares(data: Views | Statistic, *, center: bool = False) -> Alignment
         >>> np.asarray(alignment.projections[0]).round(3).tolist()
         [[1.0, 3.0]]
     """
-    return _regression(_two_views(data), 0.0, center=center, method="least_squares")
+    return _checked_regression(data, 0.0, center=center, method="least_squares")
 
 
 def ridge_regression(
@@ -366,8 +380,7 @@ def ridge_regression(
         [0.5, 0.5]
     """
     _checks.positive(ridge, "ridge", zero=True)
-    state = _two_views(data)
-    return _regression(state, ridge, center=center, method="ridge_regression")
+    return _checked_regression(data, ridge, center=center, method="ridge_regression")
 
 
 def total_least_squares(data: Views | Statistic, *, center: bool = False) -> Alignment:
@@ -522,14 +535,48 @@ def _cca_of_moments(
     )
     scale = np.sqrt(tall.weight).astype(eps.dtype)
     a1, a2 = scale * whitens[0] @ p1[:, :k], scale * whitens[1] @ p2t[:k].T
-    pair = _flip_pair(jnp.asarray(a1.T), jnp.asarray(a2.T))
-    residuals = jnp.linalg.norm(jnp.asarray(tall.root(np.concatenate((a1, a2)))), axis=0)
+    coupling = np.minimum(correlations[:k], 1)
+    return _on_host(tall, _flip_pair(a1.T, a2.T), coupling, center=center, method=method)
+
+
+def _cross_of_moments(
+    tall: Tall,
+) -> tuple[Float[np.ndarray, "d1 p"], Float[np.ndarray, " p"], Float[np.ndarray, "p d2"]]:
+    """Thin SVD of the cross-moment, singular values zero below the rank cut-off."""
+    d1 = tall.dims[0]
+    u, s, vt = np.linalg.svd(tall.second[:d1, d1:], full_matrices=False)
+    cut = float(tall.rows().rounding) * s.max(initial=0)
+    return u, np.where(s > cut, s, 0).astype(s.dtype), vt
+
+
+def _checked_regression(
+    data: Views | Statistic, ridge: float | Array, *, center: bool, method: str
+) -> Alignment:
+    """Regression by moments where squaring costs few digits, as in ``_cca_of_moments``."""
+    state = _two_views(data, look=False)
+    tall = Tall.of(state, center=center)
+    if tall is not None and not _checks.is_traced(ridge):
+        d1, eps = tall.dims[0], np.finfo(tall.second.dtype).eps
+        own, cross = tall.second[:d1, :d1], tall.second[:d1, d1:]
+        values, vectors = np.linalg.eigh(own)
+        values = values + np.asarray(ridge, own.dtype) * np.trace(own) / len(own)
+        if values[0] * eps**0.75 > values[-1] * eps:
+            weights = (cross.T @ vectors / values) @ vectors.T
+            pair = weights, np.eye(tall.dims[1], dtype=own.dtype)
+            return _on_host(tall, pair, weights[:0, 0], center=center, method=method)
+    return _regression(state, ridge, center=center, method=method)
+
+
+def _on_host(tall: Tall, pair: tuple[Any, Any], coupling: Any, *, center: bool, method: str) -> Any:
+    """As ``_result``, of what was computed with the host's BLAS."""
+    root = tall.root(np.concatenate(pair, axis=1).T)
+    residuals = jnp.asarray(np.linalg.norm(root, axis=0))
     return Alignment(
-        projections=pair,
+        projections=tuple(map(jnp.asarray, pair)),
         singular_values=residuals,
         means=tuple(jnp.asarray(mean if center else 0 * mean) for mean in tall.centre),
         offset=jnp.zeros_like(residuals),
-        coupling=jnp.minimum(jnp.asarray(correlations[:k]), 1),
+        coupling=jnp.asarray(coupling),
         method=method,
         center=center,
     )
@@ -615,9 +662,9 @@ def _cross_svd(
     return u, s, v, keep
 
 
-def _flip_pair(a1: Float[Array, "k d1"], a2: Float[Array, "k d2"]) -> _Pair:
+def _flip_pair(a1: Float[Any, "k d1"], a2: Float[Any, "k d2"]) -> tuple[Any, Any]:
     """Apply the sign rule to the rows of ``[A1, A2]``."""
-    both = flip_signs(jnp.concatenate((a1, a2), axis=1))
+    both = flip_signs(namespace(a1).concatenate((a1, a2), axis=1))
     return both[:, : a1.shape[1]], both[:, a1.shape[1] :]
 
 
