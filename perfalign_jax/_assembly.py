@@ -253,12 +253,7 @@ def finish(
         told = np.asarray(rho)[:, :k]
         k = max(1, int(((told > 0).sum(axis=0) > 1).sum()))
         choice = dataclasses.replace(choice, chosen=dataclasses.replace(choice.chosen, k=k))
-        if not (told > 0).any():
-            _checks.warn(
-                "no axis of the views agrees on rows it was not fitted to: nothing in them tells "
-                "which rows belong together.",
-                CollapseWarning,
-            )
+        _warn_of_chance(told, np.asarray(w, np.float64), choice)
     xp = namespace(covariances)
     ridge = xp.asarray(ridge, covariances.dtype)
     fitted = solve(best.folds, -1, covariances, trained, rho, ridge, whole, k=k)
@@ -276,6 +271,29 @@ def finish(
     return build(
         best.lifts, fitted, places, ridge, slopes, known.loaded, explained, choice, right, unit
     )
+
+
+def _warn_of_chance(
+    rho: Float[np.ndarray, "s k"], w: Float[np.ndarray, " n"], choice: Choice
+) -> None:
+    """Warn where held-out rows agree no better than those of unrelated views may."""
+    best = float(np.sort(rho, axis=0)[-2:].prod(axis=0).max())
+    rows = w.sum() ** 2 / max((w**2).sum(), 1e-300)
+    found, chance = choice.chosen.recall, 1 / max(choice.candidates, 1)
+    if best <= 0:
+        _checks.warn(
+            "no axis of the views agrees on rows it was not fitted to: nothing in them tells "
+            "which rows belong together.",
+            CollapseWarning,
+        )
+    elif best < 3 / np.sqrt(rows) and found - 2 * choice.chosen.error <= chance:
+        _checks.warn(
+            "the views agree no better than unrelated ones may on rows they were not fitted to: "
+            f"correlation {best:.2f} on the best axis (three standard errors of zero are "
+            f"{3 / np.sqrt(rows):.2f}), and {found:.1%} of the rows find their partner "
+            f"({chance:.1%} by chance).",
+            CollapseWarning,
+        )
 
 
 @compiled()

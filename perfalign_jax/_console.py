@@ -107,10 +107,14 @@ _WORDS = (
     (r"\bcenter=True\b", "--center"),
     (r"^rtol must", "--rtol must"),
     (r"^k must", "-k must"),
+    (r"^(top|folds|ridge|mask|sides|groups|weights|source|target) must", r"--\1 must"),
 )
 
 
 def in_own_words(text: str) -> str:
+    if text.startswith("Alignment("):  # what it is, in one line; words follow
+        first, end, rest = text.partition("\n")
+        return first + end + (in_own_words(rest) if rest else "")
     for pattern, replacement in _WORDS:
         text = re.sub(pattern, replacement, text)
     return text
@@ -135,6 +139,7 @@ def advise(error: str) -> str:
         path = Path(lost[1])
         others = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, others, 1, 0.75)
+        near = [] if path.exists() else near  # a device, or no file at all
         return f"{text} Is it {path.parent / near[0]}?" if near else text
     advice = [say for pattern, say in _ADVICE if re.search(pattern, text)]
     return " ".join([text, *advice[:1]])

@@ -384,6 +384,8 @@ def _log_likelihoods(
         return float((likely * shares).sum() / max(shares.sum(), 1e-300))
 
     found: list[float] = []
+    if namespace(w) is not np:
+        return [weigh(score(setting)) for setting in settings]
     # NumPy takes one core for what is no product, and all of them for a product.
     with concurrent.futures.ThreadPoolExecutor(min(cores(), 4)) as pool:
         for i in range(0, len(settings), 8):

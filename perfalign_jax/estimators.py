@@ -126,6 +126,7 @@ def _share_out(widths: Any, columns: int) -> tuple[int, ...]:
             f"X is one table of {columns} columns: give the views as a tuple (x1, x2), or say "
             "by widths how many columns each has, such as widths=(20, -1)."
         )
+    widths = widths.tolist() if isinstance(widths, np.ndarray) else widths
     if not isinstance(widths, Sequence) or isinstance(widths, str) or len(widths) < 2:
         raise TypeError(f"widths must be a tuple of two integers or more, got {widths!r}.")
     given = tuple(

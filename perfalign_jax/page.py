@@ -150,7 +150,7 @@ def _caption(panel: str, found: Inspection) -> str:
     if panel == "spectrum":
         return (
             "Singular values of the stacked views as they are, before any lift. Directions whose "
-            "value counts as zero align perfectly (shaded); of them only the informative ones "
+            "value counts as zero align perfectly; of them only the informative ones "
             "carry anything of the data. All others align approximately."
         )
     if panel == "reliability":

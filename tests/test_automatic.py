@@ -121,8 +121,7 @@ def test_a_new_row_has_variance_one(linear):
 def test_unrelated_views_are_said_to_be_so():
     rng = np.random.default_rng(0)
     x1, x2 = (rng.normal(size=(300, d)).astype(np.float32) for d in (5, 6))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", pa.CollapseWarning)
+    with pytest.warns(pa.CollapseWarning, match="agree"):
         alignment = pa.align((x1, x2), lift=None)
     assert float(np.max(alignment.reliability)) ** 2 < 4 / np.sqrt(300)
     reversed_ = np.concatenate([x1[:, :1], -x1[:, 1:]], axis=1)

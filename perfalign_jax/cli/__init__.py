@@ -5,6 +5,7 @@ import: it is imported where it is used, so that usage errors do not wait for it
 """
 
 import os
+import sys
 from pathlib import Path
 
 from perfalign_jax._console import InputError, UnfinishedError, advise, say
@@ -34,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = make_parser().parse_args(arguments)
         options.run(options)
+        sys.stdout.flush()
         return 0
     except KeyboardInterrupt as stop:
         say(f"interrupted; {stop.args[0] if stop.args else 'nothing was written'}.")
@@ -41,6 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UnfinishedError as error:
         say(str(error))
         return 1
+    except BrokenPipeError:  # whoever read the output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (InputError, OSError, ValueError, TypeError, KeyError) as error:
         say(f"error: {advise(str(error.args[0] if isinstance(error, KeyError) else error))}")
         return 2

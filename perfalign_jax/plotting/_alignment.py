@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Array, Key
 from matplotlib.axes import Axes
@@ -34,7 +35,7 @@ def plot_alignment(
     alignment: Alignment,
     views: Views,
     *,
-    key: Key[Array, ""],
+    key: Key[Array, ""] | None = None,
     sides: tuple[int, int] = (0, 1),
     names: Any = None,
 ) -> Figure:
@@ -46,7 +47,8 @@ def plot_alignment(
     Args:
         alignment: an alignment of any method.
         views: paired rows ``(x1, x2, ...)`` of shapes ``(n, d_m)``, one for each view.
-        key: random key of the permutation test of the axes.
+        key: random key of the permutation test of the axes; if not given that of 0, so that the
+            same rows make the same figure.
         sides: which two of the alignment's sides are compared, counted from 0.
         names: shape ``(n,)``, integers that the rows are called by; 0 to n - 1 if not given.
 
@@ -62,13 +64,14 @@ def plot_alignment(
     Source: paper Theorem 2.2 (the spectrum); the rest are figures of this package.
 
     Example:
-        >>> import jax, numpy as np, perfalign_jax as pa
+        >>> import numpy as np, perfalign_jax as pa
         >>> from perfalign_jax import plotting
         >>> x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
         >>> alignment = pa.align((x, x + 1), lift=None)
-        >>> len(plotting.plot_alignment(alignment, (x, x + 1), key=jax.random.key(0)).axes)
+        >>> len(plotting.plot_alignment(alignment, (x, x + 1)).axes)
         5
     """
+    key = jax.random.key(0) if key is None else key
     found = inspect(alignment, views, key=key, sides=sides, names=names)
     figure, panels = make_panels(len(PANELS), 2, row=3.6, width=9.0)
     for axes, draw in zip(panels, PANELS.values(), strict=True):
