@@ -119,7 +119,8 @@ def _convert(
         raise ValueError(f"{name} must have shape {shape}, got shape {tuple(value.shape)}.")
     if look:
         finite(value, name)
-    wanted = kind.newbyteorder("=") if kind in (np.float32, np.float64) else np.dtype(np.float64)
+    kind = kind.newbyteorder("=")
+    wanted = kind if kind in (np.float32, np.float64) else np.dtype(np.float64)
     if kind == np.float16:
         wanted = np.dtype(np.float32)
     dtype, note = jax.dtypes.canonicalize_dtype(wanted), ""

@@ -52,7 +52,7 @@ def at_hand(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
     for array in arrays:
         if isinstance(array, jax.core.Tracer):
             return arrays
-        if not isinstance(array, np.ndarray) and any(d.platform != "cpu" for d in array.devices()):
+        if namespace(array) is jnp and any(d.platform != "cpu" for d in array.devices()):
             return arrays
     return tuple(map(np.asarray, arrays))
 

@@ -1,6 +1,7 @@
 """Alignment from moments alone: statistics of parts of the data, or a single one with theory."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -60,9 +61,12 @@ def align_parts(parts: list[Any], places: Sides, ridge: Any, k: Any) -> Alignmen
     )
 
 
+_rows = jax.jit(functools.partial(statistics.rows, center=True))
+
+
 def _of_parts(parts: list[Any], order: list[int]) -> tuple[Folds, tuple[kernels.Standardise, ...]]:
     """Folds of standardised features from statistics, the views in the order of the sides."""
-    leaves, tree = jax.tree.flatten([statistics.rows(part, center=True) for part in parts])
+    leaves, tree = jax.tree.flatten([_rows(part) for part in parts])
     given = jax.tree.unflatten(tree, at_hand(tuple(leaves)))
     xp = namespace(given[0].weight)
     weights = xp.stack([rows.weight for rows in given])
@@ -70,7 +74,7 @@ def _of_parts(parts: list[Any], order: list[int]) -> tuple[Folds, tuple[kernels.
     blocks = [xp.concatenate([rows.blocks[m] for m in order], axis=1) for rows in given]
     scatters = xp.stack([matmul(block.T, block) for block in blocks])
     dims = tuple(given[0].means[m].shape[0] for m in order)
-    mean = matmul(weights, means) / jnp.sum(weights)
+    mean = matmul(weights, means) / weights.sum()
     raw = Folds(weights, mean, means - mean[None, :], scatters, dims)
     middle, covariance = _folds.others(raw, -1)
     mean = mean + middle
@@ -85,6 +89,11 @@ def _of_parts(parts: list[Any], order: list[int]) -> tuple[Folds, tuple[kernels.
         if not bool((spread > 0).any()):
             raise ValueError(f"data must vary, but view {m} of the statistics does not.")
     factor = xp.concatenate([scalings[m].factor for m in order])
+    if not bool(xp.isfinite(covariance).all()):
+        raise ValueError(
+            f"data is statistics of values too large to square in {covariance.dtype}: divide the "
+            "views by their size first."
+        )
     folds = Folds(
         weights,
         xp.zeros_like(mean),

@@ -90,7 +90,10 @@ def plan_rows(
         labels = np.asarray(groups)
         if labels.shape != (n,):
             raise ValueError(f"groups must have shape ({n},), got shape {labels.shape}.")
-        _, number, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        try:
+            _, number, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        except TypeError as error:
+            raise TypeError(f"groups must be of one kind, numbers or words: {error}.") from None
         if len(counts) < folds:
             raise ValueError(
                 f"groups must have at least folds = {folds} different values, got {len(counts)}."

@@ -11,6 +11,7 @@ held-out rows that choose, at most 2,000, are looked at again.
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
@@ -81,7 +82,7 @@ def align(
             ``kernels.fit_nystroem`` take all rows as landmarks up to 2,000 and as many evenly
             spaced rows beyond; "auto" tries "linear" and "gaussian"; fitted lifts, one for each
             view, are used as they are.
-        ridge: relative to the mean eigenvalue of each side.
+        ridge: relative to the mean eigenvalue of each side, of wide views in the span of the rows.
         k: number of axes; axes without held-out correlation are left out in any case.
         mask: shape ``(n, M)``, True where a row has a view; what is not there is never read. With
             "nan" a view is missing where all its features are NaN. Rows of a single view are
@@ -132,7 +133,10 @@ def align(
             )
         places = _check_sides(sides, len(parts[0].dims))
         _check_options(None, ridge, k, ())
-        return align_parts(parts, places, ridge, k)
+        if _checks.is_traced((parts, ridge)):
+            raise ValueError("data must be views under jit, vmap and grad, got statistics.")
+        with np.errstate(all="ignore"):  # as XLA does
+            return align_parts(parts, places, ridge, k)
     present = None
     if mask is not None:
         if _checks.is_traced((data, mask, weights, ridge, lift)):
@@ -173,7 +177,12 @@ def align(
         _check_moving(views)
     w = jnp.ones((n,), state.dtype) if state.weights is None else state.weights
     if namespace(views[0]) is np:
-        w, lift = np.asarray(w), lift if isinstance(lift, str) else jax.tree.map(np.asarray, lift)
+        w, lift = np.asarray(w), lift if isinstance(lift, str) else _to_host(lift, state.dtype)
+    if not traced and int((w > 0).sum()) < 2 * folds:
+        raise ValueError(
+            f"weights must be above zero for at least 2 rows for each of the {folds} folds, got "
+            f"{int((w > 0).sum())} such rows."
+        )
     ridges = RIDGES if isinstance(ridge, str) else (ridge,)
     most = AXES if k == "auto" else int(k)
     if traced:  # nothing is chosen
@@ -194,11 +203,17 @@ def align(
     return finish(views, best, number, ridges[number], size, w, places, plan, choice)
 
 
+def _to_host(lift: Any, dtype: Any) -> Any:
+    """Lifts with arrays of NumPy, in the dtype of the views."""
+    arrays = jax.tree.map(np.asarray, lift)
+    return jax.tree.map(lambda a: a.astype(dtype) if a.dtype.kind == "f" else a, arrays)
+
+
 def _check_sides(sides: Any, count: int) -> Sides:
     if sides is None:
         return tuple((m,) for m in range(count))
     try:
-        given = tuple(tuple(int(m) for m in side) for side in sides)
+        given = tuple(tuple(map(operator.index, side)) for side in sides)
     except TypeError:
         raise TypeError(
             f"sides must be a tuple of tuples of views such as ((0, 1), (2,)), got {sides!r}."

@@ -208,15 +208,17 @@ def search(
     assert evidence is not None
     slope, chunk = evidence.search_slope, min(chunk, len(z1))
     raw, indices, total = best_scores(z1, z2, rho1 * rho2, slope, top=top, chunk=chunk)
-    return Found(indices, *_calibrate(raw, total, evidence, len(z2)))
+    return Found(indices, *calibrated(raw, total, evidence, len(z2)))
 
 
 @jax.jit
-def _calibrate(
-    raw: Array, total: Array, evidence: Evidence, candidates: int
+def calibrated(
+    raw: Float[Any, "n top"], total: Float[Any, " n"], evidence: Evidence, candidates: Any
 ) -> tuple[Float[Array, "n top"], Float[Array, " n"]]:
-    """Log-odds, and the probability that the first is right."""
-    found = jnp.exp(evidence.search_slope * raw[:, 0] - total)
+    """Log-odds, and the probability that the first is right; where all overflow, any may be."""
+    known = jnp.isfinite(raw[:, 0]) & jnp.isfinite(total)
+    found = jnp.exp(jnp.where(known, evidence.search_slope * raw[:, 0] - total, 0))
+    found = jnp.where(known, found, 1 / candidates)
     probability = (1 - evidence.lapse) * found + evidence.lapse / candidates
     return evidence.slope * raw + evidence.offset, probability
 

@@ -256,11 +256,22 @@ def fit_standardise(x: Float[Array | np.ndarray, "n d"], *, floor: float = 0.0) 
 def measure_spread(x: Float[Any, "n d"], floor: Float[Any, ""]) -> Standardise:
     """As ``fit_standardise``, of rows that were looked at."""
     # Sums of products: NumPy adds columns up term by term, and errors with them.
-    share = namespace(x).full(x.shape[0], 1 / x.shape[0], x.dtype)
+    xp = namespace(x)
+    share = xp.full(x.shape[0], 1 / x.shape[0], x.dtype)
     mean = matmul(share, x)
     mean = mean + matmul(share, x - mean[None, :])
-    spread = namespace(x).sqrt(matmul(share, (x - mean[None, :]) ** 2))
+    apart = x - mean[None, :]
+    unit = _power_of_two(xp.maximum(apart.max(axis=0), -apart.min(axis=0)))
+    spread = unit * xp.sqrt(matmul(share, (apart / unit[None, :]) ** 2))
     return standardise(mean, spread, floor)
+
+
+def _power_of_two(size: Float[Any, "*d"]) -> Float[Any, "*d"]:
+    """One below each size, in whose unit no square overflows or vanishes; 1 for zero."""
+    xp = namespace(size)
+    unit = xp.ldexp(xp.ones_like(size), xp.frexp(size)[1] - 1)
+    unit = xp.where((size > 0) & xp.isfinite(size), unit, 1).astype(size.dtype)
+    return unit if xp is np else jax.lax.stop_gradient(unit)
 
 
 def standardise(mean: Float[Any, " d"], spread: Float[Any, " d"], floor: Any = 0.0) -> Standardise:
@@ -268,9 +279,11 @@ def standardise(mean: Float[Any, " d"], spread: Float[Any, " d"], floor: Any = 0
     xp = namespace(mean)
     # Values near their mean are rounded to eps / 2 of it, and the mean to a little more.
     real = spread > 4 * jnp.finfo(mean.dtype).eps * xp.abs(mean)
-    typical = xp.sqrt((xp.where(real, spread, 0) ** 2).mean())
+    spread = xp.where(real, spread, 0)
+    unit = _power_of_two(spread.max())
+    typical = unit * xp.sqrt(((spread / unit) ** 2).mean())
     common = xp.isinf(floor)
-    scale = xp.maximum(xp.where(real, spread, 0), xp.where(common, 1, floor) * typical)
+    scale = xp.maximum(spread, xp.where(common, 1, floor) * typical)
     scale = xp.where(common, xp.where(real, typical, 0), scale).astype(mean.dtype)
     moves = scale > 0
     whole = xp.asarray(len(mean) ** 0.5, mean.dtype)

@@ -164,6 +164,8 @@ def apply(lift: Lift, x: Float[Array | np.ndarray, "n ..."]) -> Float[Array, "n 
         >>> (lift.apply(fitted, np.float32([[3, 2]])) * 2**0.5).round(3).tolist()
         [[2.0, 0.0]]
     """
+    if not _checks.is_traced(lift):  # arrays of NumPy stand for rows that were looked at
+        lift = jax.tree.map(jnp.asarray, lift)
     return lift._apply(x)
 
 

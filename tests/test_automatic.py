@@ -511,6 +511,23 @@ def test_on_the_host_it_is_what_xla_computes(views, options, monkeypatch):
         np.testing.assert_allclose(*pairs, rtol=0, atol=5e-3)
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_units_change_nothing(scale):
+    x1, x2 = draw(3)
+    one, other = (pa.align((x * np.float32(s), x2), lift=None) for x, s in ((x1, 1), (x1, scale)))
+    np.testing.assert_allclose(other.reliability, one.reliability, rtol=1e-4)
+
+
+def test_statistics_of_any_arrays_are_folds_and_too_large_ones_are_refused():
+    views = draw(4)
+    parts = [pa.statistics.from_views(tuple(x[f::5] for x in views)) for f in range(5)]
+    one, other = (pa.align(p, lift=None, ridge=0.1, k=3) for p in (parts, jax.device_get(parts)))
+    np.testing.assert_array_equal(one.reliability, other.reliability)
+    large = [pa.statistics.from_views((x1 * np.float32(1e19), x1)) for x1 in (views[0], views[0])]
+    with pytest.raises(ValueError, match="too large to square"):
+        pa.align(large, ridge=0.1, k=2)
+
+
 def test_on_the_host_nothing_is_compiled():
     compiled = []
     jax.clear_caches()
@@ -592,6 +609,20 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
 def test_bad_options_are_named(options, error, words):
     with pytest.raises(error, match=words):
         pa.align(draw(0, 60), **options)
+
+
+def test_bad_sides_groups_and_weights_are_named():
+    views = draw(0)
+    with pytest.raises(TypeError, match="sides must be a tuple of tuples"):
+        pa.align(views, sides="ab")
+    with pytest.raises(TypeError, match="groups must be of one kind"):
+        pa.align(views, groups=np.array(["a", None] * 150, object))
+    with pytest.raises(ValueError, match="weights must be above zero for at least 2 rows"):
+        pa.align(views, weights=np.zeros(300, np.float32))
+    with pytest.raises(ValueError, match="data must be views under jit"):
+        jax.jit(lambda s: pa.align([s, s], ridge=0.1, k=2).projections)(
+            pa.statistics.from_views(views)
+        )
 
 
 def test_bad_data_is_named():

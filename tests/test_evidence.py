@@ -246,3 +246,9 @@ def test_what_was_chosen_is_loaded_as_it_was(tmp_path):
     loaded = pa.load(tmp_path / "a.safetensors")
     assert loaded.choice == alignment.choice
     assert jax.tree.structure(loaded) == jax.tree.structure(alignment)
+
+
+def test_a_query_beyond_all_scores_may_be_anyone(aligned):
+    x1, x2 = draw(np.random.default_rng(5), 50)
+    found = pa.search(aligned, x1[:2] * np.float32(1e30), x2, top=1)
+    np.testing.assert_allclose(found.probability, 1 / 50, rtol=1e-5)

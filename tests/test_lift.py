@@ -334,3 +334,11 @@ def test_features_of_real_clips_tell_actions_apart():
     labels = np.array([name.split("_")[0] for name, _ in chosen])
     distances = np.linalg.norm(x[:, None] - x[None], axis=2) + np.diag(np.full(len(x), np.inf))
     assert (labels[np.argmin(distances, axis=1)] == labels).mean() > 0.9
+
+
+def test_a_lift_whose_arrays_are_numpys_checks_its_rows_too():
+    fitted = jax.device_get(lift.fit_standardise(np.float32([[0, 1], [2, 5]])))
+    with pytest.raises(ValueError, match=r"shape \(n, 2\)"):
+        lift.apply(fitted, np.zeros((3, 1), np.float32))
+    with pytest.raises(ValueError, match="row 0 has NaN"):
+        lift.apply(fitted, np.full((3, 2), np.nan, np.float32))

@@ -121,6 +121,7 @@ def _search_blocks(
                 mass = np.logaddexp(mass, sums)
                 start += len(z2)
                 step()
-            slope, lapse = float(known.search_slope), float(known.lapse)
-            share = (1 - lapse) * np.exp(slope * best[:, 0] - mass) + lapse / candidates.n
-            yield places, float(known.slope) * best + float(known.offset), share
+            odds, share = evidence.calibrated(
+                best.astype(r.dtype), mass.astype(r.dtype), known, candidates.n
+            )
+            yield places, np.asarray(odds), np.asarray(share)
