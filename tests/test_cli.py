@@ -820,3 +820,19 @@ class TestReproduce:
         run(capsys, "reproduce", "--out", "results", "--only", "first")
         run(capsys, "reproduce", "--out", "results", "--only", "first", "--quick")
         assert (scripts / "log").read_text().split() == ["first"] * 3
+
+
+def test_output_that_nobody_reads_to_its_end_is_no_error(files):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "perfalign_jax", "diagnose", "x1.npy", "x2.npy"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_an_alignment_is_keeps_its_own_words():
+    text = "Alignment(k=2, method='align', center=True)\ntop must be 1, with method='gram'"
+    assert _console.in_own_words(text) == (
+        "Alignment(k=2, method='align', center=True)\n--top must be 1, with --method gram"
+    )
