@@ -103,7 +103,7 @@ class Moments:
             found = stacked if few or not finite else np.linalg.qr(stacked, mode="r")
         else:
             found = self.spread + part
-            found += np.outer(step, step) - own * np.outer(drift, drift)
+            found += np.stack([step, own * drift]).T @ np.stack([step, -drift])
             finite = bool(np.isfinite(np.diagonal(found).sum()))
         if not (finite and np.isfinite(gap).all()):
             raise FloatingPointError("a value is not finite")

@@ -12,7 +12,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -99,9 +99,8 @@ def survey(
             f"files must have at least {2 * count} rows for {count} part(s), got {reader.n}."
         )
     d, size = sum(reader.dims), reader.dtype.itemsize
-    # A factor of each block costs as much as d rows more: let them be few beside the block.
-    longer = min(8 * d, _LONGEST // (d * size)) if kind == "factor" else 0
-    step = max(reader.step, longer)
+    # A block costs as much as some d rows more, whatever it holds: let them be few beside it.
+    step = max(reader.step, min(32 * d, _LONGEST // (d * size)))
     # As many blocks for each part, but for a short one at the end.
     reader.step = reader.n // (count * -(-reader.n // (count * step)))
     own = None if weights is None else _read_weights(weights, reader)
@@ -112,12 +111,13 @@ def survey(
 
     def blocks() -> Iterator[tuple[Any, Any]]:
         first = one.done * reader.step
-        for block in reader.blocks("reading", first=first):
+        for block in reader.blocks("reading", look=False, first=first):
             rows = slice(first, first + len(block[0]))
             first += len(block[0])
             yield block, None if own is None else own[rows]
 
-    one.run(_ahead(blocks()))
+    # Products show what is not finite; only then the block is looked at.
+    one.run(_ahead(blocks()), lambda first: next(reader.blocks(first=first)))
     found = one.statistics(reader.coarsest)
     return found if parts is not None else found[0]
 
@@ -258,7 +258,8 @@ class _Pass:
             self._resume()
         self.kept = self._whole()
 
-    def run(self, blocks: Iterator[Any]) -> None:
+    def run(self, blocks: Iterator[Any], look: Callable[[int], Any] = lambda _: None) -> None:
+        """Take in the blocks; ``look`` says what is wrong with the one that begins with a row."""
         saved, since = self.done, time.monotonic()
         try:
             for views, weights in blocks:
@@ -266,6 +267,7 @@ class _Pass:
                     self.moments[self.done % len(self.moments)].add(views, weights)
                 except FloatingPointError:
                     first = sum(moments.samples for moments in self.moments)
+                    look(first)
                     for m, x in enumerate(views):
                         _checks.finite(x, f"x{m + 1}", first=first)
                     raise ValueError(
