@@ -126,7 +126,7 @@ def test_the_readme_says_how_long_the_experiments_take():
     seconds = [
         json.loads(file.read_text())["seconds"]
         for file in DOCS.glob("results/*.json")
-        if "benchmark" not in file.name
+        if "benchmark" not in file.name and "default" not in file.name  # beside other work
     ]
     assert "about three quarters of an hour" in " ".join((ROOT / "README.md").read_text().split())
     assert 35 < sum(s for s in seconds if s) / 60 < 55

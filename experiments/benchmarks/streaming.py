@@ -82,6 +82,18 @@ def run_task(name: str, folder: Path, rows: int) -> dict[str, Any]:
     return {"seconds": seconds, "rows per second": rows / seconds, "peak MB": _harness.memory()}
 
 
+def plan(rate: float) -> dict[str, Any]:
+    """How long 10^10 pairs would take at so many rows a second and machine."""
+    pairs, row = 1e10, 2 * D * 4
+    return {"TB": pairs * row / 1e12, "GB per second and machine": rate * row / 1e9} | {
+        f"hours and minutes with {machines} machines": [
+            pairs / machines / rate / 3600,
+            pairs / machines / rate / 60,
+        ]
+        for machines in (1, 16, 256)
+    }
+
+
 def main(settings: Settings) -> None:
     if settings.task:
         assert settings.folder is not None
@@ -108,6 +120,7 @@ def main(settings: Settings) -> None:
 
     device = provenance()["device"]
     content = {"device": device, "rows": settings.rows, "features": [D, D], "tasks": found}
+    content["plan for 10^10 pairs"] = plan(found["gram"]["rows per second"])
     print(_harness.keep("streaming", content, device, settings.out))
 
 
