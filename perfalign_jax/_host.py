@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from perfalign_jax import _checks, statistics
-from perfalign_jax._numerics import rounding
+from perfalign_jax._numerics import on_host, rounding
 from perfalign_jax._subspace import contrasts
 from perfalign_jax.statistics import Factor, Gram, Rows
 
@@ -163,12 +163,11 @@ class Tall:
         Raises:
             ValueError: if a value is not finite.
         """
-        views, found = getattr(state, "views", ()), None
-        if views and not _checks.is_traced(state) and views[0].ndim == 2:
-            devices = {d for x in views if not isinstance(x, np.ndarray) for d in x.devices()}
-            here = all(d.platform == "cpu" for d in devices)
-            if here and state.samples > sum(state.dims):
-                found = cls(state, center)
+        views: tuple[Any, ...] = getattr(state, "views", ())
+        found = None
+        known = bool(views) and not _checks.is_traced(state) and views[0].ndim == 2
+        if known and all(map(on_host, views)) and state.samples > sum(state.dims):
+            found = cls(state, center)
         if found is not None and np.isfinite(np.diagonal(found.second)).all():
             return found
         statistics.check_finite(state)

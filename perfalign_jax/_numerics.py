@@ -31,6 +31,7 @@ __all__ = [
     "flip_signs",
     "matmul",
     "namespace",
+    "on_host",
     "over",
     "rank_cutoff",
     "repeat",
@@ -48,13 +49,18 @@ def namespace(array: Any) -> Any:
 
 
 def at_hand(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
-    """As arrays of NumPy, if all lie in the host's memory; nothing is copied."""
-    for array in arrays:
-        if isinstance(array, jax.core.Tracer):
-            return arrays
-        if namespace(array) is jnp and any(d.platform != "cpu" for d in array.devices()):
-            return arrays
-    return tuple(map(np.asarray, arrays))
+    """As arrays of NumPy, if all are the host's to compute, and of JAX otherwise; not copied."""
+    return tuple(map(np.asarray if all(map(on_host, arrays)) else jnp.asarray, arrays))
+
+
+def on_host(array: Any) -> bool:
+    """Whether an array is the host's to compute: it lies there, and NumPy's would stay there."""
+    if namespace(array) is np:
+        chosen = getattr(jax.config, "jax_default_device", None)
+        return (getattr(chosen, "platform", chosen) or jax.default_backend()) == "cpu"
+    return not isinstance(array, jax.core.Tracer) and all(
+        device.platform == "cpu" for device in array.devices()
+    )
 
 
 def compiled(*static: str) -> Callable[[_Function], _Function]:

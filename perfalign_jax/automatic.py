@@ -148,10 +148,8 @@ def align(
     state: Any = statistics.as_statistic(data, weights=weights, center=True, look=False)
     statistics.check_finite(state)
     traced = _checks.is_traced((state, ridge, lift))
-    if present is None and not traced:
-        views = at_hand(state.views)
-    else:
-        views = tuple(map(jnp.asarray, state.views))
+    masked_or_traced = present is not None or traced
+    views = tuple(map(jnp.asarray, state.views)) if masked_or_traced else at_hand(state.views)
     places = _check_sides(sides, len(views))
     _check_options(lift, ridge, k, views)
     n = state.samples

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import perfalign_jax as pa
-from perfalign_jax import _host, _subspace, statistics
+from perfalign_jax import _host, _numerics, _subspace, statistics
 
 
 def draw(rng, dims, *, weighted, dtype="float64", n=300):
@@ -143,3 +143,16 @@ def test_arrays_of_the_host_are_not_copied(rng):
     state = statistics.as_statistic((x, x), look=False)
     assert all(np.shares_memory(view, x) for view in state.views)
     assert np.shares_memory(_host.Tall.of(state, center=True).views[0], x)
+
+
+def test_rows_go_to_the_device_that_computes(rng, monkeypatch):
+    """Where a GPU is JAX's default, NumPy's rows are not the host's to compute."""
+    x = rng.normal(size=(20, 3)).astype(np.float32)
+    state = statistics.as_statistic((x, x), look=False)
+    assert _host.Tall.of(state, center=False) is not None
+    assert all(isinstance(a, np.ndarray) for a in _numerics.at_hand((x, jax.numpy.ones(3))))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert _host.Tall.of(state, center=False) is None
+    assert all(isinstance(a, jax.Array) for a in _numerics.at_hand((x, jax.numpy.ones(3))))
+    with jax.default_device(jax.devices("cpu")[0]):
+        assert _host.Tall.of(state, center=False) is not None
