@@ -438,7 +438,7 @@ class PerfectAlignment(_Aligner):
     Attributes:
         alignment_: the ``Alignment``.
         n_features_in_: number of columns of all views.
-        feature_names_in_: their names, where all had some.
+        feature_names_in_ (ndarray): their names, where all had some.
 
     Example:
         >>> import numpy as np
@@ -501,7 +501,7 @@ class EvidenceAlignment(_Aligner):
     Attributes:
         alignment_: the ``Alignment``, with what was chosen in ``alignment_.choice``.
         n_features_in_: number of columns of all views.
-        feature_names_in_: their names, where all had some.
+        feature_names_in_ (ndarray): their names, where all had some.
 
     Example:
         >>> import numpy as np
@@ -596,7 +596,7 @@ class ViewEncoder(_Transformer):
     Attributes:
         alignment_: the fitted estimator.
         n_features_in_: number of columns that the fit saw.
-        feature_names_in_: their names, if they had some.
+        feature_names_in_ (ndarray): their names, if they had some.
 
     Example:
         >>> import numpy as np
