@@ -478,6 +478,7 @@ def test_one_statistic_is_weighed_by_theory():
 GIVEN = {"lift": None, "ridge": 0.1, "k": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("views", "options"),
     [

@@ -104,7 +104,7 @@ def test_panels_name_their_axes_and_units(page):
 def test_perfect_directions_are_marked(rng, tmp_path):
     z = rng.normal(size=(60, 2))
     x1, x2 = (np.float32(z @ rng.normal(size=(2, d))) for d in (4, 3))
-    figure = plotting.plot_alignment(pa.fit((x1, x2), k=2, select="energy"), (x1, x2), key=KEY)
+    figure = plotting.plot_alignment(pa.fit((x1, x2), k=2, select="energy"), (x1, x2))
     spectrum = figure.axes[0]
     assert spectrum.get_title(loc="left") == "Perfect: 2 informative, 3 trivial directions"
     legend = [text.get_text() for text in spectrum.get_legend().get_texts()]

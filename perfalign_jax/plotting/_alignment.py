@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Key
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -35,7 +34,7 @@ def plot_alignment(
     alignment: Alignment,
     views: Views,
     *,
-    key: Key[Array, ""] | None = None,
+    seed: int = 0,
     sides: tuple[int, int] = (0, 1),
     names: Any = None,
 ) -> Figure:
@@ -47,8 +46,7 @@ def plot_alignment(
     Args:
         alignment: an alignment of any method.
         views: paired rows ``(x1, x2, ...)`` of shapes ``(n, d_m)``, one for each view.
-        key: random key of the permutation test of the axes; if not given that of 0, so that the
-            same rows make the same figure.
+        seed: of the permutation test of the axes: the same rows make the same figure.
         sides: which two of the alignment's sides are compared, counted from 0.
         names: shape ``(n,)``, integers that the rows are called by; 0 to n - 1 if not given.
 
@@ -71,8 +69,7 @@ def plot_alignment(
         >>> len(plotting.plot_alignment(alignment, (x, x + 1)).axes)
         5
     """
-    key = jax.random.key(0) if key is None else key
-    found = inspect(alignment, views, key=key, sides=sides, names=names)
+    found = inspect(alignment, views, key=jax.random.key(seed), sides=sides, names=names)
     figure, panels = make_panels(len(PANELS), 2, row=3.6, width=9.0)
     for axes, draw in zip(panels, PANELS.values(), strict=True):
         draw(axes, found)
