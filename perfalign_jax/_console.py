@@ -6,13 +6,26 @@ import json
 import math
 import re
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 __all__ = ["Hint", "InputError", "UnfinishedError", "advise", "after_writing", "check_out"]
-__all__ += ["computing", "counting", "in_own_words", "say", "say_notes", "show", "waiting"]
+__all__ += [
+    "computing",
+    "counting",
+    "following",
+    "in_own_words",
+    "say",
+    "say_notes",
+    "show",
+    "waiting",
+]
+
+
+_TELLING = 0.05  # a smaller share does not tell how long the rest takes
 
 
 class InputError(Exception):
@@ -68,6 +81,37 @@ def waiting(doing: str) -> Iterator[None]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         bar.add_task(doing, total=None)
         yield
+
+
+@contextlib.contextmanager
+def following(doing: str) -> Iterator[None]:
+    """Show in a terminal which share is done, as the work tells it, and how long the rest takes.
+
+    Its few and uneven steps are foretold from the start of the work, not from the last step.
+    """
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from perfalign_jax._progress import listen
+
+    begun = time.monotonic()
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(doing, total=None)
+
+        def hear(share: float) -> None:
+            if share < _TELLING:
+                return
+            left = (time.monotonic() - begun) * (1 / share - 1)
+            about = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min"
+            text = f"{doing}, about {about} left"
+            bar.update(task, total=1.0, completed=share, description=text)
+
+        with listen(hear):
+            yield
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from perfalign_jax._folds import Tried
 from perfalign_jax._masked import align_masked
 from perfalign_jax._numerics import at_hand, compiled, namespace, repeat, sigmoid
 from perfalign_jax._parts import align_parts
+from perfalign_jax._progress import tell
 from perfalign_jax._selection import (
     AXES,
     RIDGES,
@@ -49,6 +50,7 @@ from perfalign_jax.types import Alignment, Choice, CollapseWarning, Views
 __all__ = ["align"]
 
 _KERNELS = ("gaussian", "laplacian", "polynomial", "arc_cosine")
+_TRYING = 0.8  # share of the time in which lifts are tried; the rest is choosing and finishing
 _ROUNDS = 7  # of weighing pairs
 
 
@@ -187,10 +189,13 @@ def align(
         lifts = fit_lifts(views, cast(Sequence[Lift] | None, lift))
         best = try_lifts(views, "", lifts, w, (ridge,), places, plan, most, auto=False)
         return finish(views, best, 0, ridge, most, w, places, plan, None)
-    candidates = [
-        try_lifts(views, name, lifts, w, ridges, places, plan, most, k == "auto")
-        for name, lifts in list_lifts(views, lift)
-    ]
+    listed = list_lifts(views, lift)
+    work = np.cumsum([_work_of(views, lifts) for _, lifts in listed])
+    candidates = []
+    for (name, lifts), done in zip(listed, work / work[-1], strict=True):
+        tried = try_lifts(views, name, lifts, w, ridges, places, plan, most, k == "auto")
+        candidates.append(tried)
+        tell(_TRYING * float(done))
     if len(candidates) > 1 or len(ridges) > 1 or k == "auto":
         candidates = add_lengths(candidates, w, plan, k == "auto")
     picked, number, size, choice = choose(candidates, ridges, w, plan, k == "auto")
@@ -199,6 +204,14 @@ def align(
     if wrong_pairs:
         return _with_wrong_pairs(views, best, ridges, number, size, w, places, plan, choice)
     return finish(views, best, number, ridges[number], size, w, places, plan, choice)
+
+
+def _work_of(views: tuple[Any, ...], lifts: tuple[Lift, ...]) -> float:
+    """What trying a lift costs beside others, by the features that it makes."""
+    n = len(views[0])
+    pairs = zip(lifts, views, strict=True)
+    widths = [jax.eval_shape(f._apply, x[:1]).shape[1] for f, x in pairs]
+    return float(sum(100 * p**3 + n * p**2 for p in widths))
 
 
 def _to_host(lift: Any, dtype: Any) -> Any:

@@ -21,6 +21,7 @@ PACKAGE = Path(pa.__file__).parent
 FLOORS = {
     "types": 0,
     "_checks": 1,
+    "_progress": 1,
     "_numerics": 1,
     "statistics": 2,
     "kernels": 2,

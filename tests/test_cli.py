@@ -15,7 +15,7 @@ import safetensors.numpy
 from _kit import manual, reproduce
 
 import perfalign_jax as pa
-from perfalign_jax import _console, arrays, cli, metrics, page
+from perfalign_jax import _console, _progress, arrays, cli, metrics, page
 from perfalign_jax.cli import _files, _making, _searching
 from perfalign_jax.cli._parser import make_parser
 
@@ -365,6 +365,20 @@ def test_progress_is_for_terminals_only(capsys, monkeypatch):
     with _console.counting("searching", 4) as step:
         step()
     assert "searching" in capsys.readouterr().err
+
+
+def test_align_tells_how_far_it_is_and_how_long_it_takes(files, capsys, monkeypatch):
+    heard = []
+    with _progress.listen(heard.append):
+        pa.align((np.load("x1.npy"), np.load("x2.npy")))
+    assert len(heard) == 5  # lifts
+    assert heard == sorted(heard)
+    assert 0 < heard[0] < heard[-1] <= 1
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    run(capsys, "align", "x1.npy", "x2.npy", "--out", "a.safetensors")
+    with _console.following("aligning"):
+        _progress.tell(0.5)
+    assert "aligning, about 0 s left" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from perfalign_jax._console import (
     InputError,
     after_writing,
     computing,
+    following,
     in_own_words,
     say_notes,
     show,
@@ -148,7 +149,7 @@ def align(options: argparse.Namespace) -> None:
                 "wrong_pairs": options.wrong_pairs,
                 "folds": folds,
             }
-        with waiting("aligning: settings are tried on held-out rows"):
+        with following("trying settings on held-out rows"):
             alignment = pa.align(data, **given)
         pa.save(alignment, options.out)
         with after_writing(f"the alignment is written to {options.out}"):
