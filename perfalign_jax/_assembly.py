@@ -363,8 +363,11 @@ def _part(
             projections[m], centres[m] = a.T, mean
         block = fitted.covariance[start : start + dims[s], start : start + dims[s]]
         # With the ridge on its diagonal, so that views can be regressed on each other.
-        penalty = ridge * xp.trace(block) / dims[s] * xp.eye(dims[s], dtype=block.dtype)
-        fills.append(block + penalty if len(side) > 1 else block[:0, :0])
+        # It is never below the rounding of the largest eigenvalue, of which the trace is a bound.
+        least = 4 * jnp.finfo(block.dtype).eps
+        penalty = xp.trace(block) * xp.maximum(ridge / dims[s], least)
+        eye = xp.eye(dims[s], dtype=block.dtype)
+        fills.append(block + penalty * eye if len(side) > 1 else block[:0, :0])
         start += dims[s]
     views = range(len(widths))
     return (

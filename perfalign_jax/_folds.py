@@ -9,7 +9,6 @@ ridge is a division, so trying many ridges costs one small factorisation each.
 """
 
 import dataclasses
-import functools
 import itertools
 from typing import Any, NamedTuple
 
@@ -28,7 +27,6 @@ __all__ = [
     "axes_of",
     "correlations",
     "falling",
-    "information",
 ]
 __all__ += ["of_rows", "others", "paired", "reliabilities", "split", "tell", "try_ridges"]
 
@@ -413,17 +411,6 @@ def reliabilities(covariances: Float[Any, "s s k"]) -> Float[Any, "s k"]:
         return xp.clip((rho + fitted) / 2, 0, TOP**0.5)
 
     return repeat(_ROUNDS, step, xp.sqrt(r.sum(axis=1) / count))
-
-
-@functools.partial(jax.jit, static_argnames=("k",))
-def information(folds: Folds, ridge: Any, *, k: int) -> Float[Any, ""]:
-    """Held-out information of the axes in nats, ``-1/2 sum log(1 - r^2)``, over pairs of sides.
-
-    Differentiable in the ridge and in the moments.
-    """
-    nothing = jnp.zeros((len(folds.weights), 0, folds.mean.shape[0]), folds.mean.dtype)
-    tried = try_ridges(folds, nothing, jnp.reshape(ridge, (1,)), k=k)
-    return tell(tried.covariances[0])
 
 
 def tell(covariances: Float[Any, "s s k"]) -> Float[Any, ""]:

@@ -4,8 +4,9 @@ BLAS knows that the product of a matrix with itself is symmetric and takes half 
 XLA on a CPU does not. So moments of rows that are at hand on the host are computed there, and
 nothing is compiled: blocks may have any size. Rows in memory are not copied.
 
-Sums of many blocks are kept in float64, whatever the rows are in. The moments of float32 rows for a
-factor are computed in float64 altogether: a factor of them has more digits than float32 can hold.
+Sums of a stream's blocks are kept in float64, whatever the rows are in. The moments of float32 rows
+for a factor are computed in float64 altogether: a factor of them has more digits than float32 can
+hold.
 """
 
 import functools
@@ -83,12 +84,13 @@ class Moments:
         # About the mean so far, which spares a pass; where the block's own is far from it beside
         # the spread, as the first one's is from zero, about that.
         guess = self.mean.astype(self._work)
-        for _ in range(2):
+        for again in (True, False):
             self._take(x, views, guess, None if weights is None else roots)
             drift = (roots @ x).astype(np.float64) / max(own, tiny)
             spread = np.diagonal(part := x.T @ x) if not self.exact else (x * x).sum(axis=0)
             far = own * drift**2 > _FAR * (spread - own * drift**2)
-            if not (far & (np.abs(drift) > 8 * np.finfo(self._work).eps * np.abs(guess))).any():
+            apart = np.abs(drift) > 8 * np.finfo(self._work).eps * np.abs(guess)
+            if not (again and (far & apart).any()):
                 break
             guess = (guess + drift).astype(self._work)
         total = self.weight + own

@@ -111,10 +111,11 @@ def align_masked(
     complete = w * jnp.asarray(present.all(axis=1), dtype)
     in_folds = [int(present[rows[rows >= 0]].all(axis=1).sum()) for rows in plan.order]
     fitted_rows = sum(in_folds) - max(in_folds)
-    there = tuple(x[np.flatnonzero(seen)] for x, seen in zip(views, present.T, strict=True))
-    listed = list_lifts(there, lift)
+    rows_of = [np.flatnonzero(seen) for seen in present.T]
+    there = tuple(x[rows] for x, rows in zip(views, rows_of, strict=True))
+    listed = list_lifts(there, lift, [w[rows] for rows in rows_of])
     remarks: tuple[str, ...] = (f"{1 - present.mean():.0%} of the views' rows are missing",)
-    if len(listed) > 1 and fitted_rows < _COMPLETE:
+    if len(listed) > 1 and (fitted_rows < _COMPLETE or min(in_folds) < 2):
         listed = listed[:1]
         remarks += (f"{sum(in_folds)} rows without gaps are too few to choose a lift by",)
     lifted = [_lift(name, lifts, views, present, w, places) for name, lifts in listed]
@@ -135,24 +136,22 @@ def align_masked(
         ]
     wholes: list[_missing.Completed | None] = [None for _ in candidates]
     one = lifted[choose(candidates, ridges, complete, plan, auto)[0] if len(lifted) > 1 else 0]
-    shown = present[:, one.blocks]
     size = most_axes(one.sizes, n - plan.order.shape[1], most)
-    patterns = _missing.of_rows(one.x, shown, plan.order, w)
+    patterns = _missing.of_rows(one.x, present, one.blocks, plan.order, w)
     for level in levels:
         last, before, gain = None, -1.0, 0.0
         while gain > before and (last is None or last.change > _SETTLED):
             before = gain
             last = _missing.complete(patterns, one.blocks, level, last)
-            held, chosen, incomplete = _fill_folds(one, shown, have, w, last, plan)
+            held, chosen, incomplete = _fill_folds(one, present, have, w, last, plan)
             tried = _folds.try_ridges(
                 held, chosen, jnp.asarray(ridges, dtype), k=size, incomplete=incomplete
             )
             counted = count_hits(tried, jnp.asarray(plan.seen), 0.0, ks=ladder(size, auto))
             hits = np.asarray(counted, np.float64)
             gain = float(hits.mean(axis=(2, 3)).max())
-            filled = _missing.fill_rows(
-                one.x, shown, last.mean, last.covariance, last.noise, one.sides
-            )
+            known = last.mean, last.covariance, last.noise
+            filled = _missing.fill_rows(one.x, present, one.blocks, one.sides, *known)
             name = f"{one.name}, EM with ridge {level:g}, {last.cycles} cycles"
             features = one._replace(x=filled).features
             candidates.append(Candidate(name, one.lifts, features, held, tried, hits))
@@ -174,7 +173,7 @@ def align_masked(
 
 def _fill_folds(
     one: _Lifted,
-    shown: Bool[np.ndarray, "n p"],
+    present: Bool[np.ndarray, "n m"],
     have: Bool[np.ndarray, "n s"],
     w: Float[Array, " n"],
     completed: _missing.Completed,
@@ -187,9 +186,8 @@ def _fill_folds(
     for f, row in enumerate(plan.order):
         rows = row[row >= 0]
         mean = completed.means[f]
-        filled = _missing.fill_rows(
-            one.x[rows], shown[rows], mean, completed.covariances[f], completed.noise, one.sides
-        )
+        known = mean, completed.covariances[f], completed.noise
+        filled = _missing.fill_rows(one.x[rows], present[rows], one.blocks, one.sides, *known)
         weights.append(jnp.sum(w[rows]))
         scatters.append(_scatter(filled, mean, w[rows]))
         own.append(

@@ -73,14 +73,17 @@ class Completed(NamedTuple):
 
 def of_rows(
     x: Float[Array, "n p"],
-    present: Bool[np.ndarray, "n p"],
+    present: Bool[np.ndarray, "n m"],
+    blocks: Int[np.ndarray, " p"],
     order: Int[np.ndarray, "f b"],
     w: Float[Array, " n"],
 ) -> list[Patterns]:
-    """Moments by pattern and fold. Patterns that need matrices of a like size are together."""
+    """Moments by pattern and fold. Patterns that need matrices of a like size are together.
+
+    ``blocks`` is the view of every feature.
+    """
     n, p = x.shape
-    shown, pattern = np.unique(present, axis=0, return_inverse=True)
-    pattern = pattern.reshape(-1)
+    shown, pattern = _patterns(present, blocks)
     step = -(-p // 4)
     sizes = -(-shown.sum(axis=1) // step) * step
     parts = []
@@ -103,6 +106,14 @@ def of_rows(
         moments = _moments(x, w, jnp.asarray(inside), jnp.asarray(table))
         parts.append(Patterns(jnp.asarray(inside), jnp.asarray(outside), *moments))
     return parts
+
+
+def _patterns(
+    present: Bool[np.ndarray, "n m"], blocks: Int[np.ndarray, " p"]
+) -> tuple[Bool[np.ndarray, "q p"], Int[np.ndarray, " n"]]:
+    """Which features rows have, every pattern once, and the pattern of every row."""
+    found, number = np.unique(present, axis=0, return_inverse=True)
+    return found[:, blocks], number.reshape(-1)
 
 
 @jax.jit
@@ -277,21 +288,23 @@ def complete(
 
 def fill_rows(
     x: Float[Array, "b p"],
-    present: Bool[np.ndarray, "b p"],
+    present: Bool[np.ndarray, "b m"],
+    blocks: Int[np.ndarray, " p"],
+    sides: Int[np.ndarray, " p"],
     mean: Float[Array, " p"],
     covariance: Float[Array, "p p"],
     noise: Float[Array, " p"],
-    sides: np.ndarray,
 ) -> Float[Array, "b p"]:
     """Rows with what is missing regressed on the present views of the same side.
 
-    A side without any view is at the mean. ``sides`` is the side of every feature.
+    A side without any view is at the mean. ``blocks`` is the view of every feature, ``sides`` its
+    side.
     """
     filled = np.array(x, copy=True)
     center, whole = np.asarray(mean), np.asarray(covariance + jnp.diag(noise))
-    shown, number = np.unique(present, axis=0, return_inverse=True)
+    shown, number = _patterns(present, blocks)
     for q, pattern in enumerate(shown):
-        rows = np.flatnonzero(number.reshape(-1) == q)
+        rows = np.flatnonzero(number == q)
         for side in np.unique(sides):
             have, lack = pattern & (sides == side), ~pattern & (sides == side)
             if not lack.any():

@@ -27,7 +27,9 @@ def align_parts(parts: list[Any], places: Sides, ridge: Any, k: Any) -> Alignmen
     folds, scalings = _of_parts(parts, order)
     folds = dataclasses.replace(folds, dims=tuple(sum(dims[m] for m in side) for side in places))
     samples = float(sum(part.samples for part in parts))
-    size = most_axes(folds.dims, int(samples), AXES if k == "auto" else int(k))
+    largest = max(part.samples for part in parts) if len(parts) > 1 else 0
+    fitted_rows = int(samples - largest)
+    size = most_axes(folds.dims, fitted_rows, AXES if k == "auto" else int(k))
     remarks: tuple[str, ...] = (
         "from moments alone: chosen on held-out information, log-odds are not calibrated",
     )

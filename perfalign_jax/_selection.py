@@ -33,6 +33,7 @@ __all__ = [
     "count_hits",
     "fit_lifts",
     "ladder",
+    "lift_sides",
     "list_lifts",
     "list_pairs",
     "most_axes",
@@ -87,11 +88,8 @@ def plan_rows(
             )
         parts = [np.arange(f, n, folds) for f in range(folds)]
     else:
-        labels = np.asarray(groups)
-        if labels.shape != (n,):
-            raise ValueError(f"groups must have shape ({n},), got shape {labels.shape}.")
         try:
-            _, number, counts = np.unique(labels, return_inverse=True, return_counts=True)
+            _, number, counts = np.unique(groups, return_inverse=True, return_counts=True)
         except TypeError as error:
             raise TypeError(f"groups must be of one kind, numbers or words: {error}.") from None
         if len(counts) < folds:
@@ -130,45 +128,52 @@ def plan_rows(
     return Plan(order, thin, chosen, seen, n)
 
 
-def list_lifts(views: tuple[Any, ...], lift: Any) -> list[tuple[str, tuple[Lift, ...]]]:
+def list_lifts(
+    views: tuple[Any, ...], lift: Any, weights: Sequence[Any]
+) -> list[tuple[str, tuple[Lift, ...]]]:
     """What to try; linear are features at their own spread and as they are."""
+    pairs = list(zip(views, weights, strict=True))
     if lift is None:
-        return [("none", fit_lifts(views, None))]
+        return [("none", fit_lifts(views, None, weights))]
     if not isinstance(lift, str):
         return [("given", tuple(lift))]
     found = []
     if lift in ("linear", "auto"):
         found = [
-            (name, tuple(_fit_linear(x, floor) for x in views))
+            (name, tuple(_fit_linear(x, w, floor) for x, w in pairs))
             for name, floor in (("none", 0.0), ("none, features as they are", np.inf))
         ]
     if lift != "linear":
         kernel = "gaussian" if lift == "auto" else lift
         for factor in FACTORS:
             name = f"{kernel}, bandwidth {factor:g} of the median distance"
-            found.append((name, tuple(_fit_kernel(x, kernel, factor) for x in views)))
+            found.append((name, tuple(_fit_kernel(x, w, kernel, factor) for x, w in pairs)))
     return found
 
 
-def fit_lifts(views: tuple[Any, ...], lift: Sequence[Lift] | None) -> tuple[Lift, ...]:
+def fit_lifts(
+    views: tuple[Any, ...], lift: Sequence[Lift] | None, weights: Sequence[Any]
+) -> tuple[Lift, ...]:
     """Lifts where none are chosen: features at their own spread, or those that are given."""
-    return tuple(_fit_linear(x, 0.0) for x in views) if lift is None else tuple(lift)
+    if lift is not None:
+        return tuple(lift)
+    return tuple(_fit_linear(x, w, 0.0) for x, w in zip(views, weights, strict=True))
 
 
-def _fit_kernel(x: Any, kernel: Any, factor: float) -> Lift:
-    return kernels.nystroem_of(x, kernel, factor, _LANDMARKS)
+def _fit_kernel(x: Any, w: Any, kernel: Any, factor: float) -> Lift:
+    return kernels.nystroem_of(x, kernel, factor, _LANDMARKS, w)
 
 
-def _fit_linear(x: Any, floor: float) -> Lift:
+def _fit_linear(x: Any, w: Any, floor: float) -> Lift:
     """Features at their own spread, or of one scale; of wide views what the rows span."""
-    scaled = kernels.measure_spread(x, np.asarray(floor, x.dtype))
+    scaled = kernels.measure_spread(x, np.asarray(floor, x.dtype), w)
     return kernels.span_of(scaled, x) if x.shape[1] > len(x) else scaled
 
 
-def _lift_sides(
+def lift_sides(
     views: tuple[Any, ...], lifts: tuple[Lift, ...], places: Sides
 ) -> tuple[Float[Any, "n _"], ...]:
-    lifted = [f._apply(x).astype(x.dtype) for f, x in zip(lifts, views, strict=True)]
+    lifted = [f._apply(x).astype(x.dtype, copy=False) for f, x in zip(lifts, views, strict=True)]
     if all(len(side) == 1 for side in places):
         return tuple(lifted[m] for (m,) in places)
     xp = namespace(lifted[0])
@@ -197,7 +202,7 @@ def try_lifts(
     auto: bool,
 ) -> Candidate:
     """Hold every fold out under every ridge, and count which rows find their partners."""
-    features = _lift_sides(views, lifts, places)
+    features = lift_sides(views, lifts, places)
     fitted = plan.n - plan.order.shape[1]
     k = most_axes(tuple(f.shape[1] for f in features), fitted, most)
     return try_features(name, lifts, features, w, ridges, plan, k, auto)

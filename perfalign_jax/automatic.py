@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from perfalign_jax import _checks, _folds, evidence, solver, statistics
 from perfalign_jax._assembly import calibrate, finish
@@ -36,6 +36,7 @@ from perfalign_jax._selection import (
     add_lengths,
     choose,
     fit_lifts,
+    lift_sides,
     list_lifts,
     list_pairs,
     plan_rows,
@@ -45,12 +46,13 @@ from perfalign_jax._selection import (
 )
 from perfalign_jax.lift import Lift
 from perfalign_jax.statistics import Statistic
-from perfalign_jax.types import Alignment, Choice, CollapseWarning, Views
+from perfalign_jax.types import Alignment, Choice, CollapseWarning, Evidence, Views
 
 __all__ = ["align"]
 
 _KERNELS = ("gaussian", "laplacian", "polynomial", "arc_cosine")
 _TRYING = 0.8  # share of the time in which lifts are tried; the rest is choosing and finishing
+_FOLDS = 100  # with more, too few rows of one are left to find a partner among
 _ROUNDS = 7  # of weighing pairs
 
 
@@ -90,13 +92,13 @@ def align(
             "nan" a view is missing where all its features are NaN. Rows of a single view are
             welcome. Views, or what the lift makes of them, are then cut to their leading principal
             coordinates, 512 in all. Not together with ``wrong_pairs``.
-        weights: shape ``(n,)``, as in ``fit``.
+        weights: shape ``(n,)``, as in ``fit``; rows of weight zero are not there, outside jit.
         groups: shape ``(n,)``, such as subjects or sessions: rows of one group are never in
             different folds.
         wrong_pairs: some pairs may be wrong; weigh each by how probably it is right. The alignment
             then has ``right_share``, which with fewer than some hundred rows is too high, and
             ``right_probability``. For two sides.
-        folds: how many parts the rows are held out in.
+        folds: how many parts the rows are held out in, at most 100.
 
     Returns:
         An ``Alignment`` with ``evidence`` and ``choice``. Where anything is chosen, rows are also
@@ -155,21 +157,41 @@ def align(
     places = _check_sides(sides, len(views))
     _check_options(lift, ridge, k, views)
     n = state.samples
-    folds = _checks.integer(folds, "folds", low=2)
+    folds = _checks.integer(folds, "folds", low=2, high=_FOLDS)
+    groups = None if groups is None else _check_groups(groups, n)
     if wrong_pairs and len(places) > 2:
         raise ValueError(
             f"wrong_pairs must be False with {len(places)} sides: which of a row's views is wrong "
             "is not looked for. Give two sides, such as sides=((0, 1), (2,))."
         )
-    plan = plan_rows(n, folds, groups, len(places))
     if traced and ("auto" in (ridge, k) or isinstance(lift, str) or wrong_pairs):
         raise ValueError(
             "under jit, vmap and grad lift (None or fitted lifts), ridge and k must be given, and "
             "wrong_pairs must be False."
         )
+    if not traced and state.weights is not None:
+        there = np.flatnonzero(np.asarray(state.weights) > 0)
+        if len(there) < 2 * folds:
+            raise ValueError(
+                f"weights must be above zero for at least 2 rows for each of the {folds} folds, "
+                f"got {len(there)} such rows."
+            )
+        if len(there) < n:
+            fitted = align(
+                tuple(x[there] for x in views),
+                sides=places,
+                lift=lift,
+                ridge=ridge,
+                k=k,
+                mask=None if present is None else present[there],
+                weights=np.asarray(state.weights)[there],
+                groups=None if groups is None else groups[there],
+                wrong_pairs=wrong_pairs,
+                folds=folds,
+            )
+            return _judge_others(fitted, views, there) if wrong_pairs else fitted
+    plan = plan_rows(n, folds, groups, len(places))
     if present is not None:
-        if state.weights is not None:  # rows without weight are not there
-            present &= np.asarray(state.weights > 0)[:, None]
         _check_met(present)
         _check_moving(tuple(x[np.flatnonzero(s)] for x, s in zip(views, present.T, strict=True)))
         return align_masked(views, present, state, ridge, k, places, folds, groups, lift)
@@ -178,29 +200,26 @@ def align(
     w = jnp.ones((n,), state.dtype) if state.weights is None else state.weights
     if namespace(views[0]) is np:
         w, lift = np.asarray(w), lift if isinstance(lift, str) else _to_host(lift, state.dtype)
-    if not traced and int((w > 0).sum()) < 2 * folds:
-        raise ValueError(
-            f"weights must be above zero for at least 2 rows for each of the {folds} folds, got "
-            f"{int((w > 0).sum())} such rows."
-        )
     ridges = RIDGES if isinstance(ridge, str) else (ridge,)
     most = AXES if k == "auto" else int(k)
     if traced:  # nothing is chosen
-        lifts = fit_lifts(views, cast(Sequence[Lift] | None, lift))
+        lifts = fit_lifts(views, cast(Sequence[Lift] | None, lift), [w] * len(views))
         best = try_lifts(views, "", lifts, w, (ridge,), places, plan, most, auto=False)
         return finish(views, best, 0, ridge, most, w, places, plan, None)
-    listed = list_lifts(views, lift)
+    listed = list_lifts(views, lift, [w] * len(views))
     work = np.cumsum([_work_of(views, lifts) for _, lifts in listed])
     candidates = []
     for (name, lifts), done in zip(listed, work / work[-1], strict=True):
-        tried = try_lifts(views, name, lifts, w, ridges, places, plan, most, k == "auto")
-        candidates.append(tried)
+        found = try_lifts(views, name, lifts, w, ridges, places, plan, most, k == "auto")
+        candidates.append(found if len(listed) == 1 else found._replace(features=()))  # large
         tell(_TRYING * float(done))
     if len(candidates) > 1 or len(ridges) > 1 or k == "auto":
         candidates = add_lengths(candidates, w, plan, k == "auto")
     picked, number, size, choice = choose(candidates, ridges, w, plan, k == "auto")
     best = candidates[picked]
     del candidates
+    if not best.features:
+        best = best._replace(features=lift_sides(views, best.lifts, places))
     if wrong_pairs:
         return _with_wrong_pairs(views, best, ridges, number, size, w, places, plan, choice)
     return finish(views, best, number, ridges[number], size, w, places, plan, choice)
@@ -236,6 +255,27 @@ def _check_sides(sides: Any, count: int) -> Sides:
             f"got {given}."
         )
     return tuple(tuple(sorted(side)) for side in given)
+
+
+def _check_groups(groups: Any, n: int) -> np.ndarray:
+    labels = np.asarray(groups)
+    if labels.shape != (n,):
+        raise ValueError(f"groups must have shape ({n},), got shape {labels.shape}.")
+    return labels
+
+
+def _judge_others(
+    alignment: Alignment, views: tuple[Any, ...], there: Int[np.ndarray, " m"]
+) -> Alignment:
+    """Say of every row how probably it is right, also of those that were left out of the fit."""
+    known = cast(Evidence, alignment.evidence)
+    first, second = ({m: views[m] for m in side} for side in solver.sides_of(alignment))
+    share = jnp.clip(cast(Array, known.right_share), 1e-4, 1 - 1e-4)
+    odds = evidence.log_odds(alignment, first, second) + jnp.log(share) - jnp.log1p(-share)
+    probability = sigmoid(odds).at[there].set(cast(Array, known.right_probability))
+    return dataclasses.replace(
+        alignment, evidence=dataclasses.replace(known, right_probability=probability)
+    )
 
 
 def _check_options(lift: Any, ridge: Any, k: Any, views: tuple[Any, ...]) -> None:
@@ -348,7 +388,13 @@ def _with_wrong_pairs(
         rows = take_rows(best.features, folds.mean, plan.order)
         tried = _folds.try_ridges(folds, rows, ridge[None], k=k)
         share, probability = _weigh(
-            tried, size, float(best.unit), plan.order, plan.thin, w, probability, share
+            tried,
+            size,
+            float(best.unit),
+            (plan.order, plan.thin, plan.chosen, plan.seen),
+            w,
+            probability,
+            share,
         )
     if float(share) * plan.n < 2 * len(plan.order):
         _checks.warn(
@@ -373,18 +419,16 @@ def _weigh(
     tried: Tried,
     size: Any,
     unit: Any,
-    order: Any,
-    thin: Any,
+    where: tuple[Any, Any, Any, Any],
     w: Any,
     probability: Any,
     share: Any,
 ) -> tuple[Float[Any, ""], Float[Any, " n"]]:
     """Share of right pairs and how probably each is right, from held-out log-odds."""
     xp = namespace(w)
+    order, thin, chosen, seen = where  # as in a Plan
     latents = tuple(z[:, 0] for z in tried.latents)
     few = tuple(xp.take_along_axis(z, thin[:, :, None], axis=1) for z in latents)
-    chosen = xp.take_along_axis(order, thin, axis=1)
-    seen = xp.repeat((chosen >= 0)[None], len(few), axis=0)
     slope, offset, *_ = calibrate(tried.rho[0], few, size, unit, seen, w * probability, chosen)
     rho = xp.where(xp.arange(tried.rho.shape[-1]) < size, tried.rho[0], 0)
     pairs = []

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from perfalign_jax import _checks
-from perfalign_jax._numerics import compiled, matmul, namespace, over, rounding
+from perfalign_jax._numerics import compiled, matmul, namespace, rounding
 
 __all__ = ["Fourier", "Nystroem", "Principal", "Standardise", "choose_landmarks", "fit_fourier"]
 __all__ += ["fit_nystroem", "fit_principal", "fit_standardise"]
@@ -190,14 +190,24 @@ def _blockwise(lift: Nystroem | Fourier, x: Float[Any, "n d"]) -> Float[Any, "n 
     n = x.shape[0]
     if n <= _BLOCK:
         return lift._features(x)
-    blocks = namespace(x).pad(x, ((0, -n % _BLOCK), (0, 0))).reshape(-1, _BLOCK, x.shape[1])
-    found = over(lift._features, blocks)
+    if namespace(x) is np:
+        first = lift._features(x[:_BLOCK])
+        found = np.empty((n, first.shape[1]), first.dtype)
+        found[:_BLOCK] = first
+        for start in range(_BLOCK, n, _BLOCK):
+            found[start : start + _BLOCK] = lift._features(x[start : start + _BLOCK])
+        return found
+    blocks = jnp.pad(x, ((0, -n % _BLOCK), (0, 0))).reshape(-1, _BLOCK, x.shape[1])
+    found = jax.lax.map(lift._features, blocks)
     return found.reshape(-1, found.shape[-1])[:n]
 
 
 def _distances(x: Float[Any, "n d"], y: Float[Any, "m d"]) -> Float[Any, "n m"]:
+    xp, eps = namespace(x), jnp.finfo(x.dtype).eps
     squares = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1)[None, :]
-    return namespace(x).maximum(squares - 2 * matmul(x, y.T), 0)
+    apart = squares - 2 * matmul(x, y.T)
+    # What rounding leaves of equal rows is no distance.
+    return xp.where(apart > (8 + x.shape[1] ** 0.5) * eps * squares, apart, 0)
 
 
 def _compare(
@@ -253,11 +263,13 @@ def fit_standardise(x: Float[Array | np.ndarray, "n d"], *, floor: float = 0.0) 
 
 
 @compiled()
-def measure_spread(x: Float[Any, "n d"], floor: Float[Any, ""]) -> Standardise:
-    """As ``fit_standardise``, of rows that were looked at."""
+def measure_spread(
+    x: Float[Any, "n d"], floor: Float[Any, ""], w: Float[Any, " n"] | None = None
+) -> Standardise:
+    """As ``fit_standardise``, of rows that were looked at, with weights."""
     # Sums of products: NumPy adds columns up term by term, and errors with them.
     xp = namespace(x)
-    share = xp.full(x.shape[0], 1 / x.shape[0], x.dtype)
+    share = xp.full(x.shape[0], 1 / x.shape[0], x.dtype) if w is None else w / w.sum()
     mean = matmul(share, x)
     mean = mean + matmul(share, x - mean[None, :])
     apart = x - mean[None, :]
@@ -405,9 +417,15 @@ def fit_nystroem(
     return nystroem_of(checked, kernel, factor, landmarks)
 
 
-def nystroem_of(x: Float[Any, "n d"], kernel: Kernel, factor: float, landmarks: Any) -> Nystroem:
-    """As ``fit_nystroem``, of rows that were looked at."""
-    scaling = measure_spread(x, np.zeros((), x.dtype))
+def nystroem_of(
+    x: Float[Any, "n d"],
+    kernel: Kernel,
+    factor: float,
+    landmarks: Any,
+    w: Float[Any, " n"] | None = None,
+) -> Nystroem:
+    """As ``fit_nystroem``, of rows that were looked at, standardised with weights."""
+    scaling = measure_spread(x, np.zeros((), x.dtype), w)
     rows = _scale(x, scaling)
     bandwidth = _median_distance(_spread(rows, _SAMPLE), np.asarray(factor, rows.dtype))
     if getattr(landmarks, "ndim", 0):

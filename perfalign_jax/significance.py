@@ -9,15 +9,16 @@ assumption.
 import dataclasses
 import functools
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from perfalign_jax import _checks, statistics
-from perfalign_jax._numerics import matmul
+from perfalign_jax._numerics import matmul, rounding
 from perfalign_jax.statistics import Statistic
 from perfalign_jax.types import Alignment, Views
 
@@ -160,7 +161,7 @@ def permutation_test(
 
     Raises:
         TypeError: if the data are no two arrays of real numbers, or ``key`` is none.
-        ValueError: if shapes do not fit, or no two groups are of equal size.
+        ValueError: if shapes do not fit, weights differ, or no two groups are of equal size.
 
     Warns:
         UserWarning: if the alignment and the test disagree.
@@ -183,15 +184,22 @@ def permutation_test(
     permutations = _checks.integer(permutations, "permutations", low=1)
     most = _checks.integer(most, "most", low=1)
     _checks.positive(ridge, "ridge", zero=True)
+    weights = None if state.weights is None else np.asarray(state.weights)
+    if weights is not None and (weights != weights[0]).any():
+        raise ValueError(
+            "data must not have weights that differ: rows change places, so each must count as "
+            "much as any other."
+        )
     n = state.samples
-    orders = _draw_orders(key, n, permutations, groups)
+    movable = _check_movable(groups, n)
     u, v, values = _whiten(state.views, jnp.asarray(ridge, state.dtype))
     p_values: list[float] = []
+    numbers = range(permutations)
     for axis in range(min(most, len(values))):
         largest = np.concatenate(
             [
-                np.asarray(_largest(u, v, orders[i : i + _TOGETHER], axis))
-                for i in range(0, permutations, _TOGETHER)
+                np.asarray(_largest(u, v, _draw_orders(key, n, some, movable), axis))
+                for some in (numbers[i : i + _TOGETHER] for i in numbers[::_TOGETHER])
             ]
         )
         extreme = int((largest >= float(values[axis]) * (1 - 1e-6)).sum())
@@ -204,10 +212,10 @@ def permutation_test(
     return found
 
 
-def _draw_orders(key: Array, n: int, count: int, groups: Any) -> np.ndarray:
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist())
+def _check_movable(groups: Any, n: int) -> list[np.ndarray] | None:
+    """The rows of every group."""
     if groups is None:
-        return np.stack([rng.permutation(n) for _ in range(count)])
+        return None
     labels = np.asarray(groups)
     if labels.shape != (n,):
         raise ValueError(f"groups must have shape ({n},), got shape {labels.shape}.")
@@ -219,8 +227,21 @@ def _draw_orders(key: Array, n: int, count: int, groups: Any) -> np.ndarray:
             "groups must have at least two of equal size, to change places, got sizes "
             f"{sorted(sizes.tolist())}."
         )
-    orders = np.empty((count, n), int)
-    for order in orders:
+    return members
+
+
+def _draw_orders(
+    key: Array, n: int, numbers: Sequence[int], members: list[np.ndarray] | None
+) -> Int[np.ndarray, "b n"]:
+    """Some of the permutations, the same whenever they are drawn: all at once may not fit."""
+    seed = np.asarray(jax.random.key_data(key)).tolist()
+    orders = np.empty((len(numbers), n), np.int32)
+    for order, number in zip(orders, numbers, strict=True):
+        rng = np.random.default_rng([*seed, number])
+        if members is None:
+            order[:] = rng.permutation(n)
+            continue
+        sizes = np.array([len(rows) for rows in members])
         for size in np.unique(sizes):
             same = np.flatnonzero(sizes == size)
             for here, there in zip(same, rng.permutation(same), strict=True):
@@ -231,12 +252,14 @@ def _draw_orders(key: Array, n: int, count: int, groups: Any) -> np.ndarray:
 @jax.jit
 def _whiten(views: tuple[Array, ...], ridge: Array) -> tuple[Array, Array, Array]:
     """Canonical scores of both views and their correlations."""
-    whitened = []
+    whitened, tiny = [], jnp.finfo(ridge.dtype).tiny
     for x in views:
-        x = x - jnp.mean(x, axis=0)[None, :]
+        mean = jnp.mean(x, axis=0)
+        x = x - mean[None, :]
         u, s, _ = jnp.linalg.svd(x, full_matrices=False)
+        common = x.shape[0] * matmul(mean, mean) / jnp.maximum(jnp.sum(s**2), tiny)
         penalty = ridge * jnp.sum(s**2) / x.shape[1]
-        keep = s > jnp.finfo(s.dtype).eps * x.shape[0] * s[0]
+        keep = s > rounding(s.dtype, *x.shape, common=common) * s[0]
         shrunk = jnp.where(keep, s * jax.lax.rsqrt(jnp.where(keep, s**2 + penalty, 1)), 0)
         whitened.append(u * shrunk[None, :])
     left, values, right = jnp.linalg.svd(matmul(whitened[0].T, whitened[1]), full_matrices=False)

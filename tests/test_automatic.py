@@ -355,7 +355,8 @@ def test_em_equals_the_textbooks(rng, x64):
     seen[seen.sum(axis=1) == 0, 1] = True
     present = seen[:, blocks]
     order = np.arange(120).reshape(2, 60)
-    patterns = _missing.of_rows(jnp.where(present, x, 0), present, order, jnp.ones(120))
+    there = jnp.where(present, x, 0)
+    patterns = _missing.of_rows(there, seen, blocks, order, jnp.ones(120))
     found = _missing.complete(patterns, blocks, 0.05)
     while found.change > 1e-9:
         found = _missing.complete(patterns, blocks, 0.05, found)
@@ -365,7 +366,8 @@ def test_em_equals_the_textbooks(rng, x64):
         assert np.allclose(ours[0], mean, atol=1e-6)
         assert np.allclose(ours[1], covariance, atol=1e-6 * covariance.max())
     # Without missing entries nothing is estimated.
-    patterns = _missing.of_rows(jnp.asarray(x), np.ones_like(present), order, jnp.ones(120))
+    all_seen = np.ones_like(seen)
+    patterns = _missing.of_rows(jnp.asarray(x), all_seen, blocks, order, jnp.ones(120))
     found = _missing.complete(patterns, blocks, 0.05)
     assert np.allclose(found.covariance, np.cov(x.T, bias=True), atol=1e-9)
 
@@ -446,6 +448,86 @@ def test_weights_are_repeated_rows():
     assert np.allclose(weighted.coupling, plain.coupling, atol=1e-5)
     repeated = pa.align(twice, groups=np.repeat(np.arange(150), 2), **given)
     assert np.allclose(weighted.coupling, repeated.coupling, atol=1e-4)
+    # Other spreads and other means, by which features are standardised.
+    counts = np.random.default_rng(0).integers(1, 4, 150) ** 2
+    weighted = pa.align((x1, x2), weights=counts.astype(np.float32), **given)
+    groups = np.repeat(np.arange(150), counts)
+    repeated = pa.align([np.repeat(x, counts, axis=0) for x in (x1, x2)], groups=groups, **given)
+    assert np.allclose(weighted.coupling, repeated.coupling, atol=1e-4)
+    assert np.allclose(weighted.lifts[0].mean, repeated.lifts[0].mean, atol=1e-5)
+
+
+def test_rows_of_weight_zero_are_not_there():
+    views = draw(5, 200)
+    there = np.flatnonzero(np.arange(200) // 5 % 4 != 0)  # whole rows of every fold
+    weights = np.random.default_rng(0).uniform(0.5, 1.5, 200).astype(np.float32)
+    weights[np.setdiff1d(np.arange(200), there)] = 0
+    wild = [x.copy() for x in views]
+    for x in wild:
+        x[weights == 0] *= 1e5
+    options = {"lift": None, "groups": np.arange(200) // 2}
+    few = pa.align(
+        [x[there] for x in views],
+        weights=weights[there],
+        lift=None,
+        groups=options["groups"][there],
+    )
+    for ours in (
+        pa.align(views, weights=weights, **options),
+        pa.align(wild, weights=weights, **options),
+    ):
+        for path, value in jax.tree.leaves_with_path(few):
+            found = dict(jax.tree.leaves_with_path(ours))[path]
+            assert np.array_equal(value, found), path
+    # How probably a pair is right is also said of those that were left out.
+    x1, x2 = views
+    broken = np.where(np.arange(200)[:, None] % 10 == 0, np.roll(x2, 7, axis=0), x2)
+    found = pa.align((x1, broken), weights=weights, lift=None, wrong_pairs=True)
+    right = np.arange(200) % 10 != 0
+    assert found.right_probability.shape == (200,)
+    assert found.right_probability[right].mean() > 0.9
+    assert found.right_probability[~right].mean() < 0.2
+    assert found.right_probability[~right & (weights == 0)].mean() < 0.3
+
+
+def test_wrong_pairs_are_found_in_groups_of_any_size():
+    rng = np.random.default_rng(6)
+    z = rng.normal(size=(600, 3))
+    x1, x2 = (np.float32(z @ rng.normal(size=(3, d)) + rng.normal(size=(600, d))) for d in (5, 6))
+    wrong = rng.permutation(600)[:120]
+    x2[wrong] = np.roll(x2[wrong], 1, axis=0)
+    groups = np.repeat(np.arange(6), [400, 40, 40, 40, 40, 40])
+    found = pa.align((x1, x2), lift=None, ridge=0.03, k=3, groups=groups, wrong_pairs=True)
+    assert float(found.right_share) == pytest.approx(0.8, abs=0.05)
+    right = np.ones(600)
+    right[wrong] = 0
+    # Brier score; 0.16 says of every pair that it is right with probability 0.8.
+    assert np.mean((np.asarray(found.right_probability) - right) ** 2) < 0.12
+
+
+def test_a_fold_without_complete_rows_chooses_no_lift():
+    views = draw(0, 200, views=3)
+    mask = np.ones((200, 3), bool)
+    mask[::5, 2] = False
+    alignment = pa.align(views, mask=mask, lift="linear")
+    assert "too few to choose a lift by" in str(alignment.choice)
+    assert recall(alignment, {0: views[0]}, {1: views[1]}) > 0.5
+
+
+def test_a_tiny_ridge_on_equal_features_fills_in_what_is_finite():
+    x1, x2, x3 = draw(0, 200, views=3)
+    twice = np.concatenate([x1, x1[:, :1], x1[:, :1]], axis=1)
+    alignment = pa.align((twice, x2, x3), sides=((0, 1), (2,)), lift=None, ridge=1e-10, k=3)
+    assert np.isfinite(pa.encode(alignment, {0: twice})).all()
+
+
+def test_statistics_of_few_rows_have_as_many_axes_as_the_others_determine():
+    rng = np.random.default_rng(0)
+    parts = [
+        pa.statistics.from_views(tuple(rng.normal(size=(2, 12, 60)).astype(np.float32)))
+        for _ in range(2)
+    ]
+    assert pa.align(parts, ridge=0.1, k=30).k <= 11
 
 
 @pytest.mark.slow
@@ -568,13 +650,15 @@ def test_jit_and_vmap_equal_eager():
 
 def test_the_gradient_of_held_out_information_is_that_of_finite_differences(x64):
     views = tuple(jnp.asarray(x, jnp.float64) for x in draw(1, noise=1.0))
-    order = np.stack([np.arange(f, 300, 5) for f in range(5)])
-    folds = _folds.of_rows(views, order, jnp.ones(300))
-    slope = jax.grad(lambda ridge: _folds.information(folds, ridge, k=5))(0.3)
-    step = 1e-5
-    ends = [float(_folds.information(folds, 0.3 + s, k=5)) for s in (step, -step)]
-    assert float(slope) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-4)
-    assert np.isfinite(jax.grad(lambda ridge: _folds.information(folds, ridge, k=5))(1e-3))
+
+    def tell(ridge):
+        r = pa.align(views, lift=None, ridge=ridge, k=2).reliability.prod(axis=0)
+        return -jnp.log1p(-(r**2)).sum() / 2
+
+    step, slope = 1e-5, jax.jit(jax.grad(tell))
+    difference = float(tell(0.3 + step) - tell(0.3 - step)) / (2 * step)
+    assert float(slope(0.3)) == pytest.approx(difference, rel=1e-4)
+    assert np.isfinite(slope(1e-3))
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path):
@@ -604,7 +688,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
         ({"ridge": "best"}, ValueError, "ridge must be one of 'auto'"),
         ({"k": 0}, ValueError, "k must be at least 1"),
         ({"k": 2.5}, TypeError, "k must be an integer"),
-        ({"folds": 1}, ValueError, "folds must be at least 2"),
+        ({"folds": 1}, ValueError, "folds must be between 2 and 100"),
         ({"folds": 40}, ValueError, "at least 2 rows for each of the 40 folds, got 60"),
         ({"groups": np.zeros(60)}, ValueError, "groups must have at least folds = 5 different"),
         ({"groups": np.zeros(5)}, ValueError, r"groups must have shape \(60,\)"),

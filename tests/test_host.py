@@ -81,6 +81,14 @@ def test_moments_of_rows_whose_mean_wanders(kind, rng):
     assert moments.spread[3, 3] < 1e-6
 
 
+def test_a_constant_beside_a_far_mean_moves_no_mean(rng):
+    x = np.hstack([np.full((20_000, 1), 0.1), 100 + rng.normal(size=(20_000, 1))]).astype("f4")
+    moments = _host.Moments((1, 1), np.float32, "gram")
+    moments.add((x[:, :1], x[:, 1:]))
+    exact = x.astype(np.float64).mean(axis=0)
+    assert np.allclose(moments.mean, exact, rtol=1e-7)  # rounding of a mean about a guess
+
+
 def test_what_has_no_rows_in_the_hosts_memory_has_none(rng, x64):
     views, _ = draw(rng, (4, 3), weighted=False)
     state = statistics.as_statistic(views)

@@ -1,6 +1,7 @@
 """Kernel lifts: exact at the landmarks, right on average, and what is refused."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.metrics import pairwise
@@ -51,6 +52,13 @@ def test_the_bandwidth_is_the_median_distance_times_the_factor(rows):
     apart = pairwise.euclidean_distances(standardised(one, rows))[np.triu_indices(60, 1)]
     assert float(one.bandwidth) == pytest.approx(np.median(apart), rel=1e-5)
     assert float(two.bandwidth) == pytest.approx(2 * float(one.bandwidth), rel=1e-6)
+
+
+@pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
+def test_equal_rows_are_no_distance_apart(rows, array):
+    same = np.where(np.arange(60)[:, None] < 50, rows[:1], rows)
+    fitted = kernels.nystroem_of(array(same), "laplacian", 1.0, None)
+    assert float(fitted.bandwidth) == 1  # more than half of the pairs are equal
 
 
 @pytest.mark.parametrize("by", ["even", "kmeans", "leverage"])

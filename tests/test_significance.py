@@ -100,6 +100,24 @@ def test_moments_cannot_be_permuted(rng):
         significance.permutation_test(state, key=jax.random.key(0))
 
 
+def test_rows_that_count_differently_cannot_change_places(rng):
+    x = rng.normal(size=(50, 3)).astype(np.float32)
+    state = pa.statistics.from_views((x, x), kind="samples", weights=np.arange(1, 51) / 50)
+    with pytest.raises(ValueError, match="data must not have weights that differ"):
+        significance.permutation_test(state, key=jax.random.key(0))
+
+
+def test_a_small_direction_of_many_rows_is_no_rounding(rng):
+    n = 200_000
+    z = rng.normal(size=(n, 1))
+    x1, x2 = (
+        np.float32(np.hstack([rng.normal(size=(n, 1)), 0.02 * (z + 0.1 * rng.normal(size=(n, 1)))]))
+        for _ in range(2)
+    )
+    found = significance.permutation_test((x1, x2), key=jax.random.key(0), permutations=19)
+    assert found.correlations[0] == pytest.approx(0.99, abs=0.01)
+
+
 def test_an_alignment_that_disagrees_is_named(rng):
     x = rng.normal(size=(50, 3)).astype(np.float32)
     alignment = dataclasses.replace(

@@ -105,7 +105,7 @@ def settings_200_512() -> Callable[[], Any]:
 
     def run() -> Any:
         plan = _selection.plan_rows(20_000, FOLDS, None, 2)
-        lifts = _selection.fit_lifts(views, None)
+        lifts = _selection.fit_lifts(views, None, [weights] * 2)
         return _selection.try_lifts(
             views, "", lifts, weights, ridges, ((0,), (1,)), plan, 512, auto=True
         ).hits
