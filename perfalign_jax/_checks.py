@@ -242,7 +242,7 @@ def matrix(value: Any, name: str) -> Float[np.ndarray, "n d"]:
 
     Half precision becomes single, integers double: their squares overflow.
     """
-    host = np.asarray(value)
+    host = np.asarray(_plain(value, name, "(n, d)"))
     if host.dtype.kind not in "fiu":
         raise TypeError(f"{name} must hold real numbers, got dtype {host.dtype}.")
     if host.ndim != 2:

@@ -170,6 +170,7 @@ class Tall:
         known = bool(views) and not _checks.is_traced(state) and views[0].ndim == 2
         if known and all(map(on_host, views)) and state.samples > sum(state.dims):
             found = cls(state, center)
+            found = found if found.there > sum(state.dims) else None
         if found is not None and np.isfinite(np.diagonal(found.second)).all():
             return found
         statistics.check_finite(state)
@@ -183,6 +184,7 @@ class Tall:
         edges = np.cumsum([0, *self.dims]).tolist()
         self._spans = [slice(a, b) for a, b in itertools.pairwise(edges)]
         self._drift = np.zeros(sum(self.dims), self.views[0].dtype)
+        self.there = self.n if self.weights is None else int(np.count_nonzero(self.weights))
         with np.errstate(all="ignore"):  # what is not finite shows in the products
             self.second = self._multiply()
 
@@ -288,13 +290,17 @@ class Tall:
     def rows(self) -> Rows:
         """All that a solver may know of them but the rows themselves."""
         d, dtype = len(self._drift), self._drift.dtype
-        means = tuple(self.centre)
-        common = 0.0
-        if self.center:
-            energy = self.weight * sum(float(mean @ mean) for mean in means)
-            common = energy / max(float(np.trace(self.second)), np.finfo(dtype).tiny)
-        cut = np.asarray(rounding(dtype, self.n, d, common=common, coarsest=self.coarsest))
+        means, tiny = tuple(self.centre), np.finfo(dtype).tiny
+        spreads = [float(np.trace(self.second[span, span])) for span in self._spans]
+        energies = [self.weight * float(mean @ mean) for mean in means]
+
+        def cut(energy: float, spread: float) -> np.ndarray:
+            common = energy / max(spread, tiny) if self.center else 0.0
+            return np.asarray(rounding(dtype, self.n, d, common=common, coarsest=self.coarsest))
+
+        cuts = np.stack([cut(*pair) for pair in zip(energies, spreads, strict=True)])
         constant = np.full(1, 0 if self.center else 1, dtype)
-        weight, samples = np.asarray(self.weight, dtype), np.asarray(self.n, dtype)
-        held: Any = (), means, constant, weight, samples, cut
+        weight, samples = np.asarray(self.weight, dtype), np.asarray(self.there, dtype)
+        whole = cut(sum(energies), sum(spreads))
+        held: Any = (), means, constant, weight, samples, whole, cuts
         return Rows(*held)

@@ -158,8 +158,10 @@ def _trailing_by_reflectors(
 
 
 def row_spectrum(blocks: Blocks) -> Float[Array, " q"]:
-    """Return the singular values of X with no more rows than columns, by its QR."""
-    return jnp.linalg.svd(jnp.linalg.qr(_stack(blocks).T, mode="r"), compute_uv=False)
+    """Return the singular values of X, by the QR of its longer side."""
+    x = _stack(blocks)
+    longer = x if x.shape[0] > x.shape[1] else x.T
+    return jnp.linalg.svd(jnp.linalg.qr(longer, mode="r"), compute_uv=False)
 
 
 def moments(blocks: Blocks) -> Float[Array, "d d"]:
@@ -616,5 +618,7 @@ def spectrum(rows: Rows) -> Spectrum:
         cutoff=cutoff,
         null_dimension=jnp.sum(is_null) + (d - values.shape[0]),
         informative_dimension=jnp.sum(informative),
-        ranks=jnp.stack([jnp.sum(v > scale * v[0]) for v in own]),
+        ranks=jnp.stack(
+            [jnp.sum(v > share * v[0]) for v, share in zip(own, rows.roundings, strict=True)]
+        ),
     )

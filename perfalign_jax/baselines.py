@@ -157,6 +157,7 @@ def ridge_cca_cv(
     """
     x1, x2 = _checks.two_views(views)
     folds = _checks.integer(folds, "folds", low=2, high=max(2, len(x1) // 2))
+    ridges = tuple(np.asarray(ridges, float).tolist())
     if not ridges:
         raise ValueError("ridges must hold at least one value, got none.")
     inside = np.arange(len(x1)) % folds
@@ -169,7 +170,7 @@ def ridge_cca_cv(
         for i, ridge in enumerate(ridges):
             fitted = ridge_cca(train, k=k, ridge=ridge, center=True)
             totals[i] += float(_correlate(fitted.projections, fitted.means, test))
-    best = ridges[int(np.argmax(totals))]
+    best = ridges[int(np.argmax(np.nan_to_num(totals, nan=-np.inf)))]
     chosen = ridge_cca((x1, x2), k=k, ridge=best, center=True)
     return dataclasses.replace(chosen, method="ridge_cca_cv")
 
@@ -499,8 +500,8 @@ def _cca(
 ) -> tuple[Alignment, Int[Array, "2"]]:
     rows = _rows(state, center=center)
     lefts, backs, ranks = [], [], []
-    for block in rows.blocks:
-        u, s, vt, keep = _svd(block, rows.rounding)
+    for block, share in zip(rows.blocks, rows.roundings, strict=True):
+        u, s, vt, keep = _svd(block, share)
         # 1 / sqrt(s^2 + penalty) on the directions kept, zero on the others.
         penalty = ridge * jnp.sum(s * s) / block.shape[1]
         whiten = jnp.where(keep, 1 / jnp.sqrt(jnp.where(keep, s * s + penalty, 1)), 0)
@@ -520,12 +521,15 @@ def _cca_of_moments(
     """As ``_cca``, with the host's BLAS; None where squaring the data costs too many digits.
 
     Whitening errs by eps times the condition number of the moments with their ridge, where a
-    factorisation of the rows errs by its root. It is taken where that is at most ``eps^(3/4)``.
+    factorisation of the rows errs by its root. It is taken where that is at most ``eps^(3/4)``, and
+    where the moments show that both views have rank k.
     """
     d1, eps = tall.dims[0], np.finfo(tall.second.dtype).eps
     whitens = []
     for own in (tall.second[:d1, :d1], tall.second[d1:, d1:]):
         values, vectors = np.linalg.eigh(own)
+        if k > (values > 4 * len(own) * eps * values[-1]).sum():  # maybe beyond the rank
+            return None
         values = values + ridge * np.trace(own) / len(own)
         if not values[0] * eps**0.75 > values[-1] * eps:
             return None
@@ -604,7 +608,7 @@ def _procrustes(state: Statistic, *, center: bool) -> Alignment:
 @functools.partial(jax.jit, static_argnames=("center", "method"))
 def _regression(state: Statistic, ridge: float | Array, *, center: bool, method: str) -> Alignment:
     rows = _rows(state, center=center)
-    u, s, vt, keep = _svd(rows.blocks[0], rows.rounding)
+    u, s, vt, keep = _svd(rows.blocks[0], rows.roundings[0])
     penalty = ridge * jnp.sum(s * s) / rows.blocks[0].shape[1]
     # s / (s^2 + penalty) without squaring, so that at zero penalty it is exactly 1 / s.
     safe = jnp.where(keep, s, 1)

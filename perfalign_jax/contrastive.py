@@ -157,6 +157,13 @@ def _unit(z: Float[Array, "n k"]) -> Float[Array, "n k"]:
 _info_nce_jit = jax.jit(info_nce_of_scale, static_argnames="axis_name")
 
 
+def _size(x: Float[Array, "n d"]) -> Float[Array, ""]:
+    """Root mean square, in a unit in which no square overflows or vanishes; 1 of zeros."""
+    largest = jnp.max(jnp.abs(x), initial=0)
+    unit = jnp.where(largest > 0, largest, 1)
+    return unit * jnp.where(largest > 0, jnp.sqrt(jnp.mean((x / unit) ** 2)), 1)
+
+
 @functools.partial(jax.jit, static_argnames=("k", "steps", "batch_size"))
 def _train(
     views: tuple[Float[Array, "n d1"], Float[Array, "n d2"]],
@@ -171,8 +178,7 @@ def _train(
     n, dtype = views[0].shape[0], views[0].dtype
     means = tuple(jnp.mean(x, axis=0) for x in views)
     centred = tuple(x - m[None, :] for x, m in zip(views, means, strict=True))
-    sizes = tuple(jnp.sqrt(jnp.mean(x * x)) for x in centred)
-    sizes = tuple(jnp.where(size > 0, size, 1) for size in sizes)
+    sizes = tuple(_size(x) for x in centred)
     inputs = tuple(x / size for x, size in zip(centred, sizes, strict=True))
 
     start_key, batch_key = jax.random.split(key)

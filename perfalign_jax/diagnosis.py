@@ -92,7 +92,7 @@ def collect_evidence(
     Of NumPy arrays all of it stays in NumPy, and nothing is compiled.
     """
     xp = namespace(stacked)
-    dims, (k, d) = tuple(mean.shape[0] for mean in rows.means), stacked.shape
+    dims, k = tuple(mean.shape[0] for mean in rows.means), stacked.shape[0]
     views, starts = len(dims), np.cumsum([0, *dims])
     spans = [slice(a, b) for a, b in itertools.pairwise(starts.tolist())]
     if second is None:
@@ -138,11 +138,7 @@ def collect_evidence(
         total = jnp.sum(centred, axis=0)
         every_centred = matmul(total.T, total)
 
-    any_pairing = xp.asarray(False)
-    if second is None and (views - 1) * r <= d:
-        small = _subspace.row_spectrum(rows.blocks)
-        pairs = (views - 1) * (rows.samples - removed.astype(rows.samples.dtype))
-        any_pairing = jnp.sum(small > rows.rounding * small[0], dtype=pairs.dtype) >= pairs
+    pairs = (views - 1) * (rows.samples - removed.astype(rows.samples.dtype))
     return Evidence(
         spread=spread,
         centred=xp.stack(own_centred),
@@ -151,8 +147,23 @@ def collect_evidence(
         common=common,
         features=np.asarray(dims, energies.dtype),
         rounding=rows.rounding,
-        any_pairing=any_pairing,
+        any_pairing=_fits_any_pairing(rows, pairs),
     )
+
+
+def _fits_any_pairing(rows: Rows, pairs: Any) -> Any:
+    """Whether X has as many independent rows as there are equations, which all hold then."""
+    if not rows.blocks:  # more rows than features
+        return np.asarray(False)
+    d = sum(mean.shape[0] for mean in rows.means)
+
+    def reached() -> Array:
+        small = _subspace.row_spectrum(rows.blocks)
+        return jnp.sum(small > rows.rounding * small[0], dtype=pairs.dtype) >= pairs
+
+    if (len(rows.means) - 1) * rows.blocks[0].shape[0] <= d:
+        return reached()
+    return jax.lax.cond(pairs <= d, reached, lambda: jnp.asarray(False))
 
 
 def judge_evidence(found: Evidence, *, k: int) -> Signs:
@@ -284,7 +295,7 @@ def warn_of_collapse(signs: Signs, alignment: Alignment) -> None:
 def _diagnose(state: Statistic, rtol: Any, *, center: bool) -> Diagnosis:
     rows = statistics.rows(state, center=center)
     if rtol is not None:
-        rows = rows._replace(rounding=jnp.asarray(rtol, rows.rounding.dtype))
+        rows = statistics.with_rounding(rows, rtol)
     found = _subspace.spectrum(rows)
     dims = state.dims
     return Diagnosis(

@@ -38,13 +38,13 @@ def apply_gauge(
         offset: shape ``(q,)``, in units of the new latents; zeros if not given.
 
     Returns:
-        The alignment with ``q`` latent dimensions. Its ``singular_values`` are the residuals of
-        the new rows, ``sqrt(sum_j matrix_ij^2 s_j^2)``, exact for a perfect alignment; it has no
-        ``coupling``, which belongs to the axes that were mixed.
+        The alignment with ``q`` latent dimensions, in its dtype. Its ``singular_values`` are the
+        residuals of the new rows, ``sqrt(sum_j matrix_ij^2 s_j^2)``, exact for a perfect alignment;
+        it has no ``coupling``, which belongs to the axes that were mixed.
 
     Raises:
         TypeError: if ``matrix`` or ``offset`` does not hold real numbers.
-        ValueError: if a shape does not fit or there are NaN.
+        ValueError: if a shape does not fit, there are NaN, or the alignment has evidence or lifts.
 
     Source: the paper's "Key Insights" in Section 3.1 (solutions are unique up to such a map).
 
@@ -56,6 +56,7 @@ def apply_gauge(
         >>> double.projections[0].diagonal().tolist()
         [2.0, 2.0, 2.0]
     """
+    _check_linear(alignment)
     g = _checks.array(matrix, "matrix", ndim=2, shape="(q, k)")
     if g.shape[1] != alignment.k:
         raise ValueError(
@@ -93,7 +94,8 @@ def canonicalize(alignment: Alignment, data: Views | Statistic) -> Alignment:
 
     Raises:
         TypeError: if ``data`` is no tuple of real arrays.
-        ValueError: if the views do not fit together or not to the alignment, or have NaN.
+        ValueError: if the views do not fit together or not to the alignment, or have NaN, or the
+            alignment has evidence or lifts.
 
     Source: the paper's "Key Insights" in Section 3.1 names the freedom; the choice is this
     package's.
@@ -107,6 +109,7 @@ def canonicalize(alignment: Alignment, data: Views | Statistic) -> Alignment:
         >>> np.abs(turned.projections[0]).argmax(axis=1).tolist()
         [1, 0]
     """
+    _check_linear(alignment)
     state = statistics.as_statistic(data)
     if state.dims != alignment.dims:
         raise ValueError(
@@ -142,7 +145,8 @@ def calibrate(
 
     Raises:
         TypeError: if an array does not hold real numbers or ``views`` is no tuple.
-        ValueError: if shapes do not fit, there are NaN, there are fewer than ``k + 1`` anchors, or
+        ValueError: if the alignment has evidence or lifts, shapes do not fit, there are NaN, there
+            are fewer than ``k + 1`` anchors, or
             their estimated latents are affinely dependent (checked outside ``jit`` only, where such
             directions are mapped to zero).
 
@@ -159,6 +163,7 @@ def calibrate(
         >>> bool(np.abs(z2 - z).max() < 1e-4)
         True
     """
+    _check_linear(alignment)
     anchors = _anchors(alignment, views)
     target = _checks.array(latents, "latents", ndim=2, shape="(m, q)")
     some = next(x for x in anchors if x is not None)
@@ -180,6 +185,17 @@ def calibrate(
             "smaller k."
         )
     return _apply(alignment, matrix, offset)
+
+
+def _check_linear(alignment: Alignment) -> None:
+    """Refuse what a change of basis would not fit any more."""
+    if alignment.evidence is not None:
+        raise ValueError(
+            "alignment must have no evidence, which belongs to its axes one by one: a change of "
+            "basis is for alignments of fit and of the baselines."
+        )
+    if alignment.lifts:
+        raise ValueError("alignment must have no lifts: lift the views first and align those.")
 
 
 def _anchors(
@@ -212,6 +228,8 @@ def _anchors(
 def _apply(
     alignment: Alignment, matrix: Float[Array, "q k"], offset: Float[Array, " q"]
 ) -> Alignment:
+    dtype = alignment.singular_values.dtype
+    matrix, offset = matrix.astype(dtype), offset.astype(dtype)
     return dataclasses.replace(
         alignment,
         projections=tuple(matmul(matrix, p) for p in alignment.projections),

@@ -357,7 +357,10 @@ def _fit(
     level = ridge * jnp.trace(pooled) / k
     # Latents without any variance: a unit covariance leaves all classes tied.
     level = jnp.where(jnp.trace(pooled) > 0, level, 1)
-    covariances += level.astype(z.dtype) * jnp.eye(k, dtype=z.dtype)[None]
+    # At least the rounding of a class's own largest eigenvalue, of which the trace is a bound.
+    least = rounding(z.dtype, n, k) * jnp.trace(covariances, axis1=1, axis2=2)
+    level = jnp.maximum(level.astype(z.dtype), least)
+    covariances += level[:, None, None] * jnp.eye(k, dtype=z.dtype)[None]
     shares = jnp.where(counts > 0, jnp.log(jnp.maximum(counts, 1) / n), -jnp.inf)
     return Gaussians(means + middle, covariances, shares)
 

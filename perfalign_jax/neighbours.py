@@ -97,6 +97,7 @@ def retrieval(
     at = tuple(_checks.integer(a, f"at[{i}]", low=1) for i, a in enumerate(at))
     _checks.one_of(metric, "metric", ("euclidean", "cosine"))
     chunk = _checks.integer(chunk, "chunk", low=1)
+    z1, z2 = _alike(z1, z2)
     return _retrieval(z1, z2, at=at, metric=metric, chunk=min(chunk, z1.shape[0]))
 
 
@@ -137,6 +138,7 @@ def mutual_knn(
         raise ValueError(f"z1 and z2 must have at least two rows, got {n}.")
     _checks.one_of(metric, "metric", ("cosine", "euclidean"))
     chunk = _checks.integer(chunk, "chunk", low=1)
+    z1, z2 = _alike(z1, z2)
     return _mutual_knn(z1, z2, neighbors=neighbors, metric=metric, chunk=min(chunk, n))
 
 
@@ -144,6 +146,12 @@ def _blocks(values: Array, chunk: int, fill: float | int) -> Array:
     missing = -values.shape[0] % chunk
     padding = [(0, missing)] + [(0, 0)] * (values.ndim - 1)
     return jnp.pad(values, padding, constant_values=fill).reshape(-1, chunk, *values.shape[1:])
+
+
+def _alike(z1: Array, z2: Array) -> tuple[Array, Array]:
+    """Both in the wider of their dtypes."""
+    wider = max((z1.dtype, z2.dtype), key=lambda dtype: dtype.itemsize)
+    return z1.astype(wider), z2.astype(wider)
 
 
 def _squares(z: Float[Array, "n k"]) -> Float[Array, " n"]:

@@ -43,7 +43,7 @@ def _fit(
     """
     rows = statistics.rows(state, center=center)
     if rtol is not None:
-        rows = rows._replace(rounding=jnp.asarray(rtol, rows.rounding.dtype))
+        rows = statistics.with_rounding(rows, rtol)
     r, informative = rows.blocks[0].shape[0], None
     if second is None and (method == "gram" or (check and _is_tall(r, state.dims))):
         second = _subspace.moments(rows.blocks)

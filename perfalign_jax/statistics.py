@@ -57,6 +57,7 @@ class Rows(NamedTuple):
         weight: total weight.
         samples: number of samples.
         rounding: share of the largest singular value at or below which another one is rounding.
+        roundings: shape ``(M,)``, the same of each view by itself.
 
     Example:
         >>> import numpy as np, perfalign_jax as pa
@@ -71,6 +72,7 @@ class Rows(NamedTuple):
     weight: Float[Array, ""]
     samples: Float[Array, ""]
     rounding: Float[Array, ""]
+    roundings: Float[Array, " M"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,13 +107,6 @@ class _Moments:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({_shown(self)})"
 
-    def _common(self, spread: Array, center: bool) -> Array:
-        """Energy of the mean over that of the spread, where the mean is removed."""
-        if not center:
-            return jnp.zeros((), self.dtype)
-        energy = self.weight * sum(jnp.sum(mean**2) for mean in self.means)
-        return energy / jnp.where(spread > 0, spread, 1)
-
     def _merged(self, other: "_Moments") -> tuple[dict[str, Any], Float[Array, "1 d"]]:
         """The common fields of both together, and the row that the gap of the means adds."""
         total = _add(self.total, other.total)
@@ -127,7 +122,7 @@ class _Moments:
             "count": _add(self.count, other.count),
             "coarsest": jnp.maximum(self.coarsest, other.coarsest),
         }
-        return fields, jnp.where(self.weight * other.weight > 0, gap, 0)
+        return fields, jnp.where((self.weight > 0) & (other.weight > 0), gap, 0)
 
 
 @jax.tree_util.register_dataclass
@@ -266,9 +261,12 @@ class Samples:
 
     def _rows(self, center: bool) -> Rows:
         n, d = self.samples, sum(self.dims)
+        samples = jnp.asarray(n, self.dtype)
+        if self.weights is not None:  # rows of weight zero are not there
+            samples = jnp.sum(self.weights > 0, dtype=self.dtype)
         if center:
             if n <= d:  # one row fewer keeps the rank full
-                return _of_samples(self, "factor")._rows(center=True)
+                return _of_samples(self, "factor")._rows(center=True)._replace(samples=samples)
             means, blocks, _ = _centred(self)
         elif self.weights is None:
             means, blocks = tuple(jnp.mean(x, axis=0) for x in self.views), self.views
@@ -276,16 +274,11 @@ class Samples:
             safe = jnp.where(self.weight > 0, self.weight, 1)
             means = tuple(matmul(self.weights, x) / safe for x in self.views)
             blocks = tuple(_roots(self)[:, None] * x for x in self.views)
-        common, constant = jnp.zeros((), self.dtype), jnp.zeros((n,), self.dtype)
-        if center:
-            spread = sum(jnp.sum(block**2) for block in blocks)
-            energy = self.weight * sum(jnp.sum(mean**2) for mean in means)
-            common = energy / jnp.where(spread > 0, spread, 1)
-        else:
+        constant = jnp.zeros((n,), self.dtype)
+        if not center:
             constant = _roots(self) / jnp.sqrt(jnp.where(self.weight > 0, self.weight, 1))
-        cut = rounding(self.dtype, n, d, common=common, coarsest=self.coarsest)
-        samples = jnp.asarray(n, self.dtype)
-        return Rows(blocks, means, constant, self.weight, samples, cut)
+        cuts = _cuts(blocks, means, self.weight, jnp.asarray(n), self.coarsest, center)
+        return Rows(blocks, means, constant, self.weight, samples, *cuts)
 
 
 Statistic = Samples | Factor | Gram
@@ -384,16 +377,9 @@ def _of_samples(data: Samples, kind: str) -> Statistic:
 
 def _below_the_mean(state: Factor | Gram, blocks: Blocks, center: bool, *, squared: bool) -> Rows:
     """Rows of centred blocks; the means stand above them unless they are removed."""
-    spread = jnp.stack([jnp.sum(block**2) for block in blocks]).sum()
-    cut = rounding(
-        state.dtype,
-        state.count[0],
-        sum(state.dims),
-        common=state._common(spread, center),
-        coarsest=state.coarsest,
-    )
+    cuts = _cuts(blocks, state.means, state.weight, state.count[0], state.coarsest, center)
     if squared:  # half the digits
-        cut = jnp.sqrt(cut)
+        cuts = jnp.sqrt(cuts[0]), jnp.sqrt(cuts[1])
     size = blocks[0].shape[0] + (not center)
     constant = jnp.zeros((size,), state.dtype)
     if not center:
@@ -403,7 +389,29 @@ def _below_the_mean(state: Factor | Gram, blocks: Blocks, center: bool, *, squar
             for mean, block in zip(state.means, blocks, strict=True)
         )
         constant = constant.at[0].set(1)
-    return Rows(blocks, state.means, constant, state.weight, state.count[0], cut)
+    return Rows(blocks, state.means, constant, state.weight, state.count[0], *cuts)
+
+
+def with_rounding(rows: Rows, rtol: Any) -> Rows:
+    """The same with a cut-off that is given."""
+    share = jnp.asarray(rtol, rows.rounding.dtype)
+    return rows._replace(rounding=share, roundings=jnp.full_like(rows.roundings, share))
+
+
+def _cuts(
+    blocks: Blocks, means: Any, weight: Array, samples: Array, coarsest: Array, center: bool
+) -> tuple[Float[Array, ""], Float[Array, " M"]]:
+    """What rounding can give to a singular value, of all views side by side and of each."""
+    d, dtype = sum(block.shape[1] for block in blocks), blocks[0].dtype
+    spreads = [jnp.sum(block**2) for block in blocks]
+    energies = [weight * jnp.sum(mean**2) for mean in means]
+
+    def cut(energy: Any, spread: Any) -> Array:
+        common = energy / jnp.where(spread > 0, spread, 1) if center else 0.0
+        return rounding(dtype, samples, d, common=common, coarsest=coarsest)
+
+    each = [cut(*pair) for pair in zip(energies, spreads, strict=True)]
+    return cut(jnp.stack(energies).sum(), jnp.stack(spreads).sum()), jnp.stack(each)
 
 
 @functools.partial(jax.jit, static_argnames=("kind",))
@@ -492,7 +500,13 @@ def init(
     if not isinstance(dims, tuple) or len(dims) < 2:
         raise ValueError(f"dims must be a tuple (d1, d2), got {dims!r}; it may be longer.")
     dims = tuple(_checks.integer(d, f"dims[{m}]", low=1) for m, d in enumerate(dims))
-    dtype = jax.dtypes.canonicalize_dtype(float if dtype is None else dtype)
+    asked = None if dtype is None else np.dtype(dtype)
+    dtype = jax.dtypes.canonicalize_dtype(float if asked is None else asked)
+    if asked is not None and asked != dtype:
+        raise ValueError(
+            f'dtype must be float32 or, after jax.config.update("jax_enable_x64", True), float64; '
+            f"got {asked}."
+        )
     if dtype not in (jnp.float32, jnp.float64):
         raise ValueError(f"dtype must be float32 or float64, got {dtype}.")
     d = sum(dims)

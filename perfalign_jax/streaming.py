@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from perfalign_jax import _checks, serialization
@@ -172,10 +173,12 @@ def from_batches(
     one = _Pass(dims, dtype, kind, count, {}, checkpoint)
 
     def blocks() -> Iterator[tuple[Any, Any]]:
+        nonlocal coarsest
         number = -1
         # Fetched in another thread and checked in this one, whose settings of JAX count.
         for number, batch in enumerate(_ahead(itertools.chain([first], source))):
-            arrays, _ = _checks.views(batch, f"batch {number}", look=False)
+            arrays, eps = _checks.views(batch, f"batch {number}", look=False)
+            coarsest = max(coarsest, eps)
             came = tuple(x.shape[1] for x in arrays)
             if came != dims:
                 raise ValueError(f"batch {number} must have {dims} features, got {came}.")
@@ -199,7 +202,11 @@ def _copied(batch: Any) -> Any:
     """A batch whose arrays do not change when the next one is fetched into the same memory."""
     if not isinstance(batch, list | tuple):
         return batch
-    return tuple(np.array(x) if hasattr(x, "__array__") else x for x in batch)
+    return tuple(
+        # The copy of a masked array keeps its mask, which is refused.
+        np.array(x, subok=np.ma.isMaskedArray(x)) if hasattr(x, "__array__") else x
+        for x in batch
+    )
 
 
 def _read_weights(path: Any, reader: RowReader) -> np.ndarray:
@@ -221,11 +228,16 @@ def _digest(array: np.ndarray) -> str:
 
 def _ahead(blocks: Iterator[Any]) -> Iterator[Any]:
     """The same, each fetched in a thread while the one before is used."""
-    nothing = object()
+    nothing, wide = object(), jax.dtypes.canonicalize_dtype(float) == np.float64
+
+    def fetch() -> Any:
+        with jax.enable_x64(wide):  # a generator may make arrays of JAX, in the caller's precision
+            return next(blocks, nothing)
+
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, blocks, nothing)
+        coming = pool.submit(fetch)
         while (block := coming.result()) is not nothing:
-            coming = pool.submit(next, blocks, nothing)
+            coming = pool.submit(fetch)
             yield block
 
 

@@ -9,6 +9,7 @@ import scipy.linalg
 from sklearn.cross_decomposition import CCA, PLSSVD
 from sklearn.linear_model import LinearRegression, Ridge
 
+import perfalign_jax as pa
 from perfalign_jax import _host, baselines, solver, statistics
 
 # Canonical correlations are those of centred views.
@@ -547,3 +548,26 @@ def test_cca_by_moments_is_that_of_a_factor_where_they_are_well_conditioned(cent
         # Moments of condition 100 with the ridge, or a factor of 1e3.
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_ridge_makes_more_dimensions_than_the_rank(rng, x64, dtype):
+    z = rng.normal(size=(80, 2))
+    views = tuple((z @ rng.normal(size=(2, d))).astype(dtype) for d in (6, 7))
+    with pytest.raises(ValueError, match="which have rank 2 and 2, got 3"):
+        baselines.ridge_cca(views, k=3, ridge=0.01, center=True)
+    assert baselines.ridge_cca(views, k=2, ridge=0.01, center=True).k == 2
+
+
+def test_the_unit_of_one_view_changes_nothing_of_the_others_rank(rng):
+    z, y = rng.normal(size=(60, 1)), rng.normal(size=(60, 2)).astype(np.float32)
+    x = (1e5 + z * [[1, 1.37, 0.71]]).astype(np.float32)  # of rank 1 about its mean
+    for unit in (1, 1e5):
+        assert pa.diagnose((x, unit * y), center=True).ranks.tolist() == [1, 2]
+        with pytest.raises(ValueError, match="which have rank 1 and 2"):
+            baselines.cca((x, unit * y), k=2, center=True)
+
+
+def test_ridges_may_be_an_array(rng):
+    x = rng.normal(size=(40, 3)).astype(np.float32)
+    assert baselines.ridge_cca_cv((x, x), k=1, ridges=np.logspace(-2, 0, 3)).k == 1

@@ -175,3 +175,13 @@ def test_wrong_data_is_refused(rng):
         contrastive.info_nce(x, x[:, :2], temperature=1.0)
     with pytest.raises(ValueError, match="temperature must be above zero"):
         contrastive.info_nce(x, x, temperature=0.0)
+
+
+@pytest.mark.parametrize("unit", [1e-25, 1e25])
+def test_units_change_nothing_of_the_training(views, unit):
+    scaled = tuple((unit * x).astype(np.float32) for x in views)
+    key = jax.random.key(0)
+    one, other = (
+        contrastive.train_linear_contrastive(key, v, k=2, steps=20)[1] for v in (views, scaled)
+    )
+    assert np.allclose(one, other, rtol=1e-3)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LinearRegression
 
+import perfalign_jax as pa
 from perfalign_jax import baselines, gauge, metrics, solver, statistics
 from perfalign_jax.types import CollapseWarning
 
@@ -287,3 +288,24 @@ def test_wrong_anchors_are_refused(rng):
         gauge.calibrate(alignment, (x, x), x[:, 0])
     with pytest.raises(ValueError, match="x1 must be finite, but row 0 has NaN"):
         gauge.calibrate(alignment, (np.float32("nan") * x, None), x)
+
+
+def test_alignments_whose_axes_mean_something_keep_them(rng):
+    _, views = draw(rng, noise=0.1)
+    with_evidence = pa.align(views, lift=None, ridge=0.1, k=3)
+    lifted = baselines.kernel_cca(views, k=2, ridge=0.1)
+    for alignment, words in ((with_evidence, "no evidence"), (lifted, "no lifts")):
+        with pytest.raises(ValueError, match=words):
+            gauge.apply_gauge(alignment, np.eye(alignment.k, dtype=np.float32))
+        with pytest.raises(ValueError, match=words):
+            gauge.canonicalize(alignment, views)
+        with pytest.raises(ValueError, match=words):
+            gauge.calibrate(alignment, views, np.ones((50, 2), np.float32))
+
+
+def test_the_dtype_is_the_alignments(rng, x64, tmp_path):
+    alignment = fit(tuple(x.astype(np.float32) for x in draw(rng)[1]), k=2)
+    turned = gauge.apply_gauge(alignment, np.eye(2), offset=np.ones(2))
+    assert turned.projections[0].dtype == turned.offset.dtype == np.float32
+    pa.save(turned, tmp_path / "a.safetensors")
+    assert pa.load(tmp_path / "a.safetensors").k == 2

@@ -274,3 +274,12 @@ KEY = jax.random.key(0)
 def test_every_error_says_what_is_wrong(call, error, message):
     with pytest.raises(error, match=re.escape(message)):
         call()
+
+
+def test_a_rare_class_that_is_spread_far_does_not_win_by_rounding(rng):
+    tight, wide = rng.normal(size=(2000, 4)), 5 + 30 * rng.normal(size=(3, 4))
+    z = np.concatenate([tight, wide]).astype(np.float32)
+    labels = np.repeat([0, 1], [2000, 3])
+    found = gaussian.fit_gaussians(z, labels, classes=2)
+    assert np.isfinite(gaussian.log_scores(found, z)).all()
+    assert (np.asarray(gaussian.classify(found, z)) == labels).mean() > 0.99

@@ -292,3 +292,11 @@ NAN = np.where(np.arange(8).reshape(4, 2) == 5, np.nan, 1).astype(np.float32)
 def test_every_error_says_what_is_wrong(call, error, message):
     with pytest.raises(error, match=re.escape(message)):
         call()
+
+
+def test_clouds_of_two_precisions_are_compared(rng, x64):
+    z1, z2 = draw_pair(rng)
+    narrow = z1.astype(np.float32)
+    for pair in ((narrow, z2), (z2, narrow)):
+        assert 0 <= float(neighbours.mutual_knn(*pair, neighbors=3)) <= 1
+    assert neighbours.retrieval(narrow, z2).recall_12[0] > 0

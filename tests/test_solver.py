@@ -651,3 +651,25 @@ class TestBadInput:
         ]:
             with pytest.raises(error, match=match):
                 call()
+
+
+@pytest.mark.parametrize("kind", ["views", "samples", "factor", "gram", "updated", "batches"])
+def test_too_few_rows_are_told_whatever_holds_them(rng, kind):
+    views = tuple(rng.normal(size=(10, 20)).astype(np.float32) for _ in range(2))
+    data = views
+    if kind in ("samples", "factor", "gram"):
+        data = statistics.from_views(views, kind=kind)
+    elif kind == "updated":
+        data = statistics.update(statistics.init((20, 20)), views)
+    elif kind == "batches":
+        data = pa.streaming.from_batches([views])
+    with pytest.warns(pa.OverfitWarning):
+        pa.fit(data, k=3, select="energy")
+
+
+def test_rows_of_weight_zero_do_not_hide_that_there_are_few(rng):
+    for more in (10, 60):
+        views = tuple(rng.normal(size=(10 + more, 20)).astype(np.float32) for _ in range(2))
+        weights = np.repeat(np.float32([1, 0]), [10, more])
+        with pytest.warns(pa.OverfitWarning):
+            pa.fit(views, weights=weights, k=3, select="energy")

@@ -273,3 +273,21 @@ def test_dtypes_do_not_mix_silently(x64, rng):
         statistics.merge(state, statistics.from_views((x1.astype(float), x2.astype(float))))
     with pytest.warns(pa.PrecisionWarning, match=r"x1 has dtype float32 and x2 float64"):
         assert statistics.from_views((x1, x2.astype(float))).dtype == jnp.float64
+
+
+@pytest.mark.parametrize("kind", ["factor", "gram"])
+def test_a_common_factor_of_the_weights_leaves_the_gap_of_the_means(kind, rng):
+    x, y = (rng.normal(size=(10, 2)).astype(np.float32) + c for c in (-5, 5))
+    for size in (1, 1e-22):
+        w = np.full(10, size, np.float32)
+        parts = [statistics.from_views((v, v), weights=w, kind=kind) for v in (x, y)]
+        merged = statistics.merge(*parts)
+        rows = statistics.rows(merged, center=True).blocks[0] / np.sqrt(size)
+        both = np.concatenate([x, y])
+        expected = ((both - both.mean(axis=0)) ** 2).sum()
+        assert float((rows.astype(np.float64) ** 2).sum()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_dtype_that_is_not_on_is_refused():
+    with pytest.raises(ValueError, match="dtype must be float32 or, after"):
+        statistics.init((2, 2), dtype="float64")

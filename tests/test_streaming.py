@@ -276,3 +276,25 @@ def test_moments_are_saved_and_loaded_bit_for_bit(kind, rng, tmp_path):
         assert np.array_equal(a, b)
         assert a.dtype == b.dtype
     assert pa.statistics.merge(again, state).samples == 60
+
+
+def test_a_masked_batch_is_refused_as_a_masked_view_is():
+    x = np.ones((4, 2), np.float32)
+    hidden = np.ma.masked_array(x, mask=x > 0)
+    with pytest.raises((TypeError, ValueError), match="plain array"):
+        streaming.from_batches([(x, x), (hidden, x)])
+
+
+def test_batches_of_any_precision_in_any_order_have_the_coarsest(rng, x64):
+    wide = [tuple(rng.normal(size=(30, 2)) for _ in range(2)) for _ in range(2)]
+    narrow = [tuple(x.astype(np.float32) for x in batch) for batch in wide]
+    for batches in ([wide[0], narrow[1]], [narrow[1], wide[0]]):
+        state = streaming.from_batches(batches)
+        assert float(state.coarsest) == np.finfo(np.float32).eps
+
+
+def test_a_generator_makes_arrays_in_the_callers_precision(rng, x64):
+    x = rng.normal(size=(30, 2))
+    state = streaming.from_batches((jax.numpy.asarray(x), jax.numpy.asarray(x)) for _ in range(3))
+    assert float(state.coarsest) == 0 or float(state.coarsest) == np.finfo(np.float64).eps
+    assert np.abs(np.asarray(state.means[0]) - x.mean(axis=0)).max() < 1e-14

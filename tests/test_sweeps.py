@@ -444,3 +444,20 @@ def test_bad_calls_are_named():
         run(grid, seeds=0)
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         run(grid, batch_size=0)
+
+
+def test_a_folder_is_no_damaged_file(tmp_path):
+    with pytest.raises(IsADirectoryError):
+        sweeps.load_sweep(tmp_path)
+
+
+def test_a_file_of_other_random_numbers_is_not_continued(tmp_path):
+    path, before = tmp_path / "sweep.npz", jax.config.jax_threefry_partitionable
+    grid = sweeps.make_grid(n=20, d=4, k=1, metrics="train_cmae")
+    sweeps.sweep(KEY, grid, seeds=1, path=path)
+    jax.config.update("jax_threefry_partitionable", not before)
+    try:
+        with pytest.raises(ValueError, match="holds another sweep: threefry_partitionable is"):
+            sweeps.sweep(KEY, grid, seeds=2, path=path)
+    finally:
+        jax.config.update("jax_threefry_partitionable", before)

@@ -138,6 +138,9 @@ def _describe(key: RandomKey, grid: Grid, wide: bool) -> dict[str, Any]:
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     data = jax.random.key_data(key) if typed else key
     described = {**dataclasses.asdict(grid), "key": np.asarray(data), "float64": wide}
+    described["threefry_partitionable"] = bool(
+        getattr(jax.config, "jax_threefry_partitionable", True)
+    )
     return json.loads(json.dumps(described, default=lambda value: value.tolist()))
 
 
@@ -165,7 +168,7 @@ def _read(path: Path) -> tuple[Grid, dict[str, Any], dict[int, dict[str, np.ndar
         grid = make_grid(**fields)
         arrays = {name: read(name) for name in grid.metrics}
         seeds = [int(seed) for seed in read("_seeds")]
-    except FileNotFoundError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # a damaged archive fails in many ways
         raise ValueError(
