@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import zipfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -29,7 +30,6 @@ from perfalign_jax.serialization import open_whole
 
 LATENT = 256
 EPOCHS, SEEDS = 100, 5  # of the full protocol
-_VERSION = 1  # of the encoders and their augmentation: raise it when what they do changes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +130,14 @@ class Encoded:
     seconds: float
 
 
+@functools.cache
+def _code() -> str:
+    """Digest of what trains, so that latents of other code are not taken for this one's."""
+    package = Path(training.__file__).parents[2]
+    files = [package / "contrastive.py", *sorted((package / "har" / "nn").glob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
 def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:
     """Train the encoders of a job, or read what an earlier run left of them.
 
@@ -143,7 +151,7 @@ def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:
     ends = job.source, TARGET
     names = [branch.name for branch in branches]
     inputs = [hashlib.sha256(data.inputs[m].data.cast("B")).digest() for m in ends]
-    made_from = (_VERSION, settings, names, encoders.computing_dtype(), options.seed, inputs)
+    made_from = (_code(), settings, names, encoders.computing_dtype(), options.seed, inputs)
     stem = f"{job.stem}-{hashlib.sha256(repr(made_from).encode()).hexdigest()[:8]}"
     kept = folder / f"{stem}.npz"
     if not options.resume:

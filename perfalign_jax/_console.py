@@ -21,6 +21,7 @@ __all__ += [
     "say",
     "say_notes",
     "show",
+    "tell",
     "waiting",
 ]
 
@@ -135,6 +136,8 @@ def after_writing(done: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(done) from None
+    except BrokenPipeError:  # whoever read the output has enough of it
+        raise
     except Exception as error:
         raise UnfinishedError(f"{done}, but not described: {error}") from None
 
@@ -191,8 +194,16 @@ def advise(error: str) -> str:
 
 def _printable(text: str) -> str:
     """One line; what would steer a terminal is shown as its escape."""
-    line = " ".join(text.split(None))
+    return _escape(" ".join(text.split(None)))
+
+
+def _escape(line: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def tell(text: str) -> None:
+    """Print lines in which nothing steers a terminal, whatever file the words came from."""
+    print("\n".join(map(_escape, text.split("\n"))))
 
 
 def say(text: str) -> None:
@@ -230,7 +241,7 @@ def show(
     if as_json:
         said = {"notes": [in_own_words(str(note.message)) for note in notes]}
         clean = {_json_name(name): _json_value(value) for name, value in (facts | said).items()}
-        print(json.dumps(clean, indent=1))
+        print(json.dumps(clean, indent=1, allow_nan=False))
         return
     say_notes(notes)
     labels = [_LABELS.get(name, name.replace("_", " ")) for name in facts]
@@ -246,6 +257,8 @@ def _json_name(name: str) -> str:
 
 
 def _json_value(value: Any) -> Any:
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_json_value(v) for v in value]
+    if isinstance(value, dict):
+        return {name: _json_value(v) for name, v in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -243,6 +243,8 @@ class _Aligner(_Transformer):
                 ensure_min_samples=2 if fitting else 1,
             )
         else:
+            if table.ndim != 2:
+                raise ValueError(f"X must have shape (n, d), got shape {table.shape}.")
             validate_data(self, X, reset=fitting, skip_check_array=True)
         widths = _share_out(self.widths, table.shape[1]) if fitting else self.alignment_.dims
         return [table[:, span] for span in self._spans(widths)]
@@ -266,6 +268,8 @@ class _Aligner(_Transformer):
         last = len(self.alignment_.dims) - 1
         view = _checks.integer(view, "view", low=0, high=last, why=" (views are counted from 0)")
         if _is_several(X):
+            if len(X) != last + 1:
+                raise ValueError(f"X must hold all {last + 1} views, or one alone; got {len(X)}.")
             return self._take(X, fitting=False)[view]
         shape, own, every = _shape(X), self.alignment_.dims[view], self.n_features_in_
         if shape[1:] != (own,):
@@ -385,6 +389,8 @@ class _Aligner(_Transformer):
         with _precise(self.alignment_, self._take(X, fitting=False)) as (alignment, rows):
             latents = solver.transform(alignment, tuple(rows))
         n = len(latents[0])
+        if n < 1:
+            raise ValueError("X must have at least one row to score, got none.")
         few = np.linspace(0, n - 1, min(n, _CANDIDATES)).round().astype(int)
         with jax.enable_x64(True):  # squared distances have half the digits
             kept = [z[few].astype(np.float64) for z in latents]
@@ -634,6 +640,8 @@ class ViewEncoder(_Transformer):
         self.alignment_ = clone(self.estimator).fit(X, None)
         if _is_several(X):
             self.n_features_in_ = self.alignment_.n_features_in_
+            if hasattr(self, "feature_names_in_"):  # of an earlier fit
+                del self.feature_names_in_
         else:
             validate_data(self, X, skip_check_array=True)
         return self

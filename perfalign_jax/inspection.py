@@ -118,6 +118,7 @@ def inspect(
     key: Key[Array, ""],
     sides: tuple[int, int] = (0, 1),
     names: Any = None,
+    groups: Any = None,
     permutations: int = 199,
 ) -> Inspection:
     """Measure an alignment on paired rows, two sides of it against each other.
@@ -133,6 +134,8 @@ def inspect(
         key: random key of the permutation test.
         sides: which two of the alignment's sides are compared, counted from 0.
         names: shape ``(n,)``, integers that the rows are called by; 0 to n - 1 if not given.
+        groups: shape ``(n,)``, such as subjects: their rows stay together in the permutation test,
+            which then looks at as many rows of each, and at no group of fewer.
         permutations: of the permutation test.
 
     Returns:
@@ -170,12 +173,15 @@ def inspect(
             f"names must be integers of shape ({n},), got {labels.dtype} of shape {labels.shape}."
         )
     both = [{m: arrays[m] for m in every[s]} for s in chosen]
-    numbers = np.arange(0, n, -(-n // _MOST))
+    numbers = np.linspace(0, n - 1, min(n, _MOST)).round().astype(int)
+    tested, together = _alike(numbers, groups, n)
     seen = [{m: x[numbers] for m, x in side.items()} for side in both]
     table = _score_table(alignment, *_place(alignment, seen[0]), *_place(alignment, seen[1]))
     here = np.eye(len(numbers), dtype=bool)
-    features = [_principal(list(side.values())) for side in seen]
-    test = significance.permutation_test(features, key=key, permutations=permutations, most=_AXES)
+    features = [_principal([x[tested] for x in side.values()]) for side in both]
+    test = significance.permutation_test(
+        features, key=key, permutations=permutations, groups=together, most=_AXES
+    )
     reliability = np.zeros(0)
     if alignment.evidence is not None:
         reliability = np.asarray(np.prod(np.asarray(alignment.reliability)[list(chosen)], axis=0))
@@ -196,6 +202,25 @@ def inspect(
         scores=_score_rows(alignment, both),
         names=labels,
     )
+
+
+def _alike(
+    numbers: Int[np.ndarray, " s"], groups: Any, n: int
+) -> tuple[Int[np.ndarray, " t"], np.ndarray | None]:
+    """Rows for the permutation test, and their groups, all of a size: such change places."""
+    if groups is None:
+        return numbers, None
+    labels = np.asarray(groups)
+    if labels.shape != (n,):
+        raise ValueError(f"groups must have shape ({n},), got shape {labels.shape}.")
+    _, home, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    if len(sizes) < 2:
+        raise ValueError("groups must be at least two, got one.")
+    size = int(np.sort(sizes)[len(sizes) // 2 - 1])  # half of the groups or more have as many
+    size = max(1, min(size, _MOST // len(sizes)))
+    rows = [np.flatnonzero(home == g) for g in np.flatnonzero(sizes >= size)]
+    taken = np.concatenate([r[np.linspace(0, len(r) - 1, size).round().astype(int)] for r in rows])
+    return taken, home[taken]
 
 
 def _check_sides(sides: Any, every: tuple[tuple[int, ...], ...]) -> tuple[int, int]:

@@ -34,6 +34,7 @@ def write_page(
     key: Key[Array, ""],
     sides: tuple[int, int] = (0, 1),
     names: Any = None,
+    groups: Any = None,
     fitted: bool | None = None,
     title: str = "Alignment",
 ) -> Inspection:
@@ -49,6 +50,7 @@ def write_page(
         key: random key of the permutation test of the axes.
         sides: which two of the alignment's sides are compared, counted from 0.
         names: shape ``(n,)``, integers that the rows are called by; 0 to n - 1 if not given.
+        groups: shape ``(n,)``, as in ``inspection.inspect``.
         fitted: whether the alignment was fitted to these rows; the page says so, or that it is not
             known.
         title: heading.
@@ -70,7 +72,7 @@ def write_page(
         ...     open(path).read().count("<svg")
         5
     """
-    found = inspect(alignment, views, key=key, sides=sides, names=names)
+    found = inspect(alignment, views, key=key, sides=sides, names=names, groups=groups)
     write_whole(path, _compose(found, title, fitted).encode())
     return found
 
@@ -162,7 +164,8 @@ def _caption(panel: str, found: Inspection) -> str:
         return held_out + (
             f"Squares: correlations of the rows shown, in {found.coordinates[0]} and "
             f"{found.coordinates[1]} principal coordinates of the two sides; those left of the "
-            f"dashed line are larger than under {found.test.permutations} permutations of the rows."
+            f"dashed line are larger than under {found.test.permutations} permutations of the rows "
+            "or, where there are any, of groups."
         )
     if panel == "evidence":
         return (
@@ -197,11 +200,16 @@ def _tell_choice(choice: Choice) -> str:
         for trial in trials
     ]
     head = ["", "lift", "ridge", "axes", "held-out R@1"]
+    counted = (
+        f" {len(choice.trials)} settings, R@1 of {choice.rows:,} held-out rows among "
+        f"{choice.candidates:,} candidates."
+        if choice.rows
+        else ""
+    )
     notes = "".join(f"<li>{html.escape(remark)}</li>" for remark in choice.remarks)
     return (
-        f"<h2>What was chosen</h2><p>{html.escape(choice.reason[:1].upper() + choice.reason[1:])}. "
-        f"{len(choice.trials)} settings, R@1 of {choice.rows:,} held-out rows among "
-        f"{choice.candidates:,} candidates; the ridge is relative to the mean eigenvalue.</p>"
+        f"<h2>What was chosen</h2><p>{html.escape(choice.reason[:1].upper() + choice.reason[1:])}."
+        f"{counted} The ridge is relative to the mean eigenvalue.</p>"
         f"{_table(head, body)}<ul>{notes}</ul>"
     )
 

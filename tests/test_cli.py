@@ -1,6 +1,7 @@
 """The command line on files that it has never seen, good and bad."""
 
 import argparse
+import dataclasses
 import io
 import json
 import os
@@ -298,10 +299,10 @@ def test_the_page_shows_rows_that_have_all_views_or_some_of_very_many(
     x1, x2 = rows.whole()
     x1[::7] = np.nan
     for mask in ("nan", ~np.isnan(np.stack([x1[:, 0], x2[:, 0]], axis=1))):
-        _making._write_report(options, alignment, rows, (x1, x2), mask)
+        _making._write_report(options, alignment, rows, (x1, x2), mask, None)
     monkeypatch.setattr(_making, "_MOST_ROWS", 10)
     monkeypatch.setattr(_making, "_RUN", 5)
-    _making._write_report(options, alignment, rows, [], None)
+    _making._write_report(options, alignment, rows, [], None, None)
     names = [options["names"] for _, options in seen]
     for some in names[:2]:
         np.testing.assert_array_equal(some, [i for i in range(60) if i % 7])
@@ -819,12 +820,15 @@ class TestReproduce:
         assert "Not run" not in page
 
     @pytest.mark.slow
-    def test_json_goes_to_stdout_and_progress_to_stderr(self, scripts, capsys):
+    def test_json_goes_to_stdout_and_progress_to_stderr(self, scripts, capfd):
         (scripts / "broken").touch()
-        status, out, err = run(capsys, "reproduce", "--out", "results", "--json")
+        with (scripts / "experiments/first.py").open("a") as script:
+            script.write("print('a table')\n")
+        status, out, err = run(capfd, "reproduce", "--out", "results", "--json")
         assert status == 1
         assert json.loads(out)["failed"] == ["second"]
         assert "[1/2] first: one" in err
+        assert "a table" in err
 
     @pytest.mark.slow
     def test_changed_code_and_changed_size_run_again(self, scripts, capsys):
@@ -836,10 +840,15 @@ class TestReproduce:
         assert (scripts / "log").read_text().split() == ["first"] * 3
 
 
-def test_output_that_nobody_reads_to_its_end_is_no_error(files):
+@pytest.mark.parametrize(
+    "arguments", ["diagnose x1.npy x2.npy", "pairs a.safetensors x1.npy x2.npy --show 3000"]
+)
+def test_output_that_nobody_reads_to_its_end_is_no_error(aligned, arguments):
+    for name in ("x1.npy", "x2.npy"):  # more lines than a pipe holds back
+        np.save(name, np.tile(np.load(name), (50, 1)))
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-m", "perfalign_jax", "diagnose", "x1.npy", "x2.npy"]
+    command = [sys.executable, "-m", "perfalign_jax", *arguments.split()]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (0, "")
@@ -850,3 +859,78 @@ def test_what_an_alignment_is_keeps_its_own_words():
     assert _console.in_own_words(text) == (
         "Alignment(k=2, method='align', center=True)\n--top must be 1, with --method gram"
     )
+
+
+@pytest.mark.parametrize("options", [["--lift", "none", "--ridge", "0.01"], ["--lift", "gaussian"]])
+def test_the_relative_error_is_that_of_the_latents(files, capsys, rng, x64, options):
+    z = rng.standard_t(3, size=(80, 3)) * rng.lognormal(size=(80, 1))
+    for m in (1, 2):
+        np.save(f"h{m}.npy", z @ rng.normal(size=(3, 4)) + rng.normal(size=(80, 4)) / 2)
+    run(capsys, "align", "h1.npy", "h2.npy", *options, "--out", "a.safetensors")
+    _, out, _ = run(capsys, "score", "a.safetensors", "h1.npy", "h2.npy", "--json")
+    latents = [
+        pa.encode(pa.load("a.safetensors"), np.load(f"h{m + 1}.npy"), view=m) for m in (0, 1)
+    ]
+    expected = float(pa.relative_cmae(*latents))
+    facts = json.loads(out)
+    assert facts["relative_cmae"] == pytest.approx(expected, rel=1e-6)
+    low, high = facts["recall_at_1_view_0_to_1_95_%_interval"]
+    assert 0 <= low < facts["recall_at_1_view_0_to_1"] < high <= 1
+
+
+def test_what_was_kept_is_said_on_interruption_and_error(files, capsys, monkeypatch):
+    def stop(options):
+        error = KeyboardInterrupt()
+        error.add_note("The 7 rows before are kept in c.safetensors.")
+        raise error
+
+    def fail(options):
+        error = ValueError("row 8 has NaN.")
+        error.add_note("The 7 rows before are kept in c.safetensors.")
+        raise error
+
+    for command, status, words in (
+        (stop, 130, "interrupted; The 7 rows before are kept in c.safetensors.\n"),
+        (fail, 2, "row 8 has NaN. The 7 rows before are kept in c.safetensors.\n"),
+    ):
+        parser = argparse.ArgumentParser()
+        parser.set_defaults(run=command)
+        monkeypatch.setattr(cli, "make_parser", lambda parser=parser: parser)
+        done = run(capsys)
+        assert done[0] == status
+        assert done[2].endswith(words)
+
+
+def test_what_is_not_a_number_is_null_in_json(files, capsys):
+    state = pa.statistics.from_views((np.load("x1.npy"), np.load("x2.npy")))
+    pa.save(pa.align([state, state]), "m.safetensors")
+    status, out, _ = run(capsys, "diagnose", "m.safetensors", "--json")
+    facts = json.loads(out, parse_constant=lambda name: pytest.fail(name))
+    assert status == 0
+    assert facts["alignment"]["choice"]["chosen"]["recall"] is None
+
+
+def test_words_of_a_file_do_not_steer_the_terminal(aligned, capsys):
+    alignment = pa.load("a.safetensors")
+    choice = dataclasses.replace(alignment.choice, reason="\x1b]0;renamed\x07\x1b[2J")
+    pa.save(dataclasses.replace(alignment, choice=choice), "b.safetensors")
+    status, out, err = run(capsys, "diagnose", "b.safetensors")
+    assert status == 0
+    assert "\x1b" not in out + err
+    assert "\\x1b[2J" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            "pairs a.safetensors x1.npy,x1.npy x2.npy --source 0,0",
+            "--source must name each view once",
+        ),
+        ("align x1.npy x2.npy --groups nan --out b.safetensors", "there is no file nan"),
+    ],
+)
+def test_files_that_would_be_overlooked_are_refused(aligned, capsys, arguments, said):
+    status, _, err = run(capsys, *arguments.split())
+    assert status == 2
+    assert said in err

@@ -414,3 +414,25 @@ def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.base", None)
     with pytest.raises(ImportError, match=r"pip install 'perfalign-jax\[estimators\]'"):
         importlib.import_module("perfalign_jax.estimators")
+
+
+def test_shapes_that_are_none_are_named():
+    views = draw()
+    with pytest.raises(ValueError, match=r"X must have shape \(n, d\), got shape \(5,\)"):
+        PerfectAlignment(widths=(1, 1)).fit(jnp.ones(5))
+    fitted = PerfectAlignment(**PERFECT).fit(views)
+    with pytest.raises(ValueError, match="X must hold all 3 views, or one alone; got 2"):
+        fitted.encode(views[:2], view=1)
+    with pytest.raises(ValueError, match="at least one row"):
+        fitted.score(tuple(jnp.asarray(x, jnp.float32)[:0] for x in views))
+
+
+def test_names_of_an_earlier_fit_are_forgotten():
+    views = draw()
+    frame = pytest.importorskip("pandas").DataFrame(
+        np.hstack(views), columns=[f"c{i}" for i in range(10)]
+    )
+    encoder = ViewEncoder(PerfectAlignment(**PERFECT, widths=WIDTHS)).fit(frame)
+    assert hasattr(encoder, "feature_names_in_")
+    encoder.set_params(estimator=PerfectAlignment(**PERFECT)).fit(views[:2])
+    assert not hasattr(encoder, "feature_names_in_")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import perfalign_jax as pa
+from perfalign_jax import inspection
 from perfalign_jax.inspection import _rank, inspect
 
 pytestmark = pytest.mark.slow  # nearly all of it is the compilation of align
@@ -125,3 +126,23 @@ def test_what_does_not_fit_is_said(pairs, change, error, words):
 def test_it_is_frozen(found):
     with pytest.raises(dataclasses.FrozenInstanceError):
         found.rows = 3
+
+
+def test_groups_stay_together_in_the_test(pairs):
+    rng = np.random.default_rng(0)
+    sizes = np.array([3, 5, 6, 5, 9] * 8)
+    groups = np.repeat(np.arange(40), sizes)
+    common = [rng.normal(size=(40, 3))[groups] for _ in range(2)]  # of a group, of one view alone
+    views = tuple(np.float32(c + rng.normal(size=c.shape) / 3) for c in common)
+    alignment = pa.fit(views, k=1, select="energy", check=False)
+    alone, together = (inspect(alignment, views, groups=g, **FEW) for g in (None, groups))
+    assert alone.test.count() > 0
+    assert together.test.count() == 0
+    with pytest.raises(ValueError, match="groups must have shape"):
+        inspect(alignment, views, groups=groups[1:], **FEW)
+
+
+def test_as_many_rows_as_there_may_be_are_compared(monkeypatch):
+    monkeypatch.setattr(inspection, "_MOST", 20)
+    x = np.random.default_rng(0).normal(size=(21, 3)).astype(np.float32)
+    assert inspect(pa.fit((x, x), k=3), (x, x), **FEW).ranks.shape == (2, 20)

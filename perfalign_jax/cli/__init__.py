@@ -38,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.flush()
         return 0
     except KeyboardInterrupt as stop:
-        say(f"interrupted; {stop.args[0] if stop.args else 'nothing was written'}.")
+        kept = " ".join(getattr(stop, "__notes__", ())).rstrip(".")
+        say(f"interrupted; {stop.args[0] if stop.args else kept or 'nothing was written'}.")
         return 130
     except UnfinishedError as error:
         say(str(error))
@@ -47,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (InputError, OSError, ValueError, TypeError, KeyError) as error:
-        say(f"error: {advise(str(error.args[0] if isinstance(error, KeyError) else error))}")
+        text = str(error.args[0] if isinstance(error, KeyError) else error)
+        say(f"error: {' '.join([advise(text), *getattr(error, '__notes__', ())])}")
         return 2
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error).lower():

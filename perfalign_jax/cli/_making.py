@@ -20,6 +20,7 @@ from perfalign_jax._console import (
     in_own_words,
     say_notes,
     show,
+    tell,
     waiting,
 )
 from perfalign_jax.arrays import Moments, RowReader, measure_moments
@@ -91,7 +92,9 @@ def align(options: argparse.Namespace) -> None:
     sides = None if options.sides is None else _read_sides(options.sides)
     views = [find_array(spec) for spec in options.views]
     mask = options.mask
-    others = [find_array(spec) for spec in (options.groups, mask) if spec not in (None, "nan")]
+    labels = None if options.groups is None else find_array(options.groups)
+    shown = None if mask in (None, "nan") else find_array(mask)
+    others = [file for file in (labels, shown) if file is not None]
     check_files(options.out, ".safetensors", [*views, *others])
     _check_checkpoint(options.checkpoint, [*views, *others], options.out)
     if options.report is not None:
@@ -103,13 +106,13 @@ def align(options: argparse.Namespace) -> None:
         from perfalign_jax import streaming
 
         rows = RowReader(*views)
-        groups = others.pop(0).rows() if options.groups else None
+        groups = None if labels is None else labels.rows()
         if groups is not None and groups.shape != (rows.n,):
             raise InputError(
                 f"--groups must have shape ({rows.n},), a label for each row, got {groups.shape}."
             )
-        if others:
-            mask = others[0].rows()
+        if shown is not None:
+            mask = shown.rows()
         in_parts = groups is None and mask is None and not options.wrong_pairs
         if options.checkpoint and not in_parts:
             raise InputError(
@@ -162,11 +165,11 @@ def align(options: argparse.Namespace) -> None:
                 facts["right_share"] = float(alignment.right_share)
             if options.report is not None:
                 with waiting("drawing the page"):
-                    _write_report(options, alignment, rows, data, mask)
+                    _write_report(options, alignment, rows, data, mask, groups)
                 facts["report"] = str(options.report)
             if not options.json:
                 say_notes(notes)
-                print(f"alignment written to {options.out}\n{choice}")
+                tell(f"alignment written to {options.out}\n{choice}")
                 if options.report is not None:
                     print(f"page written to {options.report}")
                 return
@@ -199,7 +202,12 @@ _MOST_ROWS = 4 * 2**30  # bytes of views that align holds in memory
 
 
 def _write_report(
-    options: argparse.Namespace, alignment: "Alignment", rows: RowReader, data: Any, mask: Any
+    options: argparse.Namespace,
+    alignment: "Alignment",
+    rows: RowReader,
+    data: Any,
+    mask: Any,
+    groups: Any,
 ) -> None:
     """Write the page on the rows that the alignment was fitted to, those without a view left out.
 
@@ -227,7 +235,16 @@ def _write_report(
         views = tuple(x[names] for x in data)
     title = f"Alignment {options.out.name}"
     key = jax.random.key(options.seed)
-    write_page(alignment, views, options.report, key=key, names=names, fitted=True, title=title)
+    write_page(
+        alignment,
+        views,
+        options.report,
+        key=key,
+        names=names,
+        groups=None if groups is None else np.asarray(groups)[names],
+        fitted=True,
+        title=title,
+    )
 
 
 _RUNS, _RUN = 20, 100  # of rows, where they are more than memory holds
@@ -275,7 +292,7 @@ def diagnose(options: argparse.Namespace) -> None:
                 facts[name] = np.asarray(getattr(found, name)).tolist()
         if not options.json:
             say_notes(notes)
-            print(in_own_words("\n".join(said)))
+            tell(in_own_words("\n".join(said)))
             return
         show("", facts, notes, as_json=True)
 

@@ -50,7 +50,13 @@ def measure(
         parts = block[:cut], block[cut:]
         return [encode_rows(alignment, s, part) for s, part in zip(sides, parts, strict=True)]
 
-    centres = encode([view.mean[None, :] for view in moments])
+    if alignment.evidence is None and not alignment.lifts:
+        centres = encode([view.mean[None, :] for view in moments])
+    else:  # the mean of latents is not what the mean row has
+        totals = np.zeros((2, alignment.k))
+        for block in rows.blocks("locating"):
+            totals += [np.asarray(z, np.float64).sum(axis=0) for z in encode(block)]
+        centres = [(total / rows.n)[None, :].astype(rows.dtype) for total in totals]
     sums, state, start = np.zeros(4), cast(Any, None), 0
     for block in rows.blocks("measuring"):
         latents = encode(block)

@@ -1,7 +1,6 @@
 """The command that runs the paper's experiments."""
 
 import argparse
-import functools
 import importlib
 import sys
 from pathlib import Path
@@ -18,13 +17,12 @@ def reproduce(options: argparse.Namespace) -> None:
         raise InputError("--quick and --full exclude each other.")
     if options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out} is a file, not a folder.")
-    say = functools.partial(print, flush=True, file=sys.stderr if options.json else None)
     try:
         failed = _checkout().reproduce(
             options.out,
             scale="quick" if options.quick else "full" if options.full else "default",
             only=options.only,
-            say=say,
+            aside=options.json,
         )
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what is finished is kept") from None

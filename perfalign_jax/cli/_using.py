@@ -183,13 +183,26 @@ def score(options: argparse.Namespace) -> None:
             facts |= {
                 f"R@{at}, view {way}": float(r) for at, r in zip(found.at, recalls, strict=True)
             }
+            facts |= {
+                f"R@{at}, view {way}, 95 % interval": _interval(float(r), len(z1))
+                for at, r in zip(found.at, recalls, strict=True)
+            }
             facts[f"median rank, view {way}"] = float(rank)
         show(f"{options.alignment} on {rows.n:,} pairs", facts, notes, as_json=options.json)
+
+
+def _interval(share: float, n: int) -> list[float]:
+    """Of a share of n rows, 95 percent (Wilson, 1927)."""
+    z2 = 1.96**2
+    middle, half = share + z2 / (2 * n), 1.96 * math.sqrt(share * (1 - share) / n + z2 / (4 * n**2))
+    return [round((middle + sign * half) / (1 + z2 / n), 4) for sign in (-1, 1)]
 
 
 def _check_views(views: tuple[int, ...], option: str, alignment: "Alignment") -> tuple[int, ...]:
     from perfalign_jax import _checks
 
+    if len(set(views)) < len(views):
+        raise InputError(f"{option} must name each view once, got {','.join(map(str, views))}.")
     last, why = len(alignment.dims) - 1, " (views are counted from 0)"
     return tuple(_checks.integer(m, option, low=0, high=last, why=why) for m in views)
 

@@ -37,6 +37,7 @@ def plot_alignment(
     seed: int = 0,
     sides: tuple[int, int] = (0, 1),
     names: Any = None,
+    groups: Any = None,
 ) -> Figure:
     """Draw what rows say of an alignment: five panels, two sides of it against each other.
 
@@ -49,6 +50,7 @@ def plot_alignment(
         seed: of the permutation test of the axes: the same rows make the same figure.
         sides: which two of the alignment's sides are compared, counted from 0.
         names: shape ``(n,)``, integers that the rows are called by; 0 to n - 1 if not given.
+        groups: shape ``(n,)``, as in ``inspection.inspect``.
 
     Returns:
         The figure: singular values of the stacked views, and where perfect alignment ends;
@@ -69,7 +71,8 @@ def plot_alignment(
         >>> len(plotting.plot_alignment(alignment, (x, x + 1)).axes)
         5
     """
-    found = inspect(alignment, views, key=jax.random.key(seed), sides=sides, names=names)
+    key = jax.random.key(seed)
+    found = inspect(alignment, views, key=key, sides=sides, names=names, groups=groups)
     figure, panels = make_panels(len(PANELS), 2, row=3.6, width=9.0)
     for axes, draw in zip(panels, PANELS.values(), strict=True):
         draw(axes, found)

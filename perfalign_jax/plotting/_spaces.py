@@ -112,7 +112,7 @@ def plot_spectrum(diagnosis: Diagnosis, *, title: str = "", k: int | None = None
     if k is not None:
         left.axvline(d - k + 0.5, color="black", lw=1, ls="--")
     left.set_title(title or f"Stacked views, d = {d}")
-    left.set(xlabel="index of the singular value", ylabel="singular value (data units)")
+    left.set(xlabel="index of the singular value", ylabel="singular value (data units, times √n)")
     right.set_title(f"Null space: {informative} informative, {trivial} trivial")
     right.set(xlabel="null direction, by latent energy", ylabel="share of the views' energy")
     energies = np.asarray(diagnosis.energies, np.float64)[: informative + trivial]

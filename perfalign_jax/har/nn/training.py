@@ -28,7 +28,7 @@ from perfalign_jax import _checks
 from perfalign_jax.contrastive import LARGEST_LOG_SCALE, info_nce_of_scale
 from perfalign_jax.har.nn import _pipeline as pipeline
 from perfalign_jax.har.nn._checkpoints import Store
-from perfalign_jax.har.nn.encoders import Branch
+from perfalign_jax.har.nn.encoders import Branch, computing_dtype
 
 __all__ = ["NonFiniteLossError", "Settings", "Trained", "encode", "start", "train"]
 
@@ -509,6 +509,7 @@ def _identify(
             "settings": dataclasses.asdict(settings),
             "batch size": batch_size,
             "64-bit mode": bool(jax.config.read("jax_enable_x64")),
+            "computed in": jnp.dtype(computing_dtype()).name,
             "pairs": [f"{x.shape} {x.dtype} {c}" for x, c in zip(pairs, content, strict=True)],
             "keys": np.asarray(jax.random.key_data(keys)).tolist(),
         },
