@@ -76,7 +76,8 @@ def align(
     Args:
         data: paired rows ``(x1, x2, ...)`` of shapes ``(n, d_m)``; or statistics of two or more
             parts of the data, which are then the folds (each a ``Factor`` or ``Gram`` of the same
-            views): what needs rows, lifts and the choice by retrieval, is then not possible.
+            views): what needs rows, lifts and the choice by retrieval, is then not possible. One
+            statistic of two sides, with the ridge left open, is weighed by random matrix theory.
         sides: which views to put together, such as ``((0, 1), (2,))``: all that is known of a
             thing on one side against the other. By default every view is a side; more than two
             then get one joint space, which serves any subset of views but costs weakly related
@@ -87,7 +88,8 @@ def align(
             spaced rows beyond; "auto" tries "linear" and "gaussian"; fitted lifts, one for each
             view, are used as they are.
         ridge: relative to the mean eigenvalue of each side, of wide views in the span of the rows.
-        k: number of axes; axes without held-out correlation are left out in any case.
+        k: number of axes at most; by default chosen, up to 512. Axes without held-out correlation
+            are left out in any case.
         mask: shape ``(n, M)``, True where a row has a view; what is not there is never read. With
             "nan" a view is missing where all its features are NaN. Rows of a single view are
             welcome. Views, or what the lift makes of them, are then cut to their leading principal
@@ -103,14 +105,15 @@ def align(
     Returns:
         An ``Alignment`` with ``evidence`` and ``choice``. Where anything is chosen, rows are also
         tried at one length (``Evidence.unit``). With lift (None or fitted), ridge and k given, it
-        works under jit, vmap and grad, and ``choice`` is then None.
+        works under jit, vmap and grad, where ``choice`` is None.
 
     Raises:
         TypeError: if the data is neither, or does not hold real numbers.
         ValueError: if shapes, options or values do not fit; the message names what came.
 
     Warns:
-        CollapseWarning: outside jit, if no axis agrees on held-out rows.
+        CollapseWarning: outside jit, if no axis agrees on held-out rows, or none better than
+            chance may, or hardly any pair is estimated to be right.
 
     Example:
         >>> import numpy as np, perfalign_jax as pa

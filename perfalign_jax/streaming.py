@@ -47,8 +47,8 @@ def from_files(
         weights: a file of shape ``(n,)``, as in ``statistics.from_views``.
         kind: "factor" (exact) or "gram" (cheaper, half the digits). Of float32 rows a factor costs
             no more than float64 products, as it is computed by them.
-        parts: return a list of that many statistics, each of every so manieth block of rows: folds
-            for ``align``.
+        parts: return a list of that many statistics, block ``i`` in that of number ``i % parts``:
+            folds for ``align``.
         checkpoint: file in which the pass is kept, every half minute, at the end, and when it is
             interrupted or a value is not finite. If it is there, the pass goes on from it; what it
             was made of must be unchanged.

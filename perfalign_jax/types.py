@@ -37,7 +37,7 @@ class PrecisionWarning(UserWarning):
 
 
 class OverfitWarning(UserWarning):
-    """There are no more pairs than joint features, so any pairing at all would align perfectly.
+    """There are no more pairs than the joint rank: with a null space any pairing aligns perfectly.
 
     Example:
         >>> import warnings
@@ -195,8 +195,9 @@ class Alignment:
             energy. In units of the latents.
         means: shapes ``(p_m,)``, in units of the features; zeros when not centred.
         offset: shape ``(k,)``, in units of the latents; zeros unless calibrated.
-        coupling: shape ``(k,)``, what a baseline made as large as it could: canonical correlations,
-            or singular values of the cross-covariance; empty for all others.
+        coupling: shape ``(k,)``, what a baseline or ``align`` made as large as it could: canonical
+            correlations, with the ridge, or singular values of the cross-covariance; empty for a
+            perfect alignment and for regressions.
         lifts: one fitted map for each view; empty where the views are used as they are.
         evidence: what held-out rows say of the axes; None where they were not asked. Coordinates
             then have variance one on new rows, and latents the lengths of their evidence.

@@ -100,7 +100,7 @@ def align(options: argparse.Namespace) -> None:
     if options.report is not None:
         check_files(options.report, ".html", [], "--report")
         if importlib.util.find_spec("matplotlib") is None:
-            raise InputError("--report needs matplotlib: pip install 'perfalign-jax[experiments]'.")
+            raise InputError("--report needs matplotlib, which the extra 'experiments' brings.")
     with joined(options) as (number, count), computing() as notes:
         import perfalign_jax as pa
         from perfalign_jax import streaming

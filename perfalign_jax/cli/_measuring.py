@@ -38,8 +38,8 @@ def measure(
 ) -> tuple[dict[str, float], "Rows"]:
     """Errors and energies of two sides' latents, and their moments.
 
-    The rows hold the first side's views and then the second's. Latents of every so manieth row go
-    into a list.
+    The rows hold the first side's views and then the second's. Latents of one row in ``every``
+    go into a list.
     """
     import perfalign_jax as pa
     from perfalign_jax import statistics

@@ -96,7 +96,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="folder of results (default: %(default)s)",
     )
-    again.add_argument("--quick", action="store_true", help="small, in seconds; not for comparison")
+    again.add_argument("--quick", action="store_true", help="small, in minutes; not for comparison")
     again.add_argument("--full", action="store_true", help="the most careful versions")
     again.add_argument(
         "--only",
@@ -172,7 +172,9 @@ def _add_making(command: Callable[..., argparse.ArgumentParser]) -> None:
     align.add_argument("--mask", metavar="FILE", help=text)
     text = "some pairs may be wrong: weigh each by how probably it is right"
     align.add_argument("--wrong-pairs", action="store_true", help=text)
-    _add_number(align, "--folds", kind=int, text="parts that rows are held out in (default: 5)")
+    _add_number(
+        align, "--folds", kind=int, text="parts that rows are held out in, 2 to 100 (default: 5)"
+    )
     text = "a page to write that shows the alignment; opens in any browser, offline"
     align.add_argument("--report", type=Path, metavar="FILE.html", help=text)
     text = "seed of the page's permutation test (default: %(default)s)"
@@ -205,7 +207,7 @@ def _add_using(command: Callable[..., argparse.ArgumentParser]) -> None:
 
     added = command(_using.predict, "predict a.safetensors old.npy --out new.npy")
     _add_rows(added, x="rows of the source, shape (n, d)")
-    _add_sides(added)
+    _add_sides(added, predicted=True)
     _add_out(added, "predicted.npy", "the predicted rows to write, shape (n, d)")
 
     added = command(
@@ -252,13 +254,15 @@ def _add_both(command: argparse.ArgumentParser) -> None:
     _add_sides(command)
 
 
-def _add_sides(command: argparse.ArgumentParser) -> None:
+def _add_sides(command: argparse.ArgumentParser, *, predicted: bool = False) -> None:
     for name, which in (("source", "first"), ("target", "second")):
         option = f"--{name}"
         text = (
             f"which view the {name} is, counted from 0; several with commas between, and as many "
             f"files (default: the alignment's {which} side)"
         )
+        if predicted and name == "target":
+            text = "which view to predict, counted from 0 (default: the first of the second side)"
         command.add_argument(option, type=_read_views(option), metavar="VIEW", help=text)
 
 

@@ -152,7 +152,7 @@ def pairs(options: argparse.Namespace) -> None:
 
 
 def score(options: argparse.Namespace) -> None:
-    """Measure an alignment on paired views: error, energy and retrieval."""
+    """Measure an alignment on paired views: errors, retrieval and the energy kept."""
     with computing() as notes:
         from perfalign_jax import metrics, neighbours
 
