@@ -138,7 +138,10 @@ def collect_evidence(
         total = jnp.sum(centred, axis=0)
         every_centred = matmul(total.T, total)
 
-    pairs = (views - 1) * (rows.samples - removed.astype(rows.samples.dtype))
+    any_pairing = xp.asarray(False)
+    if rows.blocks and (views - 1) * rows.blocks[0].shape[0] <= sum(dims):
+        pairs = (views - 1) * (rows.samples - removed.astype(rows.samples.dtype))
+        any_pairing = _fits_any_pairing(rows, pairs)
     return Evidence(
         spread=spread,
         centred=xp.stack(own_centred),
@@ -147,23 +150,23 @@ def collect_evidence(
         common=common,
         features=np.asarray(dims, energies.dtype),
         rounding=rows.rounding,
-        any_pairing=_fits_any_pairing(rows, pairs),
+        any_pairing=any_pairing,
     )
 
 
-def _fits_any_pairing(rows: Rows, pairs: Any) -> Any:
+def _fits_any_pairing(rows: Rows, pairs: Any) -> Array:
     """Whether X has as many independent rows as there are equations, which all hold then."""
-    if not rows.blocks:  # more rows than features
-        return np.asarray(False)
-    d = sum(mean.shape[0] for mean in rows.means)
+    small = _subspace.row_spectrum(rows.blocks)
+    return jnp.sum(small > rows.rounding * small[0], dtype=pairs.dtype) >= pairs
 
-    def reached() -> Array:
-        small = _subspace.row_spectrum(rows.blocks)
-        return jnp.sum(small > rows.rounding * small[0], dtype=pairs.dtype) >= pairs
 
-    if (len(rows.means) - 1) * rows.blocks[0].shape[0] <= d:
-        return reached()
-    return jax.lax.cond(pairs <= d, reached, lambda: jnp.asarray(False))
+@functools.partial(jax.jit, static_argnames=("center",))
+def fits_any_pairing(state: Statistic, rtol: Any, *, center: bool) -> Array:
+    """Whether any pairing of the rows would align as perfectly, however many a statistic stores."""
+    rows = statistics.rows(state, center=center)
+    if rtol is not None:
+        rows = statistics.with_rounding(rows, rtol)
+    return _fits_any_pairing(rows, (len(rows.means) - 1) * (rows.samples - int(center)))
 
 
 def judge_evidence(found: Evidence, *, k: int) -> Signs:

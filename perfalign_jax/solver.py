@@ -232,6 +232,10 @@ def fit(
             trivial=signs.trivial - (tried - alignment.k),
             shares=signs.shares * tried / alignment.k,
         )
+        few = (len(dims) - 1) * statistics.count_weighed(state) <= sum(dims)
+        if few and not signs.any_pairing:  # the statistic may store more rows than it has seen
+            found = diagnosis.fits_any_pairing(state, rtol, center=bool(center))
+            signs = signs._replace(any_pairing=found)
         diagnosis.warn_of_collapse(signs, alignment)
     return alignment
 

@@ -392,6 +392,12 @@ def _below_the_mean(state: Factor | Gram, blocks: Blocks, center: bool, *, squar
     return Rows(blocks, state.means, constant, state.weight, state.count[0], *cuts)
 
 
+def count_weighed(state: Statistic) -> int:
+    """How many of the rows have a weight, where that is known; else how many there are."""
+    weights = getattr(state, "weights", None)
+    return state.samples if weights is None else int(np.count_nonzero(np.asarray(weights)))
+
+
 def with_rounding(rows: Rows, rtol: Any) -> Rows:
     """The same with a cut-off that is given."""
     share = jnp.asarray(rtol, rows.rounding.dtype)
