@@ -11,6 +11,9 @@ os.environ.setdefault(
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+# jaxlib's thread pool: with fewer cores a vectorised program may wait for ever.
+os.environ.setdefault("NPROC", "16")
+
 import jax
 import jaxtyping
 import numpy as np

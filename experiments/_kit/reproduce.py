@@ -67,6 +67,10 @@ def fingerprint(script: Path) -> str:
     return digest.hexdigest()
 
 
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
+
+
 def reproduce(
     out: Path,
     *,
@@ -97,7 +101,8 @@ def reproduce(
         script = FOLDER / f"{name}.py"
         heading = f"[{i + 1}/{len(chosen)}] {name}: {EXPERIMENTS[name]}"
         fingerprint = _fingerprint(script, scale)
-        if finished.get(name) == fingerprint and (out / f"{name}.json").is_file():
+        result = out / f"{name}.json"
+        if result.is_file() and finished.get(name) == f"{fingerprint} {_digest(result)}":
             say(f"{heading} (finished before, kept)")
             continue
         say(heading)
@@ -109,7 +114,7 @@ def reproduce(
             say(f"    failed with exit code {status}: {' '.join(command)}")
             failed.append(name)
             continue
-        finished[name] = fingerprint
+        finished[name] = f"{fingerprint} {_digest(result)}"
         write_whole(ledger, json.dumps(finished, indent=1).encode())
         say(f"    {time.perf_counter() - began:.0f} s")
     title = "Perfect multimodal alignment: the paper and this code"

@@ -145,7 +145,10 @@ TASKS: dict[str, tuple[Callable[[], Callable[[], Any]], str]] = {
     "align 256": (align_256, "align, 2 x 256 features, 20,000 pairs, linear, all chosen"),
     "grid 256": (grid_256, "the same by ridge CCA refitted for 5 folds x 7 ridges (SciPy)"),
     "one 512": (one_setting_512, "align, 2 x 512 features, 20,000 pairs, everything given"),
-    "settings 512": (settings_200_512, "the same, choice among 20 ridges x 10 numbers of axes"),
+    "settings 512": (
+        settings_200_512,
+        "the same, choosing alone, among 20 ridges x 10 numbers of axes",
+    ),
     "landmarks given": (
         landmarks_given,
         "align, 20,000 pairs, 2,000 landmarks, lift and ridge given",
