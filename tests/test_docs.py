@@ -128,8 +128,8 @@ def test_the_readme_says_how_long_the_experiments_take():
         for file in DOCS.glob("results/*.json")
         if "benchmark" not in file.name and "default" not in file.name  # beside other work
     ]
-    assert "about three quarters of an hour" in " ".join((ROOT / "README.md").read_text().split())
-    assert 35 < sum(s for s in seconds if s) / 60 < 55
+    assert "about half an hour" in " ".join((ROOT / "README.md").read_text().split())
+    assert 20 < sum(s for s in seconds if s) / 60 < 40
 
 
 def test_badges_tell_the_truth():
