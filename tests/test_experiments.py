@@ -109,11 +109,16 @@ def test_few_subjects_make_a_wide_interval():
     assert 15 < many.high - many.low < 25  # 1.96 * 5 points either way
 
 
-def test_cells_of_other_code_are_not_taken(tmp_path):
+def test_cells_of_other_code_are_not_taken(tmp_path, monkeypatch):
     calls = []
-    for name in ("a", "a", "b"):
-        study.keep(tmp_path / name, lambda: calls.append(0) or {"x": np.zeros(1)}, resume=True)
-    assert len(calls) == 2
+    for name in ("measure", "damage"):
+        monkeypatch.setattr(study, name, lambda *_: calls.append(0) or {"x": np.zeros(1)})
+    pairs = {study.ONE: study.Pair(((np.ones((4, 2)),), (np.ones((4, 2)),)))}
+    options = study.StudyOptions(out=tmp_path)
+    for code, expected in (("one", 2), ("one", 2), ("other", 4)):
+        monkeypatch.setattr(study, "fingerprint", lambda _, code=code: code)
+        study.run_all(options, pairs, range(1))
+        assert len(calls) == expected
 
 
 def test_migrate(tmp_path):
@@ -127,7 +132,8 @@ def test_migrate(tmp_path):
         least, most = 100 * np.mean(gate, axis=0)
         assert least < result["values"]["kept"][pairs]["align"][2] < most
     row = rows_of(result)["nDCG@10 that align keeps with 1,000 pairs, %"]
-    assert row["verdict"]
+    low, high = map(float, re.findall(r"\[([-+.\d]+), ([-+.\d]+)\]", row["verdict"])[0])
+    assert row["verdict"].startswith(migrate.judge(low, high))
     assert migrate.judge(1.0, 2.0) != migrate.judge(-1.0, 2.0) != migrate.judge(-2.0, -1.0)
 
 
