@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pythonbible
-from _kit.reproduce import NEURAL
+from _kit.cells import NEURAL
 from pythonbible.bible.errors import VersionMissingVerseError
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer

@@ -26,7 +26,6 @@ takes.
 import dataclasses
 import functools
 import hashlib
-import io
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -35,9 +34,9 @@ from typing import Any
 import jax
 import numpy as np
 import scipy.stats
+from _kit.cells import Cell, fingerprint, keep
 from _kit.options import start
 from _kit.report import Row, reduce
-from _kit.reproduce import fingerprint
 from _kit.rows import finish
 from _texts import embed
 from _transfer_data import TARGET, TransferOptions, convolve, read_clips
@@ -49,7 +48,6 @@ from perfalign_jax import baselines, contrastive, kernels, lift
 from perfalign_jax.har.protocol import estimates
 from perfalign_jax.har.protocol.estimates import Estimate
 from perfalign_jax.plotting import Panel, plot_panels
-from perfalign_jax.serialization import write_whole
 
 NAME = "alignment_study"
 ALIGN, LINEAR, RAW = "align", "align, linear", "raw"
@@ -62,7 +60,6 @@ MOST_TRAIN, MOST_TEST = 800, 400
 RIDGE = 0.1  # of baselines that need one given
 MISSING, WRONG = (0.0, 0.2, 0.4), (0.0, 0.1, 0.2, 0.4)
 Views = tuple[np.ndarray, ...]
-Cell = dict[str, np.ndarray]  # what was found on a pair of views and a split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -336,19 +333,6 @@ def damage(pair: Pair, seed: int) -> Cell:
         for name, flag in (("looked for", True), ("not looked for", False)):
             recall(f"wrong pairs, {name}", (train[0], second), wrong_pairs=flag)
     return {what: np.array(values) for what, values in found.items()}
-
-
-def keep(path: Path, compute: Callable[[], Cell], *, resume: bool) -> Cell:
-    """What is computed, or what was before."""
-    if resume and path.exists():
-        with np.load(path) as found:
-            return dict(found)
-    cell, buffer = compute(), io.BytesIO()
-    arrays: dict[str, Any] = dict(cell)
-    np.savez(buffer, **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, buffer.getvalue())
-    return cell
 
 
 def bootstrap(values: list[np.ndarray], units: list[np.ndarray]) -> Estimate:

