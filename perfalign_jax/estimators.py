@@ -7,7 +7,7 @@ without a copy where the memory allows), and what comes back is of the same kind
 computed in float32 and everything else in float64, whatever JAX's flag says; the flag is not
 changed.
 
-Needs scikit-learn 1.6 or newer: ``pip install 'perfalign-jax[estimators]'``.
+Needs scikit-learn 1.6 or newer, which the extra ``estimators`` brings.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ try:
     from sklearn.utils.validation import check_array, check_is_fitted, validate_data
 except ImportError as error:
     raise ImportError(
-        "perfalign_jax.estimators needs scikit-learn 1.6 or newer: "
-        "pip install 'perfalign-jax[estimators]'."
+        "perfalign_jax.estimators needs scikit-learn 1.6 or newer, which the extra 'estimators' "
+        "brings: pip install 'scikit-learn>=1.6'."
     ) from error
 
 __all__ = ["EvidenceAlignment", "PerfectAlignment", "ViewEncoder"]

@@ -242,7 +242,7 @@ def _decode(path: Path) -> UInt8[np.ndarray, "t h w 3"]:
         import av
     except ImportError:
         raise ImportError(
-            "RGB videos are read with PyAV: pip install 'perfalign-jax[har]'."
+            "RGB videos are read with PyAV, which the extra 'har' brings: pip install av."
         ) from None
     try:
         with av.open(str(path)) as container:
