@@ -30,6 +30,10 @@ def timed(*seconds, **more):
         (timed(1, 1.1, 1.2), timed(2, 2.1, 2.2), "perfalign_jax"),
         (timed(2, 2.1, 2.2), timed(1, 1.1, 1.2), "peer"),
         (timed(1, 2, 3), timed(2, 2.1, 2.2), "even"),
+        (timed(1), timed(1.2), "even"),  # one process each, and by less than a fifth
+        (timed(1), timed(1.3), "perfalign_jax"),
+        (timed(1, processes=[0.9, 1.1]), timed(1.2, processes=[1.15, 1.3]), "perfalign_jax"),
+        (timed(1, processes=[0.9, 1.2]), timed(1.5, processes=[1.1, 1.9]), "even"),
         (timed(0.001), timed(0.009), "both under 10 ms"),
         (timed(0.001), timed(0.02), "perfalign_jax"),
         (timed(1), timed(2) | {"recall": 95.0}, "perfalign_jax, with 5.0 points less R@1"),
@@ -53,6 +57,30 @@ def test_a_row_says_by_how_much_and_whether_that_was_aimed_at():
     assert row["ours"] == "over 120 times"
     assert row["verdict"].endswith("missed: at least 200 times")
     assert harness.compare(stopped, timed(1), "us", "peer", 2)["ours"] == "none"
+
+
+def test_processes_of_one_task_are_pooled():
+    one, other = (timed(t, t + 1, first=t, memory=10 * t, recall=90.0) for t in (1.0, 3.0))
+    found = harness.pool([one, other])
+    assert found["seconds"] == [1, 2, 3, 4]
+    assert found["processes"] == [1.5, 3.5]
+    assert (found["first"], found["memory"], found["warm"]) == (2, 30, True)
+    assert "in 2 processes" in harness.describe(found)
+    assert harness.pool([one, {"failed": "out of memory"}]) == {"failed": "out of memory"}
+
+
+def test_tasks_take_turns_and_what_failed_is_left(tmp_path, monkeypatch):
+    calls = []
+
+    def run(_, name, *, limit):
+        calls.append(name)
+        return {"failed": "no"} if name == "b" else timed(1.0, first=2.0)
+
+    monkeypatch.setattr(harness, "try_apart", run)
+    found = harness.try_in_turn("", {"a": ("a",), "b": ("b",)}, processes=3, limit=1)
+    assert calls == ["a", "b", "a", "a"]
+    assert len(found["a"]["processes"]) == 3
+    assert found["b"] == {"failed": "no"}
 
 
 def test_exponents_need_three_sizes():

@@ -412,7 +412,7 @@ def test_wrong_use_is_named():
 def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "perfalign_jax.estimators")
     monkeypatch.setitem(sys.modules, "sklearn.base", None)
-    with pytest.raises(ImportError, match="pip install 'scikit-learn>=1.6'"):
+    with pytest.raises(ImportError, match=r"pip install 'scikit-learn>=1\.6'"):
         importlib.import_module("perfalign_jax.estimators")
 
 

@@ -1,4 +1,8 @@
-"""How the benchmarks measure: every task in a process of its own, with the same cores for all.
+"""How the benchmarks measure: every task in processes of its own, with the same cores for all.
+
+Where a task has several processes they take turns with those of the others. From one process to
+the next the same work takes up to a fifth longer or shorter (where its memory lies, what else the
+machine does), which no number of calls in one process shows.
 
 Seconds are of calls that have ended (JAX's results are waited for), after one call that warms up
 and compiles and is kept apart. Memory is what Linux counts as resident (``VmHWM`` of the process,
@@ -21,6 +25,7 @@ from typing import Any
 import numpy as np
 
 SHORT = 0.01  # seconds below which nobody waits: calls of both sides then count as even
+APART = 1.1  # how far one process may be from the middle of many
 _POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -54,6 +59,31 @@ def try_apart(script: Path | str, *arguments: str, limit: float) -> dict[str, An
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or ["no reason given"])[-1][:200]}
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def try_in_turn(
+    script: Path | str, tasks: Mapping[str, Sequence[str]], *, processes: int, limit: float
+) -> dict[str, dict[str, Any]]:
+    """``try_apart`` of every task, again and again in turn; what failed is not tried again."""
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in tasks}
+    for _ in range(processes):
+        for name, arguments in tasks.items():
+            if not any("failed" in one for one in found[name]):
+                found[name].append(try_apart(script, *arguments, limit=limit))
+    return {name: pool(each) for name, each in found.items()}
+
+
+def pool(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What processes of one task found, in one; of any that failed, that."""
+    if failed := [one for one in each if "failed" in one]:
+        return dict(failed[0])
+    largest = {name: max(one[name] for one in each) for name in each[0] if name != "seconds"}
+    return largest | {
+        "first": float(np.median([one["first"] for one in each])),
+        "seconds": [seconds for one in each for seconds in one["seconds"]],
+        "processes": [median(one) for one in each],
+        "warm": all(one["warm"] for one in each),
+    }
 
 
 def _start(script: Path | str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -124,16 +154,23 @@ def ratio(peer: Mapping[str, Any], ours: Mapping[str, Any]) -> float:
     return (peer["over"] if "over" in peer else median(peer)) / median(ours)
 
 
+def span(found: Mapping[str, Any]) -> tuple[float, float, float]:
+    """Least, middle and most of the seconds: of its processes' medians, or about that of one."""
+    middle, each = median(found), found.get("processes", ())
+    if len(each) > 1:
+        return min(each), middle, max(each)
+    low, high = np.percentile(found["seconds"], (25, 75))
+    return float(low) / APART, middle, float(high) * APART
+
+
 def judge(ours: Mapping[str, Any], peer: Mapping[str, Any], name: str) -> str:
-    """Who is faster: neither where quartiles overlap; and whether that costs retrieval."""
+    """Who is faster: neither where spans overlap; and whether that costs retrieval."""
     if "failed" in ours or "failed" in peer:
         ended = [
             side for side, one in (("perfalign_jax", ours), (name, peer)) if "failed" not in one
         ]
         return f"{ended[0]} alone" if ended else "neither"
-    (low, middle, high), (peer_low, peer_middle, peer_high) = (
-        np.percentile(one["seconds"], (25, 50, 75)) for one in (ours, peer)
-    )
+    (low, middle, high), (peer_low, peer_middle, peer_high) = map(span, (ours, peer))
     if max(middle, peer_middle) < SHORT:
         return "both under 10 ms"
     if low <= peer_high and peer_low <= high:
@@ -173,6 +210,8 @@ def describe(found: Mapping[str, Any]) -> str:
         return str(found["failed"])
     low, middle, high = (f"{v:.3g}" for v in np.percentile(found["seconds"], (25, 50, 75)))
     parts = [f"{middle} s" + (f" [{low}, {high}]" if found["warm"] else " (one call)")]
+    if len(found.get("processes", ())) > 1:
+        parts[0] += f" in {len(found['processes'])} processes"
     if "memory" in found:
         parts.append(f"{found['memory']:,.0f} MB")
     if "recall" in found:

@@ -16,6 +16,7 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,18 @@ class Settings(Options):
     threads: int = len(os.sched_getaffinity(0))  # cores for everybody
 
 
-def measure(question: str, name: str, size: Size, settings: Settings) -> dict[str, Any]:
-    repeats, limit = {"quick": (2, 60), "default": (3, 60), "full": (15, 1_200)}[settings.scale]
-    task = {"question": question, "name": name, "size": size, "folder": "", "repeats": repeats}
-    found = _harness.try_apart(CONTESTANTS, json.dumps(task | {"limit": limit}), limit=limit)
-    print(f"{say(size)}: {name}: {_harness.describe(found)}", flush=True)
+def measure(
+    question: str, names: Sequence[str], size: Size, settings: Settings
+) -> dict[str, dict[str, Any]]:
+    """Time contestants at one size; with --full in three processes each, in turn."""
+    repeats, processes, limit = {"quick": (2, 1, 60), "default": (3, 1, 60), "full": (5, 3, 1_200)}[
+        settings.scale
+    ]
+    task = {"question": question, "size": size, "folder": "", "repeats": repeats, "limit": limit}
+    tasks = {name: (json.dumps(task | {"name": name}),) for name in names}
+    found = _harness.try_in_turn(CONTESTANTS, tasks, processes=processes, limit=limit)
+    for name, one in found.items():
+        print(f"{say(size)}: {name}: {_harness.describe(one)}", flush=True)
     return found
 
 
@@ -119,15 +127,12 @@ def main(settings: Settings) -> None:
         ridge_shapes.append(Size(20_000, 1_024, 64))
     rows, values = [], []
     for size in shapes:
-        found = {name: measure("fit", name, size, settings) for name in QUESTIONS["fit"]}
+        found = measure("fit", tuple(QUESTIONS["fit"]), size, settings)
         rows += compare(found, size)
         values.append({**size._asdict(), **found})
     for size in ridge_shapes:
-        found = {
-            name: measure("ridge CCA", name, size, settings)
-            for name in ("ridge_cca", *RIDGE_PEERS)
-            if is_installed("ridge CCA", name)
-        }
+        names = [n for n in ("ridge_cca", *RIDGE_PEERS) if is_installed("ridge CCA", n)]
+        found = measure("ridge CCA", names, size, settings)
         us, *peers = found
         for name in peers:
             least = RIDGE_TARGETS.get((name, size.d))
