@@ -88,8 +88,8 @@ def regress(own: Float[Any, "k k"], common: Float[Any, "k d"]) -> Float[Any, "k 
     what two axes share. Axes that do not vary get nothing.
     """
     xp = namespace(own)
-    spread = xp.sqrt(xp.diagonal(own))
-    inverse = xp.where(spread > 0, 1 / xp.where(spread > 0, spread, 1), 0)
+    squares = xp.diagonal(own)
+    inverse = xp.where(squares > 0, 1 / xp.sqrt(xp.where(squares > 0, squares, 1)), 0)
     # Rounding of correlations of hundreds of axes is below sqrt(eps); a tenth changes little.
     steady = jnp.finfo(own.dtype).eps ** 0.5 * xp.eye(len(own), dtype=own.dtype)
     correlation = own * inverse[:, None] * inverse[None, :] + steady
@@ -99,11 +99,16 @@ def regress(own: Float[Any, "k k"], common: Float[Any, "k d"]) -> Float[Any, "k 
 def load(
     x: Float[Any, "n d"], z: Float[Any, "n k"], w: Float[Any, " n"]
 ) -> tuple[Float[Any, " d"], Float[Any, "k d"]]:
-    """Mean of a view's features, and their regression on the coordinates."""
+    """What a view's features are where all coordinates are 0, and their regression on these.
+
+    Where rows lack the view, the coordinates of those that have it need not have mean zero.
+    """
     w = w / namespace(w).maximum(w.sum(), jnp.finfo(z.dtype).tiny)
-    centre = matmul(w, x)
+    centre, middle = matmul(w, x), matmul(w, z)
+    z = z - middle[None, :]
     scaled = w[:, None] * z
-    return centre, regress(matmul(scaled.T, z), matmul(scaled.T, x - centre[None, :]))
+    loadings = regress(matmul(scaled.T, z), matmul(scaled.T, x - centre[None, :]))
+    return centre - matmul(middle, loadings), loadings
 
 
 @compiled()
@@ -121,8 +126,8 @@ class Loaded(NamedTuple):
 
     Attributes:
         loadings: of each view, shape ``(k, d_m)``.
-        centres: means, shape ``(d_m,)``.
-        variances: shape ``(d_m,)``.
+        centres: means over all rows, shape ``(d_m,)``.
+        variances: over all rows, shape ``(d_m,)``.
     """
 
     loadings: tuple[Any, ...]
@@ -141,10 +146,15 @@ def load_views(
     """Load all views; ``weights`` are of the rows that have each view."""
     home = {m: s for s, side in enumerate(places) for m in side}
     found = [load(x, latents[home[m]], weights[m]) for m, x in enumerate(views)]
-    variances = [
-        matmul(w / w.sum(), (x - centre[None, :]) ** 2)
-        for x, w, (centre, _) in zip(views, weights, found, strict=True)
-    ]
+    every = weights.max(axis=0)
+    variances = []
+    for m, (x, w, (centre, loadings)) in enumerate(zip(views, weights, found, strict=True)):
+        # What the coordinates leave, of the rows that have the view, and what they say, of all.
+        said = matmul(latents[home[m]], loadings)
+        left = matmul(w / w.sum(), (x - centre[None, :] - said) ** 2)
+        middle = matmul(every / every.sum(), said)
+        apart = matmul(every / every.sum(), (said - middle[None, :]) ** 2)
+        variances.append(left + apart)
     return Loaded(tuple(b for _, b in found), tuple(c for c, _ in found), tuple(variances))
 
 
@@ -341,7 +351,7 @@ def build(
         ),
         method="align",
         center=True,
-        sides=() if all(len(side) == 1 for side in places) else places,
+        sides=() if places == tuple((m,) for m in range(len(widths))) else places,
         choice=choice,
     )
 
@@ -379,11 +389,7 @@ def _part(
 
 def _width(f: Lift) -> int:
     """Number of features that a lift makes of a row."""
-    if isinstance(f, lifting.Convolutions):
-        raise TypeError(
-            "lift must not hold Convolutions: they take series (n, length, channels); apply them "
-            "first and give their features as a view."
-        )
+    assert not isinstance(f, lifting.Convolutions)
     shape = jax.eval_shape(
         lambda x: lifting.apply(f, x), jax.ShapeDtypeStruct((1, f.dim), jnp.result_type(float))
     )

@@ -197,6 +197,10 @@ def _couple(
     """Leading axes of whitened sides: an SVD for two, the joint eigenvectors (MAXVAR) for more."""
     xp = namespace(cross)
     if len(dims) > 2:
+        # A side says nothing of itself, so its own block is 1, whatever the ridge took from it.
+        side = np.repeat(np.arange(len(dims)), dims)
+        eye = xp.eye(len(side), dtype=cross.dtype)
+        cross = xp.where(side[:, None] == side[None, :], eye, cross)
         values, joint = _leading_eigenpairs(cross, k)
         parts = split(joint, dims, axis=0)
         lengths = [xp.sqrt((part**2).sum(axis=0)) for part in parts]

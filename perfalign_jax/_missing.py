@@ -14,6 +14,7 @@ Moments of the rows that happen to have both features are no substitute: whiteni
 come from different rows.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -225,6 +226,9 @@ def _cycle(
     return chosen, change
 
 
+_sum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
 @jax.jit
 def _start(patterns: list[Patterns], kept: Array, noise: Array, same: Array) -> _State:
     """Mean and covariance of each view by itself, over the rows that have it."""
@@ -232,10 +236,10 @@ def _start(patterns: list[Patterns], kept: Array, noise: Array, same: Array) -> 
     for part in patterns:
         w = part.weights * kept[None, :]
         a = part.inside
-        scatter = jnp.einsum("f,qfij->qij", kept, part.scatters)
-        scatter = scatter + jnp.einsum("qf,qfi,qfj->qij", w, part.means, part.means)
+        scatter = _sum("f,qfij->qij", kept, part.scatters)
+        scatter = scatter + _sum("qf,qfi,qfj->qij", w, part.means, part.means)
         total = total.at[a].add(jnp.sum(w, axis=1)[:, None], mode="drop")
-        first = first.at[a].add(jnp.einsum("qf,qfi->qi", w, part.means), mode="drop")
+        first = first.at[a].add(_sum("qf,qfi->qi", w, part.means), mode="drop")
         second = second.at[a[:, :, None], a[:, None, :]].add(scatter, mode="drop")
     total = jnp.maximum(total, jnp.finfo(total.dtype).tiny)
     mean = first / total
@@ -244,11 +248,13 @@ def _start(patterns: list[Patterns], kept: Array, noise: Array, same: Array) -> 
 
 
 def _noise(patterns: list[Patterns], blocks: np.ndarray, ridge: float) -> Float[Array, " p"]:
-    """The ridge times the mean variance of each view."""
+    """The ridge times the mean variance of each view; never below what rounding leaves open."""
     folds, dtype = patterns[0].weights.shape[1], patterns[0].weights.dtype
     same = jnp.asarray(blocks[:, None] == blocks[None, :], dtype)
     nothing = jnp.zeros(len(blocks), dtype)
     _, covariance = _start(patterns, jnp.ones(folds, dtype), nothing, same)
+    # Of the largest eigenvalue of all views together, of which the sum of the variances is a bound.
+    ridge = max(ridge, 4 * float(jnp.finfo(dtype).eps) * len(blocks))
     return ridge * matmul(same, jnp.diagonal(covariance)) / jnp.sum(same, axis=1)
 
 

@@ -2,13 +2,14 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from perfalign_jax import _folds, kernels, significance, statistics
 from perfalign_jax._assembly import Fitted, Loaded, build, regress, solve
@@ -119,17 +120,27 @@ def _debiased(folds: Folds, size: int, samples: float, ridge: Any) -> tuple[Arra
             f"ridge only, got {ridge}; give the statistics of two or more parts."
         )
     _, covariance = _folds.others(folds, -1)
+    starts = np.cumsum((0, *folds.dims))
+    ranks = [_rank(covariance[a:b, a:b]) for a, b in itertools.pairwise(starts)]
     least = float(jnp.finfo(covariance.dtype).eps)
     axes = _folds.axes_of(covariance, folds.dims, jnp.asarray(least, covariance.dtype), size)
     try:
         r = significance.debias_correlations(
-            jnp.minimum(axes.couplings, 1), n=samples - 1, d1=folds.dims[0], d2=folds.dims[1]
+            jnp.minimum(axes.couplings, 1), n=samples - 1, d1=ranks[0], d2=ranks[1]
         )
     except ValueError as error:
         raise ValueError(f"data is one statistic: {error}") from None
+    r = jnp.where(jnp.arange(size) < min(ranks), r, 0)
     one = jnp.ones_like(r)
     covariances = jnp.stack([jnp.stack([one, r]), jnp.stack([r, one])])
     return covariances, jnp.ones((2, size), r.dtype), least
+
+
+def _rank(covariance: Float[Any, "p p"]) -> int:
+    """Number of directions that vary: of the eigenvalues, squares, half the digits are known."""
+    values = np.linalg.eigvalsh(np.asarray(covariance))
+    least = 4 * len(values) * float(np.finfo(values.dtype).eps)
+    return max(1, int((values > least * values[-1]).sum()))
 
 
 @compiled("places", "dims")

@@ -7,6 +7,7 @@ only; the rows that choose, at most 2,000, are looked at again.
 import concurrent.futures
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -249,8 +250,7 @@ def _shares(w: Any, plan: Plan) -> Float[np.ndarray, "f c"]:
 def _at_one_length(candidate: Candidate, plan: Plan, auto: bool) -> Candidate:
     ks = ladder(candidate.tried.covariances.shape[-1], auto)
     hits = count_hits(candidate.tried, plan.seen, 1.0, ks=ks)
-    name = f"{candidate.name}, rows at one length"
-    return candidate._replace(name=name, hits=np.asarray(hits, np.float64), unit=True)
+    return candidate._replace(hits=np.asarray(hits, np.float64), unit=True)
 
 
 @compiled()
@@ -322,7 +322,7 @@ def _first(scores: Float[Any, "f b b"], valid: Any) -> Float[Any, "f b"]:
         beaten = ((scores > high) & there).any(axis=axis)
         tied = ((scores >= low) & there).sum(axis=axis).astype(scores.dtype)
         shares.append(xp.where(beaten, 0, 1 / xp.maximum(tied, 1)))
-    return xp.where(valid, (shares[0] + shares[1]) / 2, 0)
+    return xp.where(valid & ~xp.isnan(own), (shares[0] + shares[1]) / 2, 0)
 
 
 def choose(
@@ -335,12 +335,13 @@ def choose(
     settings, hits, trials = [], [], []
     for c, candidate in enumerate(candidates):
         ks = ladder(candidate.tried.covariances.shape[-1], auto)
+        name = candidate.name + ", rows at one length" * candidate.unit
         for i, j in np.ndindex(len(ridges), len(ks)):
             each = candidate.hits[i, j]
             mean, error = _mean_and_error(each, share)
             settings.append((c, i, ks[j]))
             hits.append(each)
-            trials.append(Trial(candidate.name, float(ridges[i]), ks[j], mean, error))
+            trials.append(Trial(name, float(ridges[i]), ks[j], mean, error))
     best = int(np.argmax([trial.recall for trial in trials]))
     near = []
     for s in range(len(settings)):
@@ -389,7 +390,8 @@ def _log_likelihoods(
 
     def weigh(scored: Any) -> float:
         likely, shares = (np.asarray(a, np.float64) for a in _likely(*scored))
-        return float((likely * shares).sum() / max(shares.sum(), 1e-300))
+        mean = float((likely * shares).sum() / max(shares.sum(), 1e-300))
+        return -math.inf if math.isnan(mean) else mean
 
     found: list[float] = []
     if namespace(w) is not np:

@@ -44,7 +44,7 @@ from perfalign_jax._selection import (
     try_features,
     try_lifts,
 )
-from perfalign_jax.lift import Lift
+from perfalign_jax.lift import Convolutions, Lift
 from perfalign_jax.statistics import Statistic
 from perfalign_jax.types import Alignment, Choice, CollapseWarning, Evidence, Views
 
@@ -93,7 +93,7 @@ def align(
         mask: shape ``(n, M)``, True where a row has a view; what is not there is never read. With
             "nan" a view is missing where all its features are NaN. Rows of a single view are
             welcome. Views, or what the lift makes of them, are then cut to their leading principal
-            coordinates, 512 in all. Not together with ``wrong_pairs``.
+            coordinates, 512 in all (and 64 of each at least). Not together with ``wrong_pairs``.
         weights: shape ``(n,)``, as in ``fit``; rows of weight zero are not there, outside jit.
         groups: shape ``(n,)``, such as subjects or sessions: rows of one group are never in
             different folds.
@@ -216,7 +216,8 @@ def align(
         found = try_lifts(views, name, lifts, w, ridges, places, plan, most, k == "auto")
         candidates.append(found if len(listed) == 1 else found._replace(features=()))  # large
         tell(_TRYING * float(done))
-    if len(candidates) > 1 or len(ridges) > 1 or k == "auto":
+    lengths = len(candidates) > 1 or len(ridges) > 1 or k == "auto"
+    if lengths:
         candidates = add_lengths(candidates, w, plan, k == "auto")
     picked, number, size, choice = choose(candidates, ridges, w, plan, k == "auto")
     best = candidates[picked]
@@ -224,7 +225,8 @@ def align(
     if not best.features:
         best = best._replace(features=lift_sides(views, best.lifts, places))
     if wrong_pairs:
-        return _with_wrong_pairs(views, best, ridges, number, size, w, places, plan, choice)
+        setting = ridges, number, size, lengths
+        return _with_wrong_pairs(views, best, setting, w, places, plan, choice)
     return finish(views, best, number, ridges[number], size, w, places, plan, choice)
 
 
@@ -292,7 +294,12 @@ def _check_options(lift: Any, ridge: Any, k: Any, views: tuple[Any, ...]) -> Non
                 f"got {lift!r:.80}."
             )
         for m, (part, x) in enumerate(zip(lift, views, strict=True)):
-            if getattr(part, "dim", x.shape[1]) != x.shape[1]:
+            if isinstance(part, Convolutions):
+                raise TypeError(
+                    "lift must not hold Convolutions: they take series (n, length, channels); "
+                    "apply them first and give their features as a view."
+                )
+            if part.dim != x.shape[1]:
                 raise ValueError(
                     f"lift[{m}] must be fitted to {x.shape[1]} features like x{m + 1}, got "
                     f"{part.dim}."
@@ -367,9 +374,7 @@ def _check_moving(views: tuple[Any, ...]) -> None:
 def _with_wrong_pairs(
     views: tuple[Any, ...],
     best: Candidate,
-    ridges: tuple[Any, ...],
-    number: int,
-    size: int,
+    setting: tuple[tuple[Any, ...], int, int, bool],
     w: Any,
     places: Sides,
     plan: Plan,
@@ -377,9 +382,10 @@ def _with_wrong_pairs(
 ) -> Alignment:
     """Weigh every pair by how probably it is right, and fit again, until the weights stand.
 
-    The probabilities come from rows held out of the fit, so no pair vouches for itself. Ridge and k
-    are then chosen anew, with the weights.
+    The probabilities come from rows held out of the fit, so no pair vouches for itself. Ridge, k
+    and whether lengths count are then chosen anew, with the weights.
     """
+    ridges, number, size, lengths = setting
     auto = len(best.hits[0]) > 1
     xp = namespace(w)
     share = xp.asarray(1.0, w.dtype)
@@ -408,7 +414,7 @@ def _with_wrong_pairs(
         probability = xp.maximum(probability, 1e-3)
     weighed = w * probability
     again = try_features(best.name, best.lifts, best.features, weighed, ridges, plan, k, auto)
-    both = add_lengths([again], weighed, plan, auto) if auto or len(ridges) > 1 else [again]
+    both = add_lengths([again], weighed, plan, auto) if lengths else [again]
     picked, number, size, chosen = choose(both, ridges, weighed, plan, auto)
     again = both[picked]
     wrong = f"{float(1 - share):.1%} of the pairs are estimated to be wrong"

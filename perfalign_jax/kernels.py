@@ -274,7 +274,9 @@ def measure_spread(
     mean = mean + matmul(share, x - mean[None, :])
     apart = x - mean[None, :]
     unit = _power_of_two(xp.maximum(apart.max(axis=0), -apart.min(axis=0)))
-    spread = unit * xp.sqrt(matmul(share, (apart / unit[None, :]) ** 2))
+    squares = matmul(share, (apart / unit[None, :]) ** 2)
+    moves = squares > 0  # the root of zero has no derivative
+    spread = xp.where(moves, unit * xp.sqrt(xp.where(moves, squares, 1)), 0)
     return standardise(mean, spread, floor)
 
 

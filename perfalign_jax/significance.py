@@ -262,7 +262,8 @@ def _whiten(views: tuple[Array, ...], ridge: Array) -> tuple[Array, Array, Array
         keep = s > rounding(s.dtype, *x.shape, common=common) * s[0]
         shrunk = jnp.where(keep, s * jax.lax.rsqrt(jnp.where(keep, s**2 + penalty, 1)), 0)
         whitened.append(u * shrunk[None, :])
-    left, values, right = jnp.linalg.svd(matmul(whitened[0].T, whitened[1]), full_matrices=False)
+    # All directions of the wider view too: shuffled rows choose among them as these did.
+    left, values, right = jnp.linalg.svd(matmul(whitened[0].T, whitened[1]))
     return matmul(whitened[0], left), matmul(whitened[1], right.T), values
 
 

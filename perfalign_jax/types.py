@@ -192,7 +192,8 @@ class Alignment:
             square root of the summed squared differences of the views' latents, over all pairs of
             views. For a perfect alignment these are the singular values of the stacked matrix
             that belong to the rows, largest first (as in Eq. 7) or in the order of the latents'
-            energy. In units of the latents.
+            energy. In units of the latents; of ``align`` before they are brought to one length,
+            where that is what they are compared at.
         means: shapes ``(p_m,)``, in units of the features; zeros when not centred.
         offset: shape ``(k,)``, in units of the latents; zeros unless calibrated.
         coupling: shape ``(k,)``, what a baseline or ``align`` made as large as it could: canonical

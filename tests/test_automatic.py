@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import perfalign_jax as pa
-from perfalign_jax import _folds, _masked, _selection, automatic, kernels
+from perfalign_jax import _folds, _masked, _selection, automatic, kernels, solver
 
 RNG = np.random.default_rng(11)
 MAPS = [RNG.normal(size=(3, d)) for d in (5, 6, 4, 5, 7)]
@@ -512,6 +512,95 @@ def test_a_fold_without_complete_rows_chooses_no_lift():
     alignment = pa.align(views, mask=mask, lift="linear")
     assert "too few to choose a lift by" in str(alignment.choice)
     assert recall(alignment, {0: views[0]}, {1: views[1]}) > 0.5
+
+
+def test_a_view_that_is_missing_for_a_reason_is_predicted_without_bias():
+    """Seen where its latent is positive alone, it is predicted where it is negative."""
+    rng = np.random.default_rng(5)
+    z = rng.normal(size=(900, 1))
+    whole = tuple(
+        np.float32(z @ rng.normal(size=(1, 3)) + 0.1 * rng.normal(size=(900, 3))) for _ in range(3)
+    )
+    up = z[:, 0] > 0
+    mask = np.stack([np.ones(900, bool), up, ~up], axis=1)
+    views = tuple(
+        np.where(m[:, None], x, np.float32(0)) for x, m in zip(whole, mask.T, strict=True)
+    )
+    alignment = pa.align(views, mask=mask, lift=None, ridge=0.01, k=1)
+    found = np.asarray(pa.predict(alignment, whole[0][~up], source=0, target=1))
+    error, spread = found - whole[1][~up], whole[1][~up].std()
+    assert np.abs(error.mean(axis=0)).max() < 0.1 * spread
+    assert error.std() < 0.3 * spread
+
+
+def test_sides_of_one_view_each_may_come_in_any_order():
+    rng = np.random.default_rng(3)
+    z = rng.normal(size=(400, 2))
+    noises = (0.1, 0.1, 3.0)
+    views = tuple(np.float32(z + s * rng.normal(size=(400, 2))) for s in noises)
+    plain = pa.align(views, lift=None, ridge=0.1, k=2)
+    turned = pa.align(views, lift=None, ridge=0.1, k=2, sides=((2,), (1,), (0,)))
+    for m, x in enumerate(views):
+        (_, one), (_, other) = (solver.posterior(a, {m: x[:5]}) for a in (plain, turned))
+        np.testing.assert_allclose(one, other, rtol=1e-3)
+
+
+def test_couplings_of_three_sides_are_correlations_with_the_ridge():
+    """As of two sides: the cross-covariance over the variances, each with its ridge."""
+    rng = np.random.default_rng(4)
+    z = rng.normal(size=(4000, 1))
+    views = tuple(np.float32(0.8 * z + 0.6 * rng.normal(size=(4000, 1))) for _ in range(3))
+    found = [float(pa.align(v, lift=None, ridge=1.0, k=1).coupling[0]) for v in (views, views[:2])]
+    np.testing.assert_allclose(found, 0.64 / 2, atol=0.02)  # correlation 0.64, variances 1 + 1
+
+
+def test_nan_finds_no_partner():
+    scores = np.full((1, 3, 3), np.nan)
+    valid = np.ones((1, 3), bool)
+    assert not _selection._first(scores, valid).any()
+    assert not np.asarray(_selection._first(jnp.asarray(scores), jnp.asarray(valid))).any()
+
+
+def test_a_tiny_ridge_and_more_features_than_rows_beside_a_mask():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(50, 5))
+    views = [np.float32(z @ rng.normal(size=(5, 40)) + rng.normal(size=(50, 40))) for _ in "ab"]
+    mask = np.ones((50, 2), bool)
+    mask[0, 1] = False
+    alignment = pa.align(tuple(views), mask=mask, lift=None, ridge=1e-9)
+    assert all(np.isfinite(a).all() for a in alignment.projections)
+
+
+def test_wrong_pairs_are_compared_at_one_length_where_the_choice_says_so():
+    rng = np.random.default_rng(1)
+    z = rng.normal(size=(400, 6))
+    lengths = np.exp(rng.normal(size=(2, 400, 1)))
+    views = tuple(
+        np.float32(s * (z @ rng.normal(size=(6, 8)) + 0.5 * rng.normal(size=(400, 8))))
+        for s in lengths
+    )
+    for options in ({"lift": "linear", "ridge": 0.1, "k": 6}, {"lift": "linear"}):
+        alignment = pa.align(views, wrong_pairs=True, **options)
+        named = alignment.choice.chosen.lift.count("rows at one length")
+        assert named == float(alignment.evidence.unit)
+
+
+def test_one_statistic_counts_directions_and_not_columns():
+    rng = np.random.default_rng(2)
+    z = rng.normal(size=(500, 2))
+    x1, x2 = (np.float32(np.hstack([z, rng.normal(size=(500, 4))])) for _ in range(2))
+    again = np.hstack([x2, np.repeat(x2[:, :1], 600, axis=1)])  # of the same rank
+    plain, wide = (pa.align(pa.statistics.from_views((x1, x))) for x in (x2, again))
+    assert plain.k == wide.k == 2
+    np.testing.assert_allclose(wide.reliability, plain.reliability, atol=1e-3)
+
+
+def test_a_constant_feature_has_a_gradient():
+    x1, x2 = (jnp.asarray(x) for x in draw(0, 60))
+    x1 = x1.at[:, 2].set(1.0)
+    slope = jax.grad(lambda x: pa.align((x, x2), lift=None, ridge=0.1, k=2).coupling.sum())(x1)
+    assert np.isfinite(slope).all()
+    assert np.abs(np.asarray(slope)[:, 0]).max() > 0
 
 
 def test_a_tiny_ridge_on_equal_features_fills_in_what_is_finite():

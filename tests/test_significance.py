@@ -52,13 +52,15 @@ def test_too_few_rows_for_theory_are_named():
         significance.correlation_edge(100, 60, 90)
 
 
-@pytest.mark.parametrize("shared", [0, 1])
-def test_p_values_beyond_the_true_axes_are_uniform(shared):
+@pytest.mark.parametrize(
+    ("shared", "widths"), [(0, (3, 3)), (1, (3, 3)), (0, (15, 2)), (1, (3, 12))]
+)
+def test_p_values_beyond_the_true_axes_are_uniform(shared, widths):
     """The first axis beyond the true ones is tested at its level: Kolmogorov-Smirnov over seeds."""
     found = []
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        x1, x2 = rng.normal(size=(2, 50, 3)).astype(np.float32)
+        x1, x2 = (rng.normal(size=(50, d)).astype(np.float32) for d in widths)
         x2[:, :shared] = x1[:, :shared] + x2[:, :shared] / 10
         test = significance.permutation_test((x1, x2), key=jax.random.key(seed), permutations=79)
         assert len(test.p_values) > shared

@@ -38,6 +38,10 @@ EXPERIMENTS = {
 """Every experiment of the report, in its order: name of the script to one line about it."""
 
 
+TIMES = "times.json"
+"""File of the seconds that every experiment took, where all ran in one go."""
+
+
 def _fingerprint(script: Path, scale: str) -> str:
     """Digest of everything that decides an experiment's numbers."""
     digest = hashlib.sha256(f"{scale} {fingerprint(script)}".encode())
@@ -75,6 +79,7 @@ def reproduce(
         finished = {}
     chosen = [name for name in EXPERIMENTS if not only or name in only]
     failed: list[str] = []
+    took: dict[str, float] = {}
     start = time.perf_counter()
     say = functools.partial(print, flush=True, file=sys.stderr if aside else None)
     for i, name in enumerate(chosen):
@@ -96,7 +101,10 @@ def reproduce(
             continue
         finished[name] = f"{made_by} {_digest(result)}"
         write_whole(ledger, json.dumps(finished, indent=1).encode())
-        say(f"    {time.perf_counter() - began:.0f} s")
+        took[name] = time.perf_counter() - began
+        say(f"    {took[name]:.0f} s")
+    if len(took) == len(EXPERIMENTS):  # all in one go: what a run of everything costs
+        write_whole(out / TIMES, json.dumps({"scale": scale, "seconds": took}, indent=1).encode())
     title = "Perfect multimodal alignment: the paper and this code"
     page, text = write_report(out, order=list(EXPERIMENTS), title=title)
     say(f"{time.perf_counter() - start:.0f} s in all; report: {page} and {text}")

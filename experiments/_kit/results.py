@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from _kit.report import as_markdown, load_result
-from _kit.reproduce import EXPERIMENTS
+from _kit.reproduce import EXPERIMENTS, TIMES
 from perfalign_jax.serialization import write_whole
 
 # A default run of Table 1 stands beside the full one: it has rows that the full one did not.
@@ -38,6 +38,8 @@ def take(source: Path, folder: Path) -> list[str]:
             raise ValueError(f"{file} comes from a quick run, which is not for comparison.")
         text = json.dumps({**result, "values": {}, "figures": {}}, indent=1, ensure_ascii=False)
         write_whole(folder / file.name, (text + "\n").encode())
+    if (source / TIMES).is_file():
+        write_whole(folder / TIMES, (source / TIMES).read_bytes())
     return [file.stem for file in files]
 
 
