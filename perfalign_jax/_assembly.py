@@ -261,7 +261,7 @@ def finish(
     k = min(size, covariances.shape[-1])
     if choice is not None:  # axes without held-out correlation say nothing
         told = np.asarray(rho)[:, :k]
-        k = max(1, int(((told > 0).sum(axis=0) > 1).sum()))
+        k = _folds.count_axes(told)
         choice = dataclasses.replace(choice, chosen=dataclasses.replace(choice.chosen, k=k))
         _warn_of_chance(told, np.asarray(w, np.float64), choice)
     xp = namespace(covariances)

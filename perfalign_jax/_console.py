@@ -225,11 +225,7 @@ _LABELS = {
     "cmae": "CMAE (Eq. 8), data units",
     "ncmae": "NCMAE, of latents of length one",
     "relative_cmae": "relative CMAE, of the mean latent length",
-    "energy_kept_0": "share of view 0's energy in its latents",
-    "energy_kept_1": "share of view 1's energy in its latents",
     "effective_rank": "effective rank of the latents",
-    "effective_rank_0": "effective rank of view 0's latents",
-    "effective_rank_1": "effective rank of view 1's latents",
     "linear_cka": "linear CKA",
     "center": "centred",
 }
@@ -244,12 +240,22 @@ def show(
         print(json.dumps(clean, indent=1, allow_nan=False))
         return
     say_notes(notes)
-    labels = [_LABELS.get(name, name.replace("_", " ")) for name in facts]
+    labels = list(map(_label, facts))
     print(_printable(title))
     for label, value in zip(labels, facts.values(), strict=True):
         text = f"{value:,}" if type(value) is int else str(value)
         text = f"{value:.4g}" if isinstance(value, float) else text
         print(f"{label:{max(map(len, labels))}}  {_printable(text)}")
+
+
+def _label(name: str) -> str:
+    known = re.fullmatch(r"(energy_kept|effective_rank)_(\d+(?:_\d+)*)", name)
+    if known is None:
+        return _LABELS.get(name, name.replace("_", " "))
+    view = f"view {known[2].replace('_', ' and ')}'s"
+    if known[1] == "energy_kept":
+        return f"share of {view} energy in its latents"
+    return f"effective rank of {view} latents"
 
 
 def _json_name(name: str) -> str:

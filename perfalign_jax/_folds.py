@@ -26,6 +26,8 @@ __all__ = [
     "Tried",
     "axes_of",
     "correlations",
+    "count_axes",
+    "count_rows",
     "falling",
 ]
 __all__ += ["of_rows", "others", "paired", "reliabilities", "split", "tell", "try_ridges"]
@@ -281,13 +283,15 @@ def try_ridges(
     folds: Folds,
     rows: Float[Any, "f b p"],
     ridges: Float[Any, " l"],
+    count: Any,
     *,
     k: int,
     incomplete: Incomplete | None = None,
 ) -> Tried:
     """Fit on all folds but one with every ridge, and use it on the one left out.
 
-    ``rows`` are some rows of each fold, about ``folds.mean``; there may be none.
+    ``rows`` are some rows of each fold, about ``folds.mean``; there may be none. ``count`` is how
+    many equally weighted rows tell as much as all do.
     """
     dims, xp = folds.dims, namespace(folds.weights)
     pairs = list(itertools.combinations(range(len(dims)), 2))
@@ -338,7 +342,8 @@ def try_ridges(
     variances = xp.diagonal(moments, axis1=1, axis2=2)  # (l, k, s)
     scale = 1 / xp.sqrt(xp.where(variances > 0, variances, xp.inf))
     latents = tuple(z * scale[None, :, None, :, s] for s, z in enumerate(latents))
-    return Tried(moments, own.sum(axis=0) / total, over(reliabilities, moments), latents)
+    rho = over(lambda one: reliabilities(one, count), moments)
+    return Tried(moments, own.sum(axis=0) / total, rho, latents)
 
 
 def paired(scatter: Float[Any, "p p"], dims: tuple[int, ...], axes: Axes) -> Float[Any, "s s k"]:
@@ -361,12 +366,26 @@ def correlations(covariances: Float[Any, "... s s k"]) -> Float[Any, "... s s k"
     return xp.where(product > 0, covariances / xp.sqrt(safe), 0)
 
 
+def count_rows(weights: Float[Any, " n"]) -> Float[Any, ""]:
+    """How many rows of one weight say as much of a mean (Kish, 1965)."""
+    tiny = jnp.finfo(weights.dtype).tiny
+    largest = namespace(weights).maximum(weights.max(), tiny)
+    share = weights / largest
+    return share.sum() ** 2 / namespace(weights).maximum((share**2).sum(), tiny)
+
+
+def count_axes(rho: Float[Any, "s k"]) -> int:
+    """Axes up to the last on which two sides agree on held-out rows; at least one."""
+    agree = np.flatnonzero((np.asarray(rho) > 0).sum(axis=0) > 1)
+    return int(agree[-1]) + 1 if len(agree) else 1
+
+
 def falling(values: Float[Any, "... k"]) -> Float[Any, "... k"]:
     """The nearest sequence that never rises: isotonic regression.
 
-    Axes come in the order of their fitted couplings, so their held-out correlations fall but for
-    noise, which this averages out. By the min-max formula (Robertson, Wright and Dykstra, 1988):
-    ``min over a <= j of the max over b >= j of the mean from a to b``.
+    Axes come in the order of their fitted couplings, so their held-out correlations mostly fall but
+    for noise, which this averages out. By the min-max formula (Robertson, Wright and Dykstra,
+    1988): ``min over a <= j of the max over b >= j of the mean from a to b``.
     """
     xp = namespace(values)
     sums = xp.cumsum(values, axis=-1)
@@ -386,25 +405,37 @@ def falling(values: Float[Any, "... k"]) -> Float[Any, "... k"]:
     return xp.where(inside, largest, xp.inf).min(axis=-2)
 
 
+def _smooth(r: Float[Any, "... k"], count: Any) -> Float[Any, "... k"]:
+    """Correlations that fall from axis to axis, as far as noise explains that they do not.
+
+    The order is that of the couplings, which a ridge or a third side can turn round: an axis that
+    would move by more than three standard errors of a correlation of unrelated ones stays.
+    """
+    xp = namespace(r)
+    band = (3 / xp.sqrt(xp.maximum(count, 1))).astype(r.dtype)
+    smooth = falling(r)
+    return xp.clip(xp.where(xp.abs(smooth - r) > band, r, smooth), 0, TOP)
+
+
 _ROUNDS = 40  # of the factor model: it has one number for each side
 TOP = 1 - 1e-6  # correlations above are not told apart: an axis' weight grows like 1 / (1 - r^2)
 
 
-def reliabilities(covariances: Float[Any, "s s k"]) -> Float[Any, "s k"]:
+def reliabilities(covariances: Float[Any, "s s k"], count: Any) -> Float[Any, "s k"]:
     """Correlation of every side with what they share, axis by axis, from held-out moments.
 
     One common factor explains all pairs, ``r_ab = rho_a rho_b``: principal factor analysis. With
     two sides both have the root of their correlation. A pair that no row has is NaN in the moments,
-    and left out.
+    and left out. ``count`` is the number of held-out rows.
     """
     s, r, xp = covariances.shape[0], correlations(covariances), namespace(covariances)
     if s == 2:
-        held_out = xp.clip(falling(r[0, 1]), 0, TOP)
+        held_out = _smooth(r[0, 1], count)
         positive = held_out > 0
         shared = xp.where(positive, xp.sqrt(xp.where(positive, held_out, 1)), 0)
         return xp.stack([shared, shared])
     off = ~np.eye(s, dtype=bool)[:, :, None] & ~xp.isnan(r)
-    r = xp.where(off, xp.clip(falling(r), 0, TOP), 0)
+    r = xp.where(off, _smooth(r, count), 0)
     count = xp.maximum(off.sum(axis=1), 1).astype(r.dtype)
 
     def step(rho: Any) -> Any:

@@ -144,9 +144,8 @@ def align_masked(
             before = gain
             last = _missing.complete(patterns, one.blocks, level, last)
             held, chosen, incomplete = _fill_folds(one, present, have, w, last, plan)
-            tried = _folds.try_ridges(
-                held, chosen, jnp.asarray(ridges, dtype), k=size, incomplete=incomplete
-            )
+            rows = held, chosen, jnp.asarray(ridges, dtype), _folds.count_rows(w)
+            tried = _folds.try_ridges(*rows, k=size, incomplete=incomplete)
             counted = count_hits(tried, jnp.asarray(plan.seen), 0.0, ks=ladder(size, auto))
             hits = np.asarray(counted, np.float64)
             gain = float(hits.mean(axis=(2, 3)).max())

@@ -31,6 +31,7 @@ def align_parts(parts: list[Any], places: Sides, ridge: Any, k: Any) -> Alignmen
     largest = max(part.samples for part in parts) if len(parts) > 1 else 0
     fitted_rows = int(samples - largest)
     size = most_axes(folds.dims, fitted_rows, AXES if k == "auto" else int(k))
+    count = namespace(folds.mean).asarray(samples, folds.mean.dtype)
     remarks: tuple[str, ...] = (
         "from moments alone: chosen on held-out information, log-odds are not calibrated",
     )
@@ -43,7 +44,7 @@ def align_parts(parts: list[Any], places: Sides, ridge: Any, k: Any) -> Alignmen
         ridges = RIDGES if isinstance(ridge, str) else (ridge,)
         xp, dtype = namespace(folds.mean), folds.mean.dtype
         nothing = xp.zeros((len(parts), 0, folds.mean.shape[0]), dtype)
-        tried = _folds.try_ridges(folds, nothing, xp.asarray(ridges, dtype), k=size)
+        tried = _folds.try_ridges(folds, nothing, xp.asarray(ridges, dtype), count, k=size)
         informations = [float(_folds.tell(c)) for c in tried.covariances]
         number = int(np.argmax(informations))
         covariances, trained = tried.covariances[number], tried.trained[number]
@@ -51,8 +52,8 @@ def align_parts(parts: list[Any], places: Sides, ridge: Any, k: Any) -> Alignmen
         reason = "held-out information is largest, " + ", ".join(
             f"{i:.3g} nats at {r:g}" for i, r in zip(informations, ridges, strict=True)
         )
-    rho = _folds.reliabilities(covariances)
-    size = max(1, int(((np.asarray(rho) > 0).sum(axis=0) > 1).sum()))
+    rho = _folds.reliabilities(covariances, count)
+    size = _folds.count_axes(rho)
     setting = Trial("none", chosen, size, math.nan, math.nan)
     choice = Choice(trials, setting, 0, 0, reason, remarks)
     ridge = namespace(folds.mean).asarray(chosen, folds.mean.dtype)

@@ -221,7 +221,9 @@ def try_features(
 ) -> Candidate:
     folds = _folds.of_rows(features, plan.order, w)
     rows = take_rows(features, folds.mean, plan.chosen)
-    tried = _folds.try_ridges(folds, rows, namespace(rows).asarray(ridges, rows.dtype), k=k)
+    tried = _folds.try_ridges(
+        folds, rows, namespace(rows).asarray(ridges, rows.dtype), _folds.count_rows(w), k=k
+    )
     if _checks.is_traced(tried):
         return Candidate(name, lifts, features, folds, tried, np.zeros(()))
     hits = count_hits(tried, plan.seen, 0.0, ks=ladder(k, auto))

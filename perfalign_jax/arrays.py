@@ -53,7 +53,10 @@ class ArrayFile:
                 # Mapped anew each time: pages that were read do not stay with the process.
                 return np.array(np.load(self.path, mmap_mode="r", allow_pickle=False)[start:stop])
             with safetensors.safe_open(self.path, framework="numpy") as file:
-                return file.get_slice(self.name)[start:stop]
+                last = self.shape[0] if stop is None else min(stop, self.shape[0])
+                if start >= last:  # which safetensors refuses, as it does a stop beyond the end
+                    return np.zeros((0, *self.shape[1:]), self.dtype)
+                return file.get_slice(self.name)[start:last]
 
     @functools.cached_property
     def unpacked(self) -> np.ndarray:
@@ -135,7 +138,8 @@ class RowReader:
     @property
     def coarsest(self) -> float:
         """Eps of the coarsest dtype among the files, as in ``Factor``."""
-        kinds = [f.dtype for f in self.files if np.issubdtype(f.dtype, np.floating)]
+        parts = [part for file in self.files for part in getattr(file, "parts", [file])]
+        kinds = [part.dtype for part in parts if np.issubdtype(part.dtype, np.floating)]
         return max((float(np.finfo(kind).eps) for kind in kinds), default=0.0)
 
     @property
@@ -235,7 +239,7 @@ def open_array(spec: str | os.PathLike[str]) -> ArrayFile:
             part = file.get_slice(name)
             shape = tuple(part.get_shape())
             _check_shape(shape, 1)
-            some = part[0:0] if shape else file.get_tensor(name)
+            some = part[0:1] if shape and shape[0] else file.get_tensor(name)
             return ArrayFile(spec, path, name, shape, some.dtype)
 
 

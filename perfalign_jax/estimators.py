@@ -11,6 +11,7 @@ Needs scikit-learn 1.6 or newer, which the extra ``estimators`` brings.
 """
 
 import contextlib
+import dataclasses
 import importlib
 import itertools
 import tempfile
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from perfalign_jax import _checks, automatic, serialization, solver
+from perfalign_jax import _checks, automatic, serialization, solver, statistics
 from perfalign_jax._numerics import matmul
 from perfalign_jax.evidence import fit_search_slope
 from perfalign_jax.types import Alignment
@@ -42,6 +43,7 @@ except ImportError as error:
 __all__ = ["EvidenceAlignment", "PerfectAlignment", "ViewEncoder"]
 
 _DTYPES = [np.float64, np.float32]  # what is neither becomes the first
+_EPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23}
 _CANDIDATES = 2000  # rows that a score compares with one another
 
 
@@ -81,6 +83,16 @@ def _read(table: Any, name: str) -> Any:
     if rows is not None:
         return rows
     return check_array(table, dtype=_DTYPES, ensure_all_finite=False, input_name=name)
+
+
+def _coarsest(data: Any) -> float:
+    """Eps of the coarsest floats among tables of any kind: their rounding is no direction."""
+    found = [0.0]
+    for table in data if _is_several(data) else [data]:
+        kinds = getattr(table, "dtypes", [getattr(table, "dtype", "")])
+        names = {str(kind).lower().rpartition(".")[2] for kind in kinds}
+        found += [eps for name, eps in _EPS.items() if name in names]
+    return max(found)
 
 
 def _name_latents(k: int) -> Any:
@@ -334,6 +346,8 @@ class _Aligner(_Transformer):
         Raises:
             TypeError, ValueError: as ``perfalign_jax.encode``.
         """
+        if isinstance(X, Mapping) and view is not None:
+            raise TypeError("view must not be given where X maps views to rows.")
         return self._encode(X, view, "default")
 
     def _encode(self, X: Any, view: int | None, kind: str) -> Any:
@@ -482,13 +496,12 @@ class PerfectAlignment(_Aligner):
             TypeError, ValueError: as ``perfalign_jax.fit``, and if ``widths`` does not fit.
         """
         with _precise(self._take(X, fitting=True)) as (rows,):
-            self.alignment_ = solver.fit(
-                tuple(rows),
-                k=self.k,
-                select=self.select,
-                center=self.center,
-                weights=_weights(sample_weight, rows),
+            state: Any = statistics.from_views(
+                tuple(rows), weights=_weights(sample_weight, rows), kind="samples"
             )
+            came = max(float(jnp.finfo(state.dtype).eps), _coarsest(X))
+            state = dataclasses.replace(state, coarsest=jnp.asarray(came, state.dtype))
+            self.alignment_ = solver.fit(state, k=self.k, select=self.select, center=self.center)
         return self
 
 

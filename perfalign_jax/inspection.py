@@ -9,10 +9,11 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from perfalign_jax import _checks, diagnosis, evidence, significance, solver
+from perfalign_jax import _checks, diagnosis, evidence, significance, solver, statistics
 from perfalign_jax.significance import AxesTest
 from perfalign_jax.types import Alignment, Diagnosis, Views
 
@@ -156,7 +157,7 @@ def inspect(
     """
     solver.check_alignment(alignment)
     _checks.key(key)
-    arrays, _ = _checks.views(views)
+    arrays, coarsest = _checks.views(views)
     if len(arrays) != len(alignment.dims):
         raise TypeError(
             f"views must be a tuple of {len(alignment.dims)} arrays like the alignment's views, "
@@ -189,7 +190,8 @@ def inspect(
         alignment=alignment,
         views=(every[chosen[0]], every[chosen[1]]),
         diagnosis=diagnosis.diagnose(
-            tuple(x for side in both for x in side.values()), center=alignment.center
+            _known_to(tuple(x for side in both for x in side.values()), coarsest),
+            center=alignment.center,
         ),
         reliability=reliability,
         test=test,
@@ -202,6 +204,12 @@ def inspect(
         scores=_score_rows(alignment, both),
         names=labels,
     )
+
+
+def _known_to(arrays: Views, coarsest: float) -> Any:
+    """Rows with the rounding of the dtype they came in, whatever they are computed in now."""
+    state: Any = statistics.from_views(arrays, kind="samples")
+    return dataclasses.replace(state, coarsest=jnp.asarray(coarsest, state.dtype))
 
 
 def _alike(
@@ -271,7 +279,7 @@ def _principal(views: list[Array]) -> Float[np.ndarray, "s c"]:
     parts = []
     for x in map(np.asarray, views):
         deviation = x.std(axis=0)
-        moving = deviation > 8 * np.finfo(x.dtype).eps * np.abs(x).max(initial=0)
+        moving = deviation > 8 * np.finfo(x.dtype).eps * np.abs(x).max(axis=0, initial=0)
         parts.append((x[:, moving] - x[:, moving].mean(axis=0)) / deviation[moving])
     rows = np.hstack(parts)
     if rows.shape[1] == 0:

@@ -132,9 +132,9 @@ def from_batches(
 ) -> Any:
     """Return the statistic of batches ``(x1, x2, ...)`` from anywhere, one after the other.
 
-    A PyTorch ``DataLoader`` of tuples will do, as will batches of a Parquet file
-    (``ParquetFile.iter_batches``), slices of Zarr arrays, or a generator. The next batch is fetched
-    and copied in a thread while one is computed with.
+    A PyTorch ``DataLoader`` of tuples will do, as will slices of Zarr arrays, or a generator that
+    makes arrays of the batches of a Parquet file (``ParquetFile.iter_batches``). The next batch is
+    fetched and copied in a thread while one is computed with.
 
     Args:
         batches: each of two or more arrays of shapes ``(b, d_m)``; what NumPy's ``asarray`` takes.

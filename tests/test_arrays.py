@@ -5,6 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 import safetensors.numpy
+from safetensors.numpy import save_file
 
 import perfalign_jax as pa
 from perfalign_jax import arrays, streaming
@@ -25,6 +26,23 @@ def test_every_kind(tmp_path):
         np.testing.assert_array_equal(file.rows(1, 2), a[1:2])
     np.save(tmp_path / "odd.npz:name.npy", a)  # a colon that belongs to the file's name
     np.testing.assert_array_equal(open_array(tmp_path / "odd.npz:name.npy").rows(), a)
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz", "safetensors"])
+def test_a_last_block_may_be_short(kind, tmp_path, monkeypatch):
+    monkeypatch.setattr(arrays, "_BLOCK", 1)
+    x = np.arange(50.0).reshape(25, 2)
+    path = tmp_path / f"x.{kind}"
+    write = {"npy": np.save, "npz": np.savez, "safetensors": lambda p, a: save_file({"a": a}, p)}
+    write[kind](path, x)
+    reader = RowReader(str(path))
+    blocks = [block for (block,) in reader.blocks()]
+    assert [len(block) for block in blocks] == [4] * 6 + [1]
+    np.testing.assert_array_equal(np.concatenate(blocks), x)
+    assert reader.files[0].rows(30, 40).shape == (0, 2)
+    none = tmp_path / f"none.{kind}"
+    write[kind](none, x[:0])
+    assert open_array(none).rows().shape == (0, 2)
 
 
 def test_what_cannot_be_read(tmp_path):

@@ -56,7 +56,9 @@ def test_held_out_correlations_are_those_of_numpy(array, x64):
     views = [x / x.std(axis=0) / np.sqrt(x.shape[1]) for x in views]
     order = np.stack([np.arange(f, 300, 5) for f in range(5)])
     folds = _folds.of_rows(tuple(map(array, views)), order, array(np.ones(300)))
-    found = _folds.try_ridges(folds, array(np.zeros((5, 0, 11))), array(np.array([0.1])), k=5)
+    found = _folds.try_ridges(
+        folds, array(np.zeros((5, 0, 11))), array(np.array([0.1])), array(np.array(300.0)), k=5
+    )
     parts = [leave_out(views, fold, 5, 0.1) for fold in range(5)]
     cross, own1, own2 = (sum(part[i] for part in parts) for i in range(3))
     expected = cross / np.sqrt(own1 * own2)
@@ -89,7 +91,46 @@ def test_the_factor_model_explains_pairs_of_sides():
     rho = np.array([[0.9, 0.5], [0.8, 0.4], [0.6, 0.3]])
     r = rho[:, None] * rho[None]
     r[np.arange(3), np.arange(3)] = 1
-    assert np.allclose(_folds.reliabilities(r.astype(np.float32)), rho, atol=1e-3)
+    few = np.float32(1)  # so few rows that everything may be noise
+    assert np.allclose(_folds.reliabilities(r.astype(np.float32), few), rho, atol=1e-3)
+
+
+def test_an_axis_that_many_rows_confirm_is_not_averaged_away():
+    """A weak one with much energy stands before a strong one under a large ridge."""
+    rng = np.random.default_rng(6)
+    strong, weak = rng.normal(size=(2, 4000, 1))
+
+    def see(rng):
+        noisy = [weak + 0.816 * rng.normal(size=(4000, 1))] * 20
+        return np.float32(np.hstack([*noisy, strong + 0.1 * rng.normal(size=(4000, 1))]))
+
+    train = see(rng), see(rng)
+    alignment = pa.align(train, lift=None, ridge=1.0, k=2)
+    stated = np.asarray(alignment.reliability.prod(axis=0))
+    z1, z2 = map(np.asarray, pa.transform(alignment, (see(rng), see(rng))))
+    true = [np.corrcoef(a, b)[0, 1] for a, b in zip(z1.T, z2.T, strict=True)]
+    assert true[1] > true[0] + 0.3
+    np.testing.assert_allclose(stated, true, atol=0.06)  # three standard errors of either
+
+
+def test_a_side_that_does_not_take_part_in_an_axis_is_not_trusted_on_it():
+    """Two of three views share most: the axes of all three come after it."""
+    rng = np.random.default_rng(7)
+    two, three = rng.normal(size=(2, 4000, 1))
+    views = tuple(
+        np.float32(
+            np.hstack(
+                [
+                    0.995 * own + 0.1 * rng.normal(size=(4000, 1)),
+                    0.63 * three + 0.77 * rng.normal(size=(4000, 1)),
+                ]
+            )
+        )
+        for own in (two, two, rng.normal(size=(4000, 1)))
+    )
+    reliability = np.asarray(pa.align(views, lift=None, ridge=0.01, k=2).reliability)
+    assert reliability[2, 0] < 0.15
+    np.testing.assert_allclose(reliability[:, 1], 0.63, atol=0.06)
 
 
 def test_leading_axes_of_many_features_are_those_of_all(monkeypatch, rng):

@@ -40,6 +40,59 @@ def run(capsys, *arguments):
     return status, said.out, said.err
 
 
+def test_what_a_side_measures_is_named_after_its_view(files, capsys, x64):
+    run(capsys, "fit", "x1.npy", "x2.npy", "-k", 3, "--out", "a.safetensors")
+    one, other = (
+        run(capsys, "score", "a.safetensors", *given, "--json")[1]
+        for given in (("x1.npy", "x2.npy"), ("x2.npy", "x1.npy", "--source", 1, "--target", 0))
+    )
+    names = ("energy_kept_0", "energy_kept_1", "effective_rank_0", "effective_rank_1")
+    first, second = ([json.loads(text)[name] for name in names] for text in (one, other))
+    np.testing.assert_allclose(second, first, rtol=1e-9)
+    _, out, _ = run(capsys, "score", "a.safetensors", "x1.npy", "x2.npy")
+    assert "share of view 1's energy in its latents" in out
+    assert "effective rank of view 0's latents" in out
+
+
+def test_a_view_is_predicted_from_another_and_not_from_itself(files, capsys, x64):
+    run(capsys, "align", "x1.npy", "x2.npy", "--lift", "none", "--out", "a.safetensors")
+    for source, file, width in ((0, "x1.npy", 10), (1, "x2.npy", 12)):
+        given = ("predict", "a.safetensors", file, "--source", source, "--out", "p.npy")
+        assert run(capsys, *given)[0] == 0
+        assert np.load("p.npy").shape == (60, width)
+
+
+def test_rows_of_another_precision_than_the_alignment_are_named(files, capsys):
+    x1, x2 = files
+    for name, x in (("f1.npy", x1), ("f2.npy", x2)):
+        np.save(name, x.astype(np.float32))
+    np.save("whole.npy", np.arange(120).reshape(10, 12))
+    run(capsys, "fit", "f1.npy", "f2.npy", "-k", 3, "--out", "a.safetensors")
+    for file, dtype in (("x1.npy", "float64"), ("whole.npy", "int64")):
+        given = ("transform", "a.safetensors", file, "--view", 0, "--out", "z.npy")
+        status, _, err = run(capsys, *given)
+        assert status == 0
+        assert f"{file} has dtype {dtype}; it is computed in float32, the alignment's" in err
+        assert "float64;" in err or "in float64" not in err
+        assert np.load("z.npy").dtype == np.float32
+
+
+def test_shards_are_known_to_the_coarsest_of_them(files):
+    x1, _ = files
+    np.save("s-1.npy", x1.astype(np.float16))
+    np.save("s-2.npy", x1.astype(np.float32))
+    reader = arrays.RowReader(_files.find_array("s-*.npy"))
+    assert reader.coarsest == np.finfo(np.float16).eps
+
+
+def test_a_file_with_brackets_in_its_name_is_that_file(files):
+    x1, x2 = files
+    np.savez("d[1].npz", x=x1)
+    np.savez("d1.npz", x=x2)
+    assert _files.find_array("d[1].npz:x").shape == x1.shape
+    assert _files.find_array("d?.npz:x").shape == x2.shape
+
+
 def test_fit_transform_score_diagnose(files, capsys, x64):
     x1, x2 = files
     status, out, err = run(

@@ -409,6 +409,27 @@ def test_wrong_use_is_named():
         ViewEncoder(model).fit(table).get_feature_names_out([*"abc"])
 
 
+@pytest.mark.parametrize("kinds", [("f4", "f8"), ("f2", "f2")])
+def test_the_rounding_of_the_coarsest_view_is_no_direction(kinds):
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(200, 2))
+    views = [
+        (z @ rng.normal(size=(2, d))).astype(kind) for d, kind in zip((3, 4), kinds, strict=True)
+    ]
+    several = PerfectAlignment(k=None, select="energy").fit(tuple(views))
+    assert several.alignment_.k == 2
+    if len(set(kinds)) == 1:
+        table = PerfectAlignment(k=None, select="energy", widths=(3, 4)).fit(np.hstack(views))
+        assert table.alignment_.k == 2
+
+
+def test_a_view_is_not_named_twice():
+    x1, x2, _ = draw()
+    model = EvidenceAlignment(lift=None, ridge=0.1, k=2).fit((x1, x2))
+    with pytest.raises(TypeError, match="view must not be given where X maps views to rows"):
+        model.encode({0: x1}, view=1)
+
+
 def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "perfalign_jax.estimators")
     monkeypatch.setitem(sys.modules, "sklearn.base", None)

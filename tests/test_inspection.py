@@ -35,6 +35,22 @@ def found(pairs):
     return inspect(alignment, (x1, mixed), names=np.arange(120) + 1000, **FEW)
 
 
+def test_half_precision_is_diagnosed_as_what_it_is(rng):
+    z = rng.normal(size=(60, 2))
+    views = tuple((z @ rng.normal(size=(2, 3))).astype(np.float16) for _ in range(2))
+    own = pa.diagnose(views)
+    seen = inspect(pa.fit(views, k=2, select="energy"), views, **FEW).diagnosis
+    assert own.informative_dimension == seen.informative_dimension == 2
+
+
+def test_a_feature_of_large_values_hides_no_other(rng):
+    x = rng.normal(size=(60, 3))
+    for large in (np.full((60, 1), 1e7), 1e7 + 1e3 * rng.normal(size=(60, 1))):
+        rows = np.float32(np.hstack([x, large]))
+        alignment = pa.fit((rows, rows), k=3, check=False)
+        assert inspect(alignment, (rows, rows), **FEW).test.count() >= 3
+
+
 def test_scores_and_ranks_are_those_of_log_odds_and_search(pairs, found):
     alignment, x1, _, mixed = pairs
     odds = np.asarray(pa.log_odds(alignment, x1, mixed))

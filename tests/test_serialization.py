@@ -140,6 +140,18 @@ def test_permissions_are_those_the_user_asked_for(mask, tmp_path):
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o666 & ~mask
 
 
+def test_a_file_written_anew_keeps_its_permissions_and_its_links(tmp_path):
+    secret, link = tmp_path / "secret", tmp_path / "link"
+    secret.write_bytes(b"old")
+    secret.chmod(0o600)
+    link.symlink_to(secret)
+    write_whole(link, b"new")
+    assert link.is_symlink()
+    assert secret.read_bytes() == b"new"
+    assert secret.stat().st_mode & 0o777 == 0o600
+    assert sorted(os.listdir(tmp_path)) == ["link", "secret"]
+
+
 def test_writing_never_touches_the_umask(monkeypatch, tmp_path):
     # It belongs to the whole process: for a moment any other thread would write open files.
     monkeypatch.setattr(os, "umask", lambda mask: pytest.fail("the umask was changed"))

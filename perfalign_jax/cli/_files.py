@@ -3,6 +3,7 @@
 import glob
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import safetensors
 
 from perfalign_jax._console import InputError, check_out
 from perfalign_jax.arrays import ArrayFile, RowReader, open_array, split_name
+from perfalign_jax.types import PrecisionWarning
 
 if TYPE_CHECKING:
     from perfalign_jax.types import Alignment
@@ -82,7 +84,7 @@ def find_array(spec: str) -> Any:
             raise InputError(
                 "- reads the paths of one view's files from stdin, one a line, and got none."
             )
-    elif re.search(r"[*?\[]", spec) and not Path(spec).exists():
+    elif re.search(r"[*?\[]", spec) and not split_name(spec)[0].exists():
         path, name = split_name(spec)
         paths = sorted(glob.glob(str(path), recursive=True), key=_in_order)
         if not paths:
@@ -120,14 +122,24 @@ def check_files(out: Path, suffix: str, inputs: Iterable[Any], name: str = "--ou
 
 def open_rows(files: Sequence[Any], alignment: Any, views: Sequence[int]) -> RowReader:
     """Rows of an alignment's views, in its dtype, of whose blocks nothing but rows is made."""
-    rows = RowReader(*files)
+    dtype = np.dtype(alignment.offset.dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PrecisionWarning)  # of another dtype than it is computed in
+        rows = RowReader(*files)
+    for file in rows.files:
+        if np.promote_types(file.dtype, dtype) != dtype:
+            warnings.warn(
+                f"{file.spec} has dtype {file.dtype}; it is computed in {dtype}, the alignment's.",
+                PrecisionWarning,
+                stacklevel=2,
+            )
     for file, view in zip(rows.files, views, strict=True):
         if file.shape[1] != alignment.dims[view]:
             raise InputError(
                 f"{file.spec} must have {alignment.dims[view]} columns like view {view} of the "
                 f"alignment, got shape {file.shape}."
             )
-    rows.dtype = np.dtype(alignment.offset.dtype)
+    rows.dtype = dtype
     rows.step = min(rows.step, max(_LONGEST // (sum(rows.dims) * rows.dtype.itemsize), 1024))
     return rows
 

@@ -59,13 +59,24 @@ def joined(options: argparse.Namespace) -> Iterator[tuple[int, int]]:
         )
     except ValueError as error:
         raise InputError(f"--hosts {options.hosts} finds no cluster here ({error}).") from None
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"--hosts {options.hosts} cannot be joined: {reason}.") from None
     finally:
         timer.cancel()
     try:
         yield jax.process_index(), jax.process_count()
     except KeyboardInterrupt:
         _leave("interrupted.", 130)
-    except (InputError, OSError, ValueError, TypeError) as error:
+    except (
+        InputError,
+        OSError,
+        ValueError,
+        TypeError,
+        KeyError,
+        MemoryError,
+        RuntimeError,
+    ) as error:
         notes = " ".join(getattr(error, "__notes__", []))
         _leave(f"{advise(str(error))} {notes}".rstrip())
 

@@ -81,9 +81,10 @@ def measure(
     found = statistics.rows(state, center=True)
     if alignment.evidence is not None:  # its latents are in units of evidence
         return facts, found
-    for m, (_, unit, _, spread) in enumerate(moments):
-        energy = float(np.sum((np.asarray(found.blocks[m], np.float64) / unit) ** 2))
-        facts[f"energy_kept_{m}"] = energy / spread if spread else 0.0
+    views = zip((side[0] for side in sides), moments, found.blocks, strict=True)
+    for view, (_, unit, _, spread), rest in views:
+        energy = float(np.sum((np.asarray(rest, np.float64) / unit) ** 2))
+        facts[f"energy_kept_{view}"] = energy / spread if spread else 0.0
     return facts, found
 
 

@@ -262,7 +262,7 @@ def _add_sides(command: argparse.ArgumentParser, *, predicted: bool = False) -> 
             f"files (default: the alignment's {which} side)"
         )
         if predicted and name == "target":
-            text = "which view to predict, counted from 0 (default: the first of the second side)"
+            text = "which view to predict, counted from 0 (default: the first of another side)"
         command.add_argument(option, type=_read_views(option), metavar="VIEW", help=text)
 
 

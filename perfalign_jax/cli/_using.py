@@ -52,11 +52,13 @@ def predict(options: argparse.Namespace) -> None:
     check_files(options.out, ".npy", [options.alignment])
     with computing() as notes:
         import perfalign_jax as pa
+        from perfalign_jax.solver import sides_of
 
         alignment = load_alignment(options.alignment)
         source, target = _check_sides(options, alignment)
-        if options.target is None:
-            target = target[:1]
+        if options.target is None:  # of the first side that is not predicted from
+            others = (side for side in sides_of(alignment) if not set(side) & set(source))
+            target = next(others, target)[:1]
         if len(target) > 1:
             raise InputError(f"--target must be one view to predict, got {len(target)}.")
         files = find_arrays(options.x, source, "--source")
@@ -168,8 +170,9 @@ def score(options: argparse.Namespace) -> None:
         measured, latents = measure(alignment, rows, moments, sides, kept, every)
         facts: dict[str, Any] = {"n": rows.n, "k": alignment.k, **measured}
         halves = [mirrored(block) for block in latents.blocks]
-        for m, half in enumerate(halves):
-            facts[f"effective_rank_{m}"] = float(metrics.effective_rank(half))
+        for side, half in zip(sides, halves, strict=True):
+            name = "effective_rank_" + "_".join(map(str, side))
+            facts[name] = float(metrics.effective_rank(half))
         facts["linear_cka"] = float(metrics.linear_cka(*halves))
         z1, z2 = (np.concatenate(z) for z in zip(*kept, strict=True))
         with waiting("ranking"):

@@ -48,7 +48,10 @@ def plot_choice(choice: Choice, *, title: str = "") -> Figure:
         1
     """
     if not choice.trials:
-        raise ValueError("choice must hold trials, but lift, ridge and k were all given.")
+        raise ValueError(
+            "choice must hold trials: there are none where lift, ridge and k were given, or where "
+            "the data were moments."
+        )
     figure, (axes,) = make_panels(1, 1, row=4.2, width=6.4)
     names = list(dict.fromkeys(trial.lift for trial in choice.trials))
     handles: list[Any] = []
