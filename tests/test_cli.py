@@ -871,6 +871,10 @@ class TestReproduce:
         assert "1 | 2" in page
         assert "1 \\| 2" in (scripts / "results/report.md").read_text()
         assert "Not run" not in page
+        assert not (scripts / "results" / reproduce.TIMES).exists()  # not all in one go
+        run(capsys, "reproduce", "--out", "anew")
+        times = json.loads((scripts / "anew" / reproduce.TIMES).read_text())
+        assert (times["scale"], list(times["seconds"])) == ("default", ["first", "second"])
 
     @pytest.mark.slow
     def test_json_goes_to_stdout_and_progress_to_stderr(self, scripts, capfd):
