@@ -5,7 +5,7 @@ Command:  UTD_MHAD_ROOT=<folder> python experiments/alignment_study.py [--quick 
 Time:     11 minutes on 2 cores for one split, the default, most of it compilation; 5 for each more
           (--quick, one pair of views, 2 minutes; --full, 20 splits, 2 hours)
 Expect:   ``align`` at or above the best baseline by hindsight on every pair, but for noise and for
-          InfoNCE on two of the three pairs of measurements of tumours; stated probabilities within
+          InfoNCE on one of the three pairs of measurements of tumours; stated probabilities within
           a few points of what comes true
 
 Every method sees the same pairs of rows and is asked for the partners of others. Baselines get what

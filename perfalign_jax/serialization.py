@@ -197,10 +197,11 @@ def _sum(arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
 
 def check_target(path: str | os.PathLike[str]) -> Path:
     """Refuse a path that cannot be written to, before the work that leads to it."""
-    handle, temporary = _create_beside(Path(path).resolve())
+    target = Path(path)
+    handle, temporary = _create_beside(target)
     os.close(handle)
     temporary.unlink()
-    return Path(path)
+    return target
 
 
 def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
@@ -212,13 +213,14 @@ def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
 @contextlib.contextmanager
 def open_whole(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Open a file to write that appears at the end of the block, whole, or not at all."""
-    target = Path(path).resolve()  # of a link the file that it leads to
+    target = Path(path)
     handle, temporary = _create_beside(target)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
-        with contextlib.suppress(FileNotFoundError):  # written anew, for the eyes it was for
-            shutil.copymode(target, temporary)
+        if target.is_file() and not target.is_symlink():
+            with contextlib.suppress(FileNotFoundError):  # written anew, for the eyes it was for
+                shutil.copymode(target, temporary)
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)

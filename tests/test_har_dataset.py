@@ -226,7 +226,7 @@ def test_a_missing_video_reader_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     path = tmp_path / "a1_s1_t1_color.avi"
     path.touch()
-    with pytest.raises(ImportError, match=r"perfalign-jax\[har\]"):
+    with pytest.raises(ImportError, match=r"pip install av"):
         read_clip(path, modality="rgb")
 
 
