@@ -1,7 +1,7 @@
 """Changing the embedding model without embedding everything again.
 
 Command:  python experiments/migrate.py [--quick | --full] [--out results]
-Time:     6 minutes on 2 cores (--quick 140 s; --full, 20 draws, up to 4,000 pairs, lifts up to
+Time:     2 minutes on 2 cores (--quick as long; --full, 20 draws, up to 4,000 pairs, lifts up to
           1,000, an hour), and once 6 minutes for the vectors of the sentence encoders
 Expect:   more of the new model's own retrieval kept with every pair that is embedded by both, about
           as much as ridge regression keeps, and what is kept between the two ends of the gate
