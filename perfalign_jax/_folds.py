@@ -27,7 +27,7 @@ __all__ = [
     "axes_of",
     "correlations",
     "count_axes",
-    "count_rows",
+    "effective_rows",
     "falling",
 ]
 __all__ += ["of_rows", "others", "paired", "reliabilities", "split", "tell", "try_ridges"]
@@ -366,7 +366,7 @@ def correlations(covariances: Float[Any, "... s s k"]) -> Float[Any, "... s s k"
     return xp.where(product > 0, covariances / xp.sqrt(safe), 0)
 
 
-def count_rows(weights: Float[Any, " n"]) -> Float[Any, ""]:
+def effective_rows(weights: Float[Any, " n"]) -> Float[Any, ""]:
     """How many rows of one weight say as much of a mean (Kish, 1965)."""
     tiny = jnp.finfo(weights.dtype).tiny
     largest = namespace(weights).maximum(weights.max(), tiny)

@@ -144,7 +144,7 @@ def align_masked(
             before = gain
             last = _missing.complete(patterns, one.blocks, level, last)
             held, chosen, incomplete = _fill_folds(one, present, have, w, last, plan)
-            rows = held, chosen, jnp.asarray(ridges, dtype), _folds.count_rows(w)
+            rows = held, chosen, jnp.asarray(ridges, dtype), _folds.effective_rows(w)
             tried = _folds.try_ridges(*rows, k=size, incomplete=incomplete)
             counted = count_hits(tried, jnp.asarray(plan.seen), 0.0, ks=ladder(size, auto))
             hits = np.asarray(counted, np.float64)

@@ -222,7 +222,7 @@ def try_features(
     folds = _folds.of_rows(features, plan.order, w)
     rows = take_rows(features, folds.mean, plan.chosen)
     tried = _folds.try_ridges(
-        folds, rows, namespace(rows).asarray(ridges, rows.dtype), _folds.count_rows(w), k=k
+        folds, rows, namespace(rows).asarray(ridges, rows.dtype), _folds.effective_rows(w), k=k
     )
     if _checks.is_traced(tried):
         return Candidate(name, lifts, features, folds, tried, np.zeros(()))

@@ -395,7 +395,7 @@ def _with_wrong_pairs(
     for _ in range(_ROUNDS):
         folds = _folds.of_rows(best.features, plan.order, w * probability)
         rows = take_rows(best.features, folds.mean, plan.order)
-        count = _folds.count_rows(w * probability)
+        count = _folds.effective_rows(w * probability)
         tried = _folds.try_ridges(folds, rows, ridge[None], count, k=k)
         share, probability = _weigh(
             tried,

@@ -11,7 +11,6 @@ Needs scikit-learn 1.6 or newer, which the extra ``estimators`` brings.
 """
 
 import contextlib
-import dataclasses
 import importlib
 import itertools
 import tempfile
@@ -499,8 +498,7 @@ class PerfectAlignment(_Aligner):
             state: Any = statistics.from_views(
                 tuple(rows), weights=_weights(sample_weight, rows), kind="samples"
             )
-            came = max(float(jnp.finfo(state.dtype).eps), _coarsest(X))
-            state = dataclasses.replace(state, coarsest=jnp.asarray(came, state.dtype))
+            state = statistics.known_to(state, _coarsest(X))
             self.alignment_ = solver.fit(state, k=self.k, select=self.select, center=self.center)
         return self
 

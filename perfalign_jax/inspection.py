@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
@@ -186,13 +185,12 @@ def inspect(
     reliability = np.zeros(0)
     if alignment.evidence is not None:
         reliability = np.asarray(np.prod(np.asarray(alignment.reliability)[list(chosen)], axis=0))
+    compared = tuple(x for side in both for x in side.values())
+    state: Any = statistics.from_views(compared, kind="samples")
     return Inspection(
         alignment=alignment,
         views=(every[chosen[0]], every[chosen[1]]),
-        diagnosis=diagnosis.diagnose(
-            _known_to(tuple(x for side in both for x in side.values()), coarsest),
-            center=alignment.center,
-        ),
+        diagnosis=diagnosis.diagnose(statistics.known_to(state, coarsest), center=alignment.center),
         reliability=reliability,
         test=test,
         coordinates=(features[0].shape[1], features[1].shape[1]),
@@ -204,12 +202,6 @@ def inspect(
         scores=_score_rows(alignment, both),
         names=labels,
     )
-
-
-def _known_to(arrays: Views, coarsest: float) -> Any:
-    """Rows with the rounding of the dtype they came in, whatever they are computed in now."""
-    state: Any = statistics.from_views(arrays, kind="samples")
-    return dataclasses.replace(state, coarsest=jnp.asarray(coarsest, state.dtype))
 
 
 def _alike(

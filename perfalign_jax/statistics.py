@@ -398,6 +398,12 @@ def count_weighed(state: Statistic) -> int:
     return state.samples if weights is None else int(np.count_nonzero(np.asarray(weights)))
 
 
+def known_to(state: Samples, coarsest: float) -> Samples:
+    """The same rows, with eps of the coarsest dtype that they came in before they were cast."""
+    least = float(jnp.finfo(state.dtype).eps)
+    return dataclasses.replace(state, coarsest=jnp.asarray(max(least, coarsest), state.dtype))
+
+
 def with_rounding(rows: Rows, rtol: Any) -> Rows:
     """The same with a cut-off that is given."""
     share = jnp.asarray(rtol, rows.rounding.dtype)

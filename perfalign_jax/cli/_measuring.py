@@ -1,6 +1,5 @@
 """What the rows of two sides measure: moments, errors, energies."""
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
@@ -101,7 +100,7 @@ def survey(rows: RowReader, checkpoint: Path | None = None) -> Any:
         return streaming.survey(rows, checkpoint=checkpoint)
     say_if_short(checkpoint)
     state: Any = statistics.from_views(rows.whole(), kind="samples")
-    return dataclasses.replace(state, coarsest=np.asarray(rows.coarsest, rows.dtype))
+    return statistics.known_to(state, rows.coarsest)
 
 
 def say_if_short(checkpoint: Path | None) -> None:
