@@ -546,6 +546,7 @@ def test_wrong_pairs_are_found_in_groups_of_any_size():
     assert np.mean((np.asarray(found.right_probability) - right) ** 2) < 0.12
 
 
+@pytest.mark.slow
 def test_a_fold_without_complete_rows_chooses_no_lift():
     views = draw(0, 200, views=3)
     mask = np.ones((200, 3), bool)
@@ -555,6 +556,7 @@ def test_a_fold_without_complete_rows_chooses_no_lift():
     assert recall(alignment, {0: views[0]}, {1: views[1]}) > 0.5
 
 
+@pytest.mark.slow
 def test_a_view_that_is_missing_for_a_reason_is_predicted_without_bias():
     """Seen where its latent is positive alone, it is predicted where it is negative."""
     rng = np.random.default_rng(5)
@@ -602,6 +604,7 @@ def test_nan_finds_no_partner():
     assert not np.asarray(_selection._first(jnp.asarray(scores), jnp.asarray(valid))).any()
 
 
+@pytest.mark.slow
 def test_a_tiny_ridge_and_more_features_than_rows_beside_a_mask():
     rng = np.random.default_rng(0)
     z = rng.normal(size=(50, 5))
@@ -636,6 +639,7 @@ def test_one_statistic_counts_directions_and_not_columns():
     np.testing.assert_allclose(wide.reliability, plain.reliability, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_constant_feature_has_a_gradient():
     x1, x2 = (jnp.asarray(x) for x in draw(0, 60))
     x1 = x1.at[:, 2].set(1.0)

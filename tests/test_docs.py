@@ -28,15 +28,10 @@ def name_of(page):
     return str(page.relative_to(ROOT))
 
 
-# Every page that calls align with something to choose compiles for a while.
-SLOW = ("README", "index", "missing", "wrong-pairs", "embedding-model", "transfer")
-WITH_CODE = [
-    pytest.param(page, marks=[pytest.mark.slow] if page.stem in SLOW else [])
-    for page in PAGES
-    if "```python" in page.read_text()
-]
+WITH_CODE = [page for page in PAGES if "```python" in page.read_text()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
 def test_the_code_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -75,6 +75,7 @@ def test_encoders_give_one_latent_vector_for_each_clip(make, shape, expected):
     assert jax.eval_shape(lambda x: make(KEY)(x), jnp.ones(shape)).shape == expected
 
 
+@pytest.mark.slow
 def test_clips_of_a_batch_do_not_reach_each_other(rng):
     encoder = CompactVideoEncoder(KEY, size=16, latent=8)
     x = rng.uniform(0, 2, size=(4, 8, 16, 16)).astype(np.float32)
@@ -113,6 +114,7 @@ def test_a_frozen_trunk_keeps_its_statistics(rng):
         assert all(same) == frozen
 
 
+@pytest.mark.slow
 def test_grey_videos_are_shown_to_all_three_colours(rng):
     encoder = PaperVideoEncoder(KEY, latent=4, width=4)
     x = rng.uniform(0, 2, size=(1, 2, 32, 32)).astype(np.float32)
@@ -120,6 +122,7 @@ def test_grey_videos_are_shown_to_all_three_colours(rng):
     np.testing.assert_allclose(run(encoder, x), run(encoder, colour), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_mixed_precision_keeps_weights_and_latents_in_float32():
     encoder = SeriesEncoder(KEY, channels=6, latent=8, widths=(8,), dtype=jnp.bfloat16)
     x = jnp.ones((2, 16, 6))
@@ -146,6 +149,7 @@ def test_every_modality_has_a_branch():
         assert modality in branch.name
 
 
+@pytest.mark.slow
 def test_weights_of_the_trunk_come_from_a_file(tmp_path):
     trunk = resnet.ResNet18(jax.random.key(7))
     resnet.save_resnet18(trunk, tmp_path / "trunk.safetensors")
@@ -186,6 +190,7 @@ def test_wrong_shapes_name_what_was_expected():
         PaperVideoEncoder(KEY, latent=4, width=4)(jnp.ones((2, 9)))
 
 
+@pytest.mark.slow
 def test_pixels_reach_the_trunk_on_the_scale_of_its_weights(monkeypatch):
     """Pixels on a scale from 0 to 1, less ImageNet's mean, in units of its standard deviation."""
     encoder = PaperVideoEncoder(KEY, latent=4, width=4)
@@ -215,6 +220,7 @@ def test_weights_and_latents_are_float32_in_64_bit_mode_too(x64):
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_latents_can_have_the_rank_of_their_size():
     for modality in ("inertial", "skeleton"):
         encoder = make_branch(modality, latent=300).make(KEY)

@@ -269,6 +269,7 @@ def test_training_moves_only_the_running_statistics():
     assert moved == {name for name in before if ".running_" in name}
 
 
+@pytest.mark.slow
 def test_vmap_over_trunks_equals_a_loop():
     graph, first = loaded(1)
     states = [first, loaded(2)[1]]

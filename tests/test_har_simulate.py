@@ -37,6 +37,7 @@ def root(tmp_path_factory):
 # The body.
 
 
+@pytest.mark.slow
 def test_a_body_with_all_angles_zero_hangs_straight(subject):
     plan = module._plan(subject, jnp.asarray(1), jax.random.key(0))
     joints, forearm, limb, _ = module._body(jnp.zeros(23), plan)
@@ -71,6 +72,7 @@ def test_each_joint_turns_the_way_its_name_says(subject):
     assert hand(flexion=90, elbow=90)[1] > 0.5
 
 
+@pytest.mark.slow
 def test_bones_keep_their_length_and_feet_stay_above_the_floor(clips):
     for clip in clips.values():
         for a, b in BONES:
@@ -186,6 +188,7 @@ def test_people_differ_more_than_trials_of_one():
     assert (sizes.std(axis=0) / sizes.mean(axis=0) > 0.01).all()
 
 
+@pytest.mark.slow
 def test_actions_can_be_told_apart_between_subjects_but_not_always():
     people = [draw_subject(key=jax.random.key(s)) for s in range(6)]
     signals, labels, groups = [], [], []
@@ -269,6 +272,7 @@ def test_colour_videos_are_what_the_name_promises(tmp_path):
     assert moving[40:200, 200:440].max() > 30  # raised arms
 
 
+@pytest.mark.slow
 def test_the_split_uses_every_clip_once_in_the_authors_proportions(tmp_path):
     names = simulate(tmp_path, key=jax.random.key(0), subjects=6, trials=2, modalities=["inertial"])
     split = read_split(tmp_path / "splits" / "40_40_10_10", names)

@@ -203,6 +203,7 @@ def full(views, fit):
     return tuple(np.asarray(z) for z in solver.transform(alignment, views))
 
 
+@pytest.mark.slow
 @collapse
 def test_the_methods_come_in_order_and_align_their_pairs(by_method):
     assert list(by_method) == [
@@ -413,6 +414,7 @@ def test_crossed_intervals_hold_what_they_promise(rng):
         estimates.estimate_crossed(values[:1])
 
 
+@pytest.mark.slow
 def test_a_transfer_in_closed_form_needs_no_library_of_networks():
     """Recordings, protocol and lifts; beyond what the package itself loads."""
     script = """

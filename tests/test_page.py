@@ -37,6 +37,7 @@ def page(alignment, views, tmp_path_factory):
     return path, path.read_text(), found
 
 
+@pytest.mark.slow
 def test_it_loads_nothing_and_its_figures_share_no_id(page):
     _, text, _ = page
     for word in ("<script", "<link", "<img", "<iframe", "src=", "@import", "@font-face"):
@@ -101,6 +102,7 @@ def test_panels_name_their_axes_and_units(page):
     assert titles[:2] == ["No direction aligns perfectly", "3 axes are more than chance"]
 
 
+@pytest.mark.slow
 def test_perfect_directions_are_marked(rng, tmp_path):
     z = rng.normal(size=(60, 2))
     x1, x2 = (np.float32(z @ rng.normal(size=(2, d))) for d in (4, 3))

@@ -62,6 +62,7 @@ def batches(draw):
     return sizes, order, seed, offset, weighted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ALL_KINDS)
 @settings(max_examples=25, deadline=None)
 @given(plan=batches())

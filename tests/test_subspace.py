@@ -201,6 +201,7 @@ def test_dual_forms_nothing_of_size_d_by_d():
     assert f"{2 * d},{2 * d}" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "k", "select"),
     [
