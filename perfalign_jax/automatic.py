@@ -10,7 +10,6 @@ held-out rows that choose, at most 2,000, are looked at again.
 """
 
 import dataclasses
-import functools
 import operator
 from collections.abc import Sequence
 from typing import Any, Literal, cast
@@ -21,10 +20,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from perfalign_jax import _checks, _folds, evidence, solver, statistics
-from perfalign_jax._assembly import calibrate, finish
+from perfalign_jax._assembly import finish
 from perfalign_jax._folds import Tried
 from perfalign_jax._masked import align_masked
-from perfalign_jax._numerics import at_hand, compiled, namespace, repeat, sigmoid
+from perfalign_jax._numerics import at_hand, compiled, namespace, sigmoid
 from perfalign_jax._parts import align_parts
 from perfalign_jax._progress import tell
 from perfalign_jax._selection import (
@@ -34,11 +33,11 @@ from perfalign_jax._selection import (
     Plan,
     Sides,
     add_lengths,
+    all_pairs,
     choose,
     fit_lifts,
     lift_sides,
     list_lifts,
-    list_pairs,
     plan_rows,
     take_rows,
     try_features,
@@ -53,7 +52,9 @@ __all__ = ["align"]
 _KERNELS = ("gaussian", "laplacian", "polynomial", "arc_cosine")
 _TRYING = 0.8  # share of the time in which lifts are tried; the rest is choosing and finishing
 _FOLDS = 100  # with more, too few rows of one are left to find a partner among
-_ROUNDS = 7  # of weighing pairs
+_ROUNDS = 4  # of weighing pairs with one setting
+_PASSES = 4  # of choosing a setting with pairs weighed, at most
+_SHUFFLED = 8  # rows that are put beside each row as wrong partners
 
 
 def align(
@@ -97,9 +98,9 @@ def align(
         weights: shape ``(n,)``, as in ``fit``; rows of weight zero are not there, outside jit.
         groups: shape ``(n,)``, such as subjects or sessions: rows of one group are never in
             different folds.
-        wrong_pairs: some pairs may be wrong; weigh each by how probably it is right. The alignment
-            then has ``right_share``, which with fewer than some hundred rows is too high, and
-            ``right_probability``. For two sides.
+        wrong_pairs: some pairs may be wrong; fit to as many as are right by estimate, the most
+            credible. The alignment then has ``right_share``, which with fewer than some hundred
+            rows is too high, and ``right_probability``. For two sides.
         folds: how many parts the rows are held out in, at most 100.
 
     Returns:
@@ -380,48 +381,58 @@ def _with_wrong_pairs(
     plan: Plan,
     choice: Choice,
 ) -> Alignment:
-    """Weigh every pair by how probably it is right, and fit again, until the weights stand.
+    """Fit to as many pairs as are right by estimate, the most credible, until they stand.
 
-    The probabilities come from rows held out of the fit, so no pair vouches for itself. Ridge, k
-    and whether lengths count are then chosen anew, with the weights.
+    Credibility and share come from rows held out of the fit, so no pair vouches for itself. Pairs
+    weighed by their probability instead would leave wrong ones a part of their weight, and where
+    views determine each other closely a twentieth of it spoils the fit. Ridge, k and whether
+    lengths count are chosen anew with the pairs that are left, until that changes nothing.
+
+    Source: the concentration steps of least trimmed squares (Rousseeuw and Van Driessen 2006).
     """
     ridges, number, size, lengths = setting
     auto = len(best.hits[0]) > 1
     xp = namespace(w)
-    share = xp.asarray(1.0, w.dtype)
-    probability = xp.ones_like(w)
-    ridge = xp.asarray(ridges[number], w.dtype)
+    share, probability, kept = xp.asarray(1.0, w.dtype), xp.ones_like(w), w
     k = best.tried.covariances.shape[-1]
-    for _ in range(_ROUNDS):
-        folds = _folds.of_rows(best.features, plan.order, w * probability)
-        rows = take_rows(best.features, folds.mean, plan.order)
-        count = _folds.effective_rows(w * probability)
-        tried = _folds.try_ridges(folds, rows, ridge[None], count, k=k)
-        share, probability = _weigh(
-            tried,
-            size,
-            float(best.unit),
-            (plan.order, plan.thin, plan.chosen, plan.seen),
-            w,
-            probability,
-            share,
-        )
+    where = plan.order, plan.thin, plan.chosen, plan.seen
+    ridge = ridges[number]
+    for _ in range(_PASSES):
+        before = ridge, size, best.unit
+        for _ in range(_ROUNDS):
+            folds = _folds.of_rows(best.features, plan.order, kept)
+            rows = take_rows(best.features, folds.mean, plan.order)
+            count, one = _folds.effective_rows(kept), xp.asarray([ridge], w.dtype)
+            tried = _folds.try_ridges(folds, rows, one, count, k=k)
+            share, probability = _weigh(tried, size, float(best.unit), where, w, probability, share)
+            kept = _most_credible(probability, w, float(share), 2 * len(plan.order))
+        again = try_features(best.name, best.lifts, best.features, kept, ridges, plan, k, auto)
+        both = add_lengths([again], kept, plan, auto) if lengths else [again]
+        picked, number, size, chosen = choose(both, ridges, kept, plan, auto)
+        best, ridge = both[picked], ridges[number]
+        if before == (ridge, size, best.unit):
+            break
     if float(share) * plan.n < 2 * len(plan.order):
         _checks.warn(
             f"the share of right pairs is estimated as {float(share):.1%}: there is hardly one to "
             "learn from.",
             CollapseWarning,
         )
-        probability = xp.maximum(probability, 1e-3)
-    weighed = w * probability
-    again = try_features(best.name, best.lifts, best.features, weighed, ridges, plan, k, auto)
-    both = add_lengths([again], weighed, plan, auto) if lengths else [again]
-    picked, number, size, chosen = choose(both, ridges, weighed, plan, auto)
-    again = both[picked]
     wrong = f"{float(1 - share):.1%} of the pairs are estimated to be wrong"
     choice = dataclasses.replace(choice, chosen=chosen.chosen, remarks=(*choice.remarks, wrong))
     right = (share, probability)
-    return finish(views, again, number, ridges[number], size, weighed, places, plan, choice, right)
+    return finish(views, best, number, ridge, size, kept, places, plan, choice, right)
+
+
+def _most_credible(
+    probability: Float[Any, " n"], w: Float[Any, " n"], share: float, least: int
+) -> Float[Any, " n"]:
+    """Weights of the most credible pairs that hold a share of all, and of some in any case."""
+    order = np.argsort(-np.asarray(probability), kind="stable")
+    ranked = np.asarray(w, np.float64)[order]
+    held = np.cumsum(ranked) - ranked < share * ranked.sum() * (1 - 1e-9)
+    held[:least] = True
+    return namespace(w).where(held[np.argsort(order)], w, 0)
 
 
 @compiled()
@@ -439,24 +450,26 @@ def _weigh(
     order, thin, chosen, seen = where  # as in a Plan
     latents = tuple(z[:, 0] for z in tried.latents)
     few = tuple(xp.take_along_axis(z, thin[:, :, None], axis=1) for z in latents)
-    slope, offset, *_ = calibrate(tried.rho[0], few, size, unit, seen, w * probability, chosen)
+    scores, there, _ = all_pairs(tried.rho[0], few, size, unit, seen, w[chosen])
+    apart, valid = _shuffle(there, scores.shape[1])
+    shuffled = xp.take_along_axis(scores, apart, axis=2)
     rho = xp.where(xp.arange(tried.rho.shape[-1]) < size, tried.rho[0], 0)
-    pairs = []
-    for a, b in list_pairs(len(latents)):
-        r = rho[a] * rho[b]
-        first, second = (solver.at_length(latents[s], r, unit) for s in (a, b))
-        pairs.append(evidence.score_pairs(first, second, r))
-    odds = slope * functools.reduce(xp.add, pairs) / len(pairs) + offset
-    valid = order >= 0
-    weights = xp.where(valid, w[order], 0)
+    r = rho[0] * rho[1]
+    first, second = (solver.at_length(z, r, unit) for z in latents)
+    pairs = evidence.score_pairs(first, second, r).reshape(-1)
+    row = xp.where(order >= 0, order, len(w)).reshape(-1)
+    pairs = pairs[xp.argsort(row)[: len(w)]]
+    return evidence.fit_mixture(
+        pairs, w, shuffled.reshape(-1), valid.reshape(-1), share, probability
+    )
 
-    def right(share: Any) -> Any:
-        return sigmoid(odds + xp.log(share) - xp.log1p(-share))
 
-    def step(share: Any) -> Any:
-        mean = (weights * right(share)).sum() / xp.maximum(weights.sum(), 1e-30)
-        return xp.clip(mean, 1e-4, 1 - 1e-4)
-
-    share = repeat(50, step, xp.clip(share, 0.5, 1 - 1e-4))
-    place = xp.argsort(xp.where(valid, order, len(w)).reshape(-1))[: len(w)]  # of row after row
-    return share, right(share).reshape(-1)[place]
+def _shuffle(there: Bool[Any, "f b"], count: int) -> tuple[Int[Any, "f b s"], Bool[Any, "f b s"]]:
+    """Other rows of its fold for every row, and whether both are there."""
+    xp = namespace(there)
+    rows = there.sum(axis=1)[:, None, None]
+    shifts = xp.arange(_SHUFFLED)[None, None, :] * xp.maximum((rows - 1) // _SHUFFLED, 1)
+    shifts = 1 + shifts % xp.maximum(rows - 1, 1)
+    apart = (xp.arange(count)[None, :, None] + shifts) % xp.maximum(rows, 1)
+    valid = there[:, :, None] & (rows > 1)
+    return apart, xp.broadcast_to(valid, apart.shape)

@@ -511,7 +511,7 @@ class EvidenceAlignment(_Aligner):
         lift: None, "linear", "auto", or the name of a kernel, as in ``align``.
         ridge: relative to the mean eigenvalue of each side, or "auto".
         k: number of axes, or "auto".
-        wrong_pairs: weigh each pair by how probably it is right.
+        wrong_pairs: fit to as many pairs as are right by estimate, the most credible.
         folds: how many parts the rows are held out in.
         widths: as in ``PerfectAlignment``.
 

@@ -32,6 +32,7 @@ __all__ = [
     "Found",
     "fit_calibration",
     "fit_lapse",
+    "fit_mixture",
     "fit_search_slope",
     "log_odds",
     "score_all",
@@ -293,26 +294,107 @@ def fit_calibration(
     target, impostors = right.astype(w.dtype), wrong.astype(w.dtype)
     counts = [xp.maximum(part.sum(), 1e-30) for part in (w, impostors)]
     share = w / counts[0] + impostors / counts[1]
-    # In units of the typical score, so that the small penalty that keeps separable scores finite
-    # (as a prior of one pair would) has a scale.
+    unit = _typical(scores, share)
+    x, penalty = xp.where(share > 0, scores, 0) / unit, 1 / (counts[0] + 1)
+    start = xp.zeros(2, x.dtype)
+    slope, offset = repeat(60, lambda ab: _newton(ab, x, target, share, penalty), start)
+    return xp.maximum(slope, 1e-6) / unit, offset
+
+
+def _typical(scores: Any, share: Any) -> Any:
+    """The typical score, as a unit: it gives the penalty of ``_newton`` a scale."""
+    xp = namespace(scores)
     size = xp.sqrt((share * xp.where(share > 0, scores, 0) ** 2).sum() / 2)
-    size = xp.where(size > 0, size, 1)
-    x = xp.where(share > 0, scores, 0) / size
-    penalty = 1 / (counts[0] + 1)
+    return xp.where(size > 0, size, 1)
 
-    def step(ab: Any) -> Any:
-        p = sigmoid(ab[0] * x + ab[1])
-        error = share * (p - target)
-        curve = share * p * (1 - p)
-        gradient = xp.stack([(error * x).sum() + penalty * ab[0] / 100, error.sum()])
-        turned = curve * x
-        a, b, c = (turned * x).sum() + penalty / 100, turned.sum(), curve.sum() + 1e-6
-        step = xp.stack([c * gradient[0] - b * gradient[1], a * gradient[1] - b * gradient[0]])
-        step = step / (a * c - b * b)
-        return ab - step / xp.maximum(1, xp.abs(step).max())  # at most one unit at once
 
-    found = repeat(60, step, xp.zeros(2, x.dtype))
-    return xp.maximum(found[0], 1e-6) / size, found[1]
+def _newton(ab: Any, x: Any, target: Any, share: Any, penalty: Any) -> Any:
+    """A step to the slope and offset of logistic regression; at most one unit.
+
+    The small penalty keeps separable scores finite, as a prior of one pair would.
+    """
+    xp = namespace(x)
+    p = sigmoid(ab[0] * x + ab[1])
+    error = share * (p - target)
+    curve = share * p * (1 - p)
+    gradient = xp.stack([(error * x).sum() + penalty * ab[0] / 100, error.sum()])
+    turned = curve * x
+    a, b, c = (turned * x).sum() + penalty / 100, turned.sum(), curve.sum() + 1e-6
+    step = xp.stack([c * gradient[0] - b * gradient[1], a * gradient[1] - b * gradient[0]])
+    step = step / (a * c - b * b)
+    return ab - step / xp.maximum(1, xp.abs(step).max())
+
+
+@compiled()
+def fit_mixture(
+    scores: Float[Any, " n"],
+    weights: Float[Any, " n"],
+    shuffled: Float[Any, " m"],
+    valid: Bool[Any, " m"],
+    share: Float[Any, ""],
+    probability: Float[Any, " n"],
+) -> tuple[Float[Any, ""], Float[Any, " n"]]:
+    """Of pairs that are in part wrong: the share of right ones, and how probably each is right.
+
+    A wrong pair's score is one of shuffled rows, whose scores are known; how many times as probable
+    a right pair makes a score is exponential in it, with slope and offset as in
+    ``fit_calibration``. These and the share are found together, by maximum likelihood: a slope from
+    pairs weighed by an earlier share would count the wrong ones among the right, become flatter,
+    and so find fewer of them.
+
+    Args:
+        scores: of the pairs, held out.
+        weights: of the pairs.
+        shuffled: scores of rows of which none are a pair.
+        valid: which of them are there.
+        share: of right pairs, to start from.
+        probability: of each pair to be right, to start from.
+
+    Returns:
+        Share, from 0.0001 to 0.9999, and probability.
+
+    Source: expectation maximisation, with a step of Newton's for slope and offset.
+
+    Example:
+        >>> import numpy as np
+        >>> from perfalign_jax.evidence import fit_mixture
+        >>> rng = np.random.default_rng(0)
+        >>> wrong, right = rng.normal(-3, 1, size=(2, 500)), rng.normal(3, 1, size=300)
+        >>> scores, ones = np.concatenate([wrong[0, :200], right]), np.ones(500)
+        >>> share, _ = fit_mixture(scores, ones, wrong[1], ones > 0, np.asarray(0.9), ones)
+        >>> round(float(share), 1)
+        0.6
+    """
+    xp = namespace(scores)
+    pairs, total = xp.where(weights > 0, scores, 0), xp.maximum(weights.sum(), 1e-30)
+    impostors = valid / xp.maximum(valid.sum(), 1).astype(scores.dtype)
+    target = xp.concatenate([xp.ones_like(pairs), xp.zeros_like(impostors)])
+    both = xp.concatenate([pairs, xp.where(valid, shuffled, 0)])
+    unit = _typical(both, xp.concatenate([weights / total, impostors]))
+    x, penalty = both / unit, 1 / (total + 1)
+
+    def fit(ab: Any, probability: Any) -> Any:
+        w = weights * probability
+        w = xp.concatenate([w / xp.maximum(w.sum(), 1e-30), impostors])
+        return _newton(ab, x, target, w, penalty)
+
+    def right(ab: Any, share: Any) -> Any:
+        return sigmoid(
+            xp.maximum(ab[0], 0) * x[: len(pairs)] + ab[1] + xp.log(share) - xp.log1p(-share)
+        )
+
+    def step(state: Any) -> Any:
+        ab, share = state
+
+        def again(share: Any) -> Any:
+            return xp.clip((weights * right(ab, share)).sum() / total, 1e-4, 1 - 1e-4)
+
+        share = repeat(5, again, share)
+        return fit(ab, right(ab, share)), share
+
+    ab = repeat(30, lambda ab: fit(ab, probability), xp.zeros(2, x.dtype))
+    ab, share = repeat(100, step, (ab, xp.clip(share, 0.5, 1 - 1e-4)))
+    return share, right(ab, share)
 
 
 _FLATTEST, _STEEPEST = 1e-3, 4.0

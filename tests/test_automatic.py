@@ -281,6 +281,25 @@ def test_wrong_pairs_are_found(share):
         assert "wrong" in str(alignment.choice)
 
 
+def test_wrong_pairs_do_not_spoil_views_that_determine_each_other():
+    """The last wrong pairs cost most there, and the ridge that they called for does not stay."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(800, 24)) * 0.8 ** np.arange(24)
+    views = [
+        (z @ rng.normal(size=(24, d)) + 0.02 * rng.normal(size=(800, d))).astype(np.float32)
+        for d in (40, 30)
+    ]
+    train, test = ([x[rows] for x in views] for rows in (slice(400), slice(400, None)))
+    wrong = np.zeros(400, bool)
+    wrong[rng.permutation(400)[:160]] = True
+    second = train[1].copy()
+    second[wrong] = np.roll(second[wrong], 1, axis=0)
+    alignment = pa.align((train[0], second), lift=None, wrong_pairs=True)
+    alone = pa.align([x[~wrong] for x in train], lift=None)
+    assert abs(float(alignment.right_share) - 0.6) < 0.03
+    assert recall(alignment, *test) > recall(alone, *test) - 0.04
+
+
 def test_a_full_mask_changes_nothing():
     views = draw(3, views=3)
     given = {"sides": ((0, 2), (1,)), "lift": None, "ridge": 0.1}
