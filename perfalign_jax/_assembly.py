@@ -248,14 +248,15 @@ def finish(
     places: Sides,
     plan: Plan,
     choice: Choice | None,
-    right: tuple[Any, Any] | None = None,
+    right: tuple[Any, Any, Any] | None = None,
     whole: tuple[Any, Any] | None = None,
     present: Float[Any, "m n"] | None = None,
 ) -> Alignment:
     """The alignment of one setting, with its evidence.
 
-    ``whole`` are mean and covariance where they are not the folds' own, ``present`` which views
-    every row has, where some are missing.
+    ``right`` are the share of right pairs, how probably each is right, and the weights to calibrate
+    by, where some pairs are left out; ``whole`` are mean and covariance where they are not the
+    folds' own, ``present`` which views every row has, where some are missing.
     """
     covariances, trained, rho, held_out = _pick(best.tried, number)
     k = min(size, covariances.shape[-1])
@@ -268,14 +269,16 @@ def finish(
     ridge = xp.asarray(ridge, covariances.dtype)
     fitted = solve(best.folds, -1, covariances, trained, rho, ridge, whole, k=k)
     unit = float(best.unit)
-    slopes = calibrate(rho, held_out, k, unit, plan.seen, w, plan.chosen)
+    judged = w if right is None else right[2]
+    slopes = calibrate(rho, held_out, k, unit, plan.seen, judged, plan.chosen)
     weights = xp.tile(w, (len(views), 1)) if present is None else present * w[None, :]
     known = _know(views, best.features, fitted, weights, places)
     explained = None
     if whole is None:  # the folds of rows completed by EM are not those that were fitted
-        first = plan.order[0][plan.order[0] >= 0]
-        inside = xp.asarray(np.isin(np.arange(plan.n), first), w.dtype)
-        others = solve(best.folds, 0, covariances, trained, rho, ridge, None, k=k)
+        sizes = best.folds.weights
+        out = 0 if _checks.is_traced(sizes) else int(np.argmax(sizes))
+        inside = xp.asarray(np.isin(np.arange(plan.n), plan.order[out]), w.dtype)
+        others = solve(best.folds, out, covariances, trained, rho, ridge, None, k=k)
         without = _know(views, best.features, others, weights * (1 - inside)[None, :], places)
         explained = share_explained(views, known, without, fitted.rho, w, inside, places=places)
     return build(

@@ -348,7 +348,7 @@ def choose(
     near = []
     for s in range(len(settings)):
         lead, error = _mean_and_error(hits[best] - hits[s], share)
-        if lead <= max(error, 1 / max(rows, 1)):  # one row more or less proves nothing
+        if lead <= max(error, float(share.max())):  # one row more or less proves nothing
             near.append(s)
 
     found = _log_likelihoods(candidates, [settings[s] for s in near], plan, w)

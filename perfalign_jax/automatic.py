@@ -52,8 +52,8 @@ __all__ = ["align"]
 _KERNELS = ("gaussian", "laplacian", "polynomial", "arc_cosine")
 _TRYING = 0.8  # share of the time in which lifts are tried; the rest is choosing and finishing
 _FOLDS = 100  # with more, too few rows of one are left to find a partner among
-_ROUNDS = 4  # of weighing pairs with one setting
-_PASSES = 4  # of choosing a setting with pairs weighed, at most
+_ROUNDS = 4  # of judging pairs by the fit to the most credible, with one setting
+_PASSES = 4  # of choosing a setting for them, at most
 _SHUFFLED = 8  # rows that are put beside each row as wrong partners
 
 
@@ -100,7 +100,8 @@ def align(
             different folds.
         wrong_pairs: some pairs may be wrong; fit to as many as are right by estimate, the most
             credible. The alignment then has ``right_share``, which with fewer than some hundred
-            rows is too high, and ``right_probability``. For two sides.
+            rows is too high, and ``right_probability``; its reliabilities are of the pairs that are
+            left, and so a little high. For two sides.
         folds: how many parts the rows are held out in, at most 100.
 
     Returns:
@@ -386,7 +387,8 @@ def _with_wrong_pairs(
     Credibility and share come from rows held out of the fit, so no pair vouches for itself. Pairs
     weighed by their probability instead would leave wrong ones a part of their weight, and where
     views determine each other closely a twentieth of it spoils the fit. Ridge, k and whether
-    lengths count are chosen anew with the pairs that are left, until that changes nothing.
+    lengths count are chosen anew until they stand. What is measured of retrieval and of the
+    calibration weighs all pairs by their probability: the most credible alone would flatter both.
 
     Source: the concentration steps of least trimmed squares (Rousseeuw and Van Driessen 2006).
     """
@@ -404,11 +406,14 @@ def _with_wrong_pairs(
             rows = take_rows(best.features, folds.mean, plan.order)
             count, one = _folds.effective_rows(kept), xp.asarray([ridge], w.dtype)
             tried = _folds.try_ridges(folds, rows, one, count, k=k)
-            share, probability = _weigh(tried, size, float(best.unit), where, w, probability, share)
-            kept = _most_credible(probability, w, float(share), 2 * len(plan.order))
+            share, probability, scores = _weigh(
+                tried, size, float(best.unit), where, w, probability, share
+            )
+            kept = _most_credible(scores, w, float(share), 2 * len(plan.order))
         again = try_features(best.name, best.lifts, best.features, kept, ridges, plan, k, auto)
-        both = add_lengths([again], kept, plan, auto) if lengths else [again]
-        picked, number, size, chosen = choose(both, ridges, kept, plan, auto)
+        weighed = w * probability
+        both = add_lengths([again], weighed, plan, auto) if lengths else [again]
+        picked, number, size, chosen = choose(both, ridges, weighed, plan, auto)
         best, ridge = both[picked], ridges[number]
         if before == (ridge, size, best.unit):
             break
@@ -420,15 +425,15 @@ def _with_wrong_pairs(
         )
     wrong = f"{float(1 - share):.1%} of the pairs are estimated to be wrong"
     choice = dataclasses.replace(choice, chosen=chosen.chosen, remarks=(*choice.remarks, wrong))
-    right = (share, probability)
+    right = (share, probability, weighed)
     return finish(views, best, number, ridge, size, kept, places, plan, choice, right)
 
 
 def _most_credible(
-    probability: Float[Any, " n"], w: Float[Any, " n"], share: float, least: int
+    scores: Float[Any, " n"], w: Float[Any, " n"], share: float, least: int
 ) -> Float[Any, " n"]:
     """Weights of the most credible pairs that hold a share of all, and of some in any case."""
-    order = np.argsort(-np.asarray(probability), kind="stable")
+    order = np.argsort(-np.asarray(scores), kind="stable")
     ranked = np.asarray(w, np.float64)[order]
     held = np.cumsum(ranked) - ranked < share * ranked.sum() * (1 - 1e-9)
     held[:least] = True
@@ -444,32 +449,33 @@ def _weigh(
     w: Any,
     probability: Any,
     share: Any,
-) -> tuple[Float[Any, ""], Float[Any, " n"]]:
-    """Share of right pairs and how probably each is right, from held-out log-odds."""
+) -> tuple[Float[Any, ""], Float[Any, " n"], Float[Any, " n"]]:
+    """Share of right pairs, how probably each is right, and its held-out score."""
     xp = namespace(w)
     order, thin, chosen, seen = where  # as in a Plan
     latents = tuple(z[:, 0] for z in tried.latents)
     few = tuple(xp.take_along_axis(z, thin[:, :, None], axis=1) for z in latents)
-    scores, there, _ = all_pairs(tried.rho[0], few, size, unit, seen, w[chosen])
+    scores, there, weights = all_pairs(tried.rho[0], few, size, unit, seen, w[chosen])
     apart, valid = _shuffle(there, scores.shape[1])
-    shuffled = xp.take_along_axis(scores, apart, axis=2)
+    shuffled = xp.take_along_axis(scores, apart, axis=2).reshape(-1)
+    impostors = (valid * weights[:, :, None]).reshape(-1)
     rho = xp.where(xp.arange(tried.rho.shape[-1]) < size, tried.rho[0], 0)
     r = rho[0] * rho[1]
     first, second = (solver.at_length(z, r, unit) for z in latents)
     pairs = evidence.score_pairs(first, second, r).reshape(-1)
     row = xp.where(order >= 0, order, len(w)).reshape(-1)
     pairs = pairs[xp.argsort(row)[: len(w)]]
-    return evidence.fit_mixture(
-        pairs, w, shuffled.reshape(-1), valid.reshape(-1), share, probability
-    )
+    found = evidence.fit_right_share(pairs, w, shuffled, impostors, share, probability)
+    return *found, pairs
 
 
 def _shuffle(there: Bool[Any, "f b"], count: int) -> tuple[Int[Any, "f b s"], Bool[Any, "f b s"]]:
     """Other rows of its fold for every row, and whether both are there."""
     xp = namespace(there)
     rows = there.sum(axis=1)[:, None, None]
-    shifts = xp.arange(_SHUFFLED)[None, None, :] * xp.maximum((rows - 1) // _SHUFFLED, 1)
-    shifts = 1 + shifts % xp.maximum(rows - 1, 1)
-    apart = (xp.arange(count)[None, :, None] + shifts) % xp.maximum(rows, 1)
+    row = xp.arange(count)[None, :, None]
+    # Not as far from one row as from the next: wrong pairs may be shifted ones.
+    shifts = row * 7919 % 1009 + xp.arange(_SHUFFLED)[None, None, :] * (1 + rows // _SHUFFLED)
+    apart = (row + 1 + shifts % xp.maximum(rows - 1, 1)) % xp.maximum(rows, 1)
     valid = there[:, :, None] & (rows > 1)
     return apart, xp.broadcast_to(valid, apart.shape)

@@ -32,7 +32,7 @@ __all__ = [
     "Found",
     "fit_calibration",
     "fit_lapse",
-    "fit_mixture",
+    "fit_right_share",
     "fit_search_slope",
     "log_odds",
     "score_all",
@@ -326,11 +326,11 @@ def _newton(ab: Any, x: Any, target: Any, share: Any, penalty: Any) -> Any:
 
 
 @compiled()
-def fit_mixture(
+def fit_right_share(
     scores: Float[Any, " n"],
     weights: Float[Any, " n"],
     shuffled: Float[Any, " m"],
-    valid: Bool[Any, " m"],
+    impostors: Float[Any, " m"],
     share: Float[Any, ""],
     probability: Float[Any, " n"],
 ) -> tuple[Float[Any, ""], Float[Any, " n"]]:
@@ -338,38 +338,40 @@ def fit_mixture(
 
     A wrong pair's score is one of shuffled rows, whose scores are known; how many times as probable
     a right pair makes a score is exponential in it, with slope and offset as in
-    ``fit_calibration``. These and the share are found together, by maximum likelihood: a slope from
-    pairs weighed by an earlier share would count the wrong ones among the right, become flatter,
-    and so find fewer of them.
+    ``fit_calibration``. These and the share are found together: a slope from pairs weighed by an
+    earlier share would count wrong ones among the right, become flatter, and so find fewer of them.
+    Where right pairs score no higher, the share stays and nothing is told apart.
 
     Args:
         scores: of the pairs, held out.
         weights: of the pairs.
         shuffled: scores of rows of which none are a pair.
-        valid: which of them are there.
+        impostors: their weights.
         share: of right pairs, to start from.
         probability: of each pair to be right, to start from.
 
     Returns:
         Share, from 0.0001 to 0.9999, and probability.
 
-    Source: expectation maximisation, with a step of Newton's for slope and offset.
+    Source: expectation maximisation of the share; between its steps one of Newton's for logistic
+    regression of pairs, weighed by their probability, against shuffled ones.
 
     Example:
         >>> import numpy as np
-        >>> from perfalign_jax.evidence import fit_mixture
+        >>> from perfalign_jax.evidence import fit_right_share
         >>> rng = np.random.default_rng(0)
         >>> wrong, right = rng.normal(-3, 1, size=(2, 500)), rng.normal(3, 1, size=300)
         >>> scores, ones = np.concatenate([wrong[0, :200], right]), np.ones(500)
-        >>> share, _ = fit_mixture(scores, ones, wrong[1], ones > 0, np.asarray(0.9), ones)
+        >>> share, _ = fit_right_share(scores, ones, wrong[1], ones, np.asarray(0.9), ones)
         >>> round(float(share), 1)
         0.6
     """
     xp = namespace(scores)
     pairs, total = xp.where(weights > 0, scores, 0), xp.maximum(weights.sum(), 1e-30)
-    impostors = valid / xp.maximum(valid.sum(), 1).astype(scores.dtype)
+    shuffled = xp.where(impostors > 0, shuffled, 0)
+    impostors = impostors / xp.maximum(impostors.sum(), 1e-30)
     target = xp.concatenate([xp.ones_like(pairs), xp.zeros_like(impostors)])
-    both = xp.concatenate([pairs, xp.where(valid, shuffled, 0)])
+    both = xp.concatenate([pairs, shuffled])
     unit = _typical(both, xp.concatenate([weights / total, impostors]))
     x, penalty = both / unit, 1 / (total + 1)
 
@@ -379,9 +381,8 @@ def fit_mixture(
         return _newton(ab, x, target, w, penalty)
 
     def right(ab: Any, share: Any) -> Any:
-        return sigmoid(
-            xp.maximum(ab[0], 0) * x[: len(pairs)] + ab[1] + xp.log(share) - xp.log1p(-share)
-        )
+        odds = xp.where(ab[0] > 0, ab[0] * x[: len(pairs)] + ab[1], 0)
+        return sigmoid(odds + xp.log(share) - xp.log1p(-share))
 
     def step(state: Any) -> Any:
         ab, share = state

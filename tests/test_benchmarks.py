@@ -244,6 +244,21 @@ def test_sizes_depart_from_the_base_one_axis_at_a_time():
         assert (n, d) in {(size.n, size.d) for size in plan.sizes(question)}
 
 
+def test_targets_are_asked_of_this_package_and_one_peer(monkeypatch):
+    monkeypatch.setattr(peers, "is_installed", lambda question, name: True)
+    plan = peers.PLANS["full"]
+    for question in ("CCA", "ridge CCA", "kernel CCA"):
+        ((size, names),) = peers.list_cells(question, plan, targets=True).items()
+        us = next(iter(contestants.QUESTIONS[question]))
+        assert names[0] == us
+        assert (question, names[1], size.n, size.d) in peers.TARGETS
+    assert peers.list_cells("out of core", plan, targets=True) == {
+        plan.files: ["from_files and fit"]
+    }
+    assert not peers.list_cells("null space", plan, targets=True)
+    assert set(peers.list_cells("CCA", plan, targets=False)) == set(plan.sizes("CCA"))
+
+
 def test_bounds_of_fit_are_judged():
     assert fit_benchmark.bound(9.5, least=9) == "met: at least 9"
     assert fit_benchmark.bound(2.5, most=2.4) == "missed: at most 2.4"

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,21 @@ def table(load, rng):
         runs.append(run_of(module, kept | {module.PAPERS_KEPT: better, module.JOINED_PA: better}))
     runs[0] |= run_of(module, {module.LIFTED_PA: better, module.BOUND: better})
     return module, runs
+
+
+def test_the_authors_split_alone_has_every_seed_and_epoch(load):
+    module = load("table1_har")
+    rows = np.arange(80)
+    data = types.SimpleNamespace(authors="theirs", labels=rows % 5, subjects=rows % 8 + 1)
+    options = module.TableOptions(full=True, authors_only=True)
+    scale = module.choose_scale(options, has_rgb=False)
+    jobs = module.list_jobs(dict.fromkeys(scale.sources, data), scale, options)
+    assert [job.source for job in jobs] == ["skeleton", "depth"]
+    assert {(job.kind, job.seeds, job.epochs, job.latent) for job in jobs} == {
+        (module.AUTHORS, module.SEEDS, module.EPOCHS, module.LATENT)
+    }
+    with pytest.raises(SystemExit, match="needs --full"):
+        module.choose_scale(module.TableOptions(authors_only=True), has_rgb=False)
 
 
 def test_one_training_has_no_interval(table):

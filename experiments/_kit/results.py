@@ -13,7 +13,13 @@ from _kit.reproduce import EXPERIMENTS, TIMES
 from perfalign_jax.serialization import write_whole
 
 # A default run of Table 1 stands beside the full one: it has rows that the full one did not.
-NAMES = (*EXPERIMENTS, "table1_har_default", "benchmark_fit", "benchmark_peers")
+NAMES = (
+    *EXPERIMENTS,
+    "table1_har_default",
+    "benchmark_fit",
+    "benchmark_peers",
+    "benchmark_targets",
+)
 PAGE = Path(__file__).parents[2] / "docs" / "results.md"
 
 

@@ -1,7 +1,9 @@
 """This package beside its peers, question by question: time, memory and held-out R@1.
 
-Command:  python experiments/benchmarks/peers.py [--full] [--threads 2] [--only "ridge CCA" ...]
-Time:     9 minutes on 2 quiet cores; with --full some hours, 13 GB of disk, and 16 of memory
+Command:  python experiments/benchmarks/peers.py [--full | --targets] [--only "ridge CCA" ...]
+          [--threads 2]
+Time:     9 minutes on 2 quiet cores; with --targets half an hour, with --full some hours, both with
+          13 GB of disk, and 16 of memory
 Needs:    pip install '.[bench]'; PyTorch takes part where it is installed
 Expect:   ``fit`` faster than every SVD; ``cca``, ``ridge_cca`` and ``kernel_cca`` faster than their
           peers or even, but for ``cca`` at the smallest size; ``linear_contrastive`` slower than
@@ -13,8 +15,8 @@ Expect:   ``fit`` faster than every SVD; ``cca``, ``ridge_cca`` and ``kernel_cca
 Every question is asked over pairs at fixed features and over features at fixed pairs, in float64
 from host arrays; out of core in float32 from files. Calls are warm, by medians; a peer that starts
 from the stacked matrix finds it stacked. With --full every contestant has three processes, in turn
-with the others, and one is faster where all of its medians are; otherwise it has one, and a lead of
-less than a fifth counts for nothing.
+with the others (out of core it is one), and one is faster where all of its medians are; otherwise
+it has one, and a lead of less than a fifth counts for nothing.
 
 Some peers answer a neighbouring question: PLSCanonical and ikpls deflate one direction after the
 other, ``torch.svd_lowrank`` is randomised, and GCCA is MAXVAR. Their R@1 says what that costs.
@@ -55,7 +57,7 @@ class Plan:
     kernel_pairs: tuple[int, ...]
     files: Size
     repeats: int  # in each process
-    processes: int  # of each contestant and cell, in turn
+    processes: int  # of each contestant and cell in memory, in turn
     limit: float  # seconds of a call in memory
     files_limit: float  # and out of core
 
@@ -118,18 +120,33 @@ class Settings(Options):
 
     threads: int = len(os.sched_getaffinity(0))  # cores for everybody
     only: tuple[str, ...] = ()  # questions; all if none is named
+    targets: bool = False  # only the large cells that a target is about
 
 
-def measure(question: str, plan: Plan) -> Cells:
-    """Measure every contestant that is installed; one that was too slow gets no larger cell."""
+def list_cells(question: str, plan: Plan, targets: bool) -> dict[Size, list[str]]:
+    """Which of those that are installed are measured at which size, smaller ones first."""
+    names = [name for name in QUESTIONS[question] if is_installed(question, name)]
+    if not targets:
+        return dict.fromkeys(plan.sizes(question), names)
+    if question == "out of core":
+        return {plan.files: names[:1]}
+    return {
+        Size(n, d, plan.base.k): [names[0], name]
+        for asked, name, n, d in TARGETS
+        if asked == question and name in names
+    }
+
+
+def measure(question: str, plan: Plan, asked: Mapping[Size, list[str]]) -> Cells:
+    """Measure contestants; one that was too slow gets no larger cell."""
     limit = plan.files_limit if question == "out of core" else plan.limit
+    processes = 1 if question == "out of core" else plan.processes  # a call takes minutes
     cells: Cells = {}
     slow: list[tuple[str, Size]] = []
     with tempfile.TemporaryDirectory() as folder:
         if question == "out of core":
             write_files(Path(folder), plan.files)
-        for size in plan.sizes(question):
-            names = [name for name in QUESTIONS[question] if is_installed(question, name)]
+        for size, names in asked.items():
             task: dict[str, Any] = {"question": question, "size": size, "folder": folder}
             task |= {"repeats": plan.repeats, "limit": limit}
             tasks: dict[str, tuple[str, ...]] = {
@@ -137,7 +154,7 @@ def measure(question: str, plan: Plan) -> Cells:
                 for name in names
                 if not any(name == s and size.n >= at.n and size.d >= at.d for s, at in slow)
             }
-            done = _harness.try_in_turn(CONTESTANTS, tasks, processes=plan.processes, limit=limit)
+            done = _harness.try_in_turn(CONTESTANTS, tasks, processes=processes, limit=limit)
             slow += [(name, size) for name, found in done.items() if "over" in found]
             told = {"failed": f"more than {limit:g} s at a smaller size", "over": limit}
             cells[size] = {name: done.get(name, told) for name in names}
@@ -256,7 +273,14 @@ def main(settings: Settings) -> None:
     asked = [question for question in questions if not settings.only or question in settings.only]
     _harness.take_cores(settings.threads)
     plan = PLANS[settings.scale]
-    found = {question: measure(question, plan) for question in asked}
+    if settings.targets and (settings.quick or settings.full):
+        raise SystemExit("--targets must be alone: it has sizes of its own.")
+    if settings.targets:
+        plan = dataclasses.replace(PLANS["full"], repeats=1)
+    listed = {question: list_cells(question, plan, settings.targets) for question in asked}
+    found = {
+        question: measure(question, plan, cells) for question, cells in listed.items() if cells
+    }
     missing = sorted({n for q in asked for n in QUESTIONS[q] if not is_installed(q, n)})
     rows = make_rows(found)
     summary = (
@@ -267,11 +291,12 @@ def main(settings: Settings) -> None:
     )
     if missing:
         summary += f" Not installed: {', '.join(missing)}."
-    config = {"threads": settings.threads, "seconds at most": plan.limit}
+    config: dict[str, Any] = {"threads": settings.threads, "seconds at most": plan.limit}
+    config |= {"scale": "targets"} if settings.targets else {}
     finish(
         settings,
-        "benchmark_peers",
-        title="Benchmark: this package and its peers",
+        "benchmark_targets" if settings.targets else "benchmark_peers",
+        title="Benchmark: this package and its peers" + ", large" * settings.targets,
         summary=summary,
         rows=rows,
         values={

@@ -170,7 +170,7 @@ def _add_making(command: Callable[..., argparse.ArgumentParser]) -> None:
     align.add_argument("--groups", metavar="FILE", help=text)
     text = "array (n, M), True where a row has a view; or nan: views are NaN where they are missing"
     align.add_argument("--mask", metavar="FILE", help=text)
-    text = "some pairs may be wrong: weigh each by how probably it is right"
+    text = "some pairs may be wrong: fit to the most credible, as many as are right by estimate"
     align.add_argument("--wrong-pairs", action="store_true", help=text)
     _add_number(
         align, "--folds", kind=int, text="parts that rows are held out in, 2 to 100 (default: 5)"
