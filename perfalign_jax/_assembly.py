@@ -325,7 +325,7 @@ def build(
     loaded: Loaded,
     explained: tuple[Any, ...] | None,
     choice: Choice | None,
-    right: tuple[Any, Any] | None = None,
+    right: tuple[Any, Any, Any] | None = None,
     unit: float = 0.0,
 ) -> Alignment:
     widths = tuple(_width(f) for f in lifts)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.linalg.lapack
 from jaxtyping import Float
 
 from perfalign_jax import _checks, statistics
@@ -87,7 +88,7 @@ class Moments:
         for again in (True, False):
             self._take(x, views, guess, None if weights is None else roots)
             drift = (roots @ x).astype(np.float64) / max(own, tiny)
-            spread = np.diagonal(part := x.T @ x) if not self.exact else (x * x).sum(axis=0)
+            spread = np.einsum("bd,bd->d", x, x)
             far = own * drift**2 > _FAR * (spread - own * drift**2)
             apart = np.abs(drift) > 8 * np.finfo(self._work).eps * np.abs(guess)
             if not (again and (far & apart).any()):
@@ -104,8 +105,12 @@ class Moments:
             few = len(stacked) <= stacked.shape[1]
             found = stacked if few or not finite else np.linalg.qr(stacked, mode="r")
         else:
-            found = self.spread + part
-            found += np.stack([step, own * drift]).T @ np.stack([step, -drift])
+            # In place, and a few rows at a time: of thousands of features each copy is large.
+            found = (x.T @ x).astype(np.float64, copy=False)
+            found += self.spread
+            left, right = np.stack([step, own * drift], axis=1), np.stack([step, -drift])
+            for start in range(0, len(found), 512):
+                found[start : start + 512] += left[start : start + 512] @ right
             finite = bool(np.isfinite(np.diagonal(found).sum()))
         if not (finite and np.isfinite(gap).all()):
             raise FloatingPointError("a value is not finite")
@@ -129,14 +134,26 @@ class Moments:
             x *= roots[:, None]
 
     def statistic(self, coarsest: float = 0.0) -> Factor | Gram:
-        """The statistic of all rows so far; ``coarsest`` as in ``Factor``."""
-        spread = self.spread
+        """The statistic of all rows so far, used up by it; ``coarsest`` as in ``Factor``."""
+        spread, self._space = self.spread, self._space[:0].copy()
         if self.kind == "factor" and not self.exact:
-            values, vectors = np.linalg.eigh(spread)
-            spread = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
+            spread = _root_of(spread, self.dtype)
         return statistics.from_moments(
             self.weight, self.samples, self.mean, spread, self.dims, self.dtype, coarsest, self.kind
         )
+
+
+def _root_of(scatter: Float[np.ndarray, "d d"], dtype: Any) -> Float[np.ndarray, "d d"]:
+    """R with R'R the scatter, by Cholesky with pivots: rows fall, so each keeps its digits.
+
+    Takes a third of the time of eigenvectors and, in place of the scatter, little memory.
+    """
+    # Symmetric, so its transpose is what LAPACK takes without a copy.
+    upper, pivots, rank, _ = scipy.linalg.lapack.dpstrf(scatter.T, tol=0, overwrite_a=True)
+    root = np.zeros(scatter.shape, dtype)
+    for row in range(rank):
+        root[row, pivots[row:] - 1] = upper[row, row:]
+    return root
 
 
 class Tall:

@@ -100,8 +100,12 @@ def survey(
             f"files must have at least {2 * count} rows for {count} part(s), got {reader.n}."
         )
     d, size = sum(reader.dims), reader.dtype.itemsize
-    # A block costs as much as some d rows more, whatever it holds: let them be few beside it.
-    step = max(reader.step, min(32 * d, _LONGEST // (d * size)))
+    # A block costs as much as some d rows more, whatever it holds: let them be few beside it. Where
+    # products are all that is taken it costs hardly more, and of wide views d rows are large.
+    longest = _LONGEST // (d * size)
+    step = max(reader.step, min(32 * d, longest))
+    if kind == "gram" or reader.dtype != np.float64:
+        step = min(step, max(longest, 256))
     # As many blocks for each part, but for a short one at the end.
     reader.step = reader.n // (count * -(-reader.n // (count * step)))
     own = None if weights is None else _read_weights(weights, reader)

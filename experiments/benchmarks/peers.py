@@ -235,9 +235,8 @@ def make_rows(found: Mapping[str, Cells]) -> list[Row]:
                         f"{say(question, size)}: resident memory of {us}, all in all, MB",
                         ours=f"{held:,.0f}",
                         verdict=f"{verdict}: at most {MOST_RESIDENT:,} MB" if large else "",
-                        note="dask's tracker, number 3419, reports 25 GB for its SVD."
-                        if large
-                        else "",
+                        note=_harness.describe(one[us])
+                        + "; dask's tracker, number 3419, reports 25 GB for its SVD" * large,
                     )
                 )
     return rows
