@@ -3,7 +3,7 @@
 Command:  UTD_MHAD_ROOT=<folder> python experiments/table1_har.py [--quick | --full]
           [--authors-only] [--out results] [--root <folder>] [--no-resume]
 Time:     3 minutes on 2 cores once the recordings are cached (--quick, 1 minute; --full, 2 hours,
-          with --authors-only about half of it)
+          with --authors-only 25 minutes)
 Expect:   authors' split, --full: skeleton CA 90.6 % top-1, PA as published 12.6 points less (with
           latents of 2048 dimensions 4.6 more), random convolutions + PA without training 96.9 %;
           depth 87.5 %, 20.3 less, 92.3 %
