@@ -458,7 +458,7 @@ def _weigh(
     scores, there, weights = all_pairs(tried.rho[0], few, size, unit, seen, w[chosen])
     apart, valid = _shuffle(there, scores.shape[1])
     shuffled = xp.take_along_axis(scores, apart, axis=2).reshape(-1)
-    impostors = (valid * weights[:, :, None]).reshape(-1)
+    impostors = xp.where(valid, weights[:, :, None], 0).reshape(-1)
     rho = xp.where(xp.arange(tried.rho.shape[-1]) < size, tried.rho[0], 0)
     r = rho[0] * rho[1]
     first, second = (solver.at_length(z, r, unit) for z in latents)
