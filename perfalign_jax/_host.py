@@ -146,7 +146,7 @@ class Moments:
 def _root_of(scatter: Float[np.ndarray, "d d"], dtype: Any) -> Float[np.ndarray, "d d"]:
     """R with R'R the scatter, by Cholesky with pivots: rows fall, so each keeps its digits.
 
-    Takes a third of the time of eigenvectors and, in place of the scatter, little memory.
+    It takes the place of the scatter, which is not there afterwards.
     """
     # Symmetric, so its transpose is what LAPACK takes without a copy.
     upper, pivots, rank, _ = scipy.linalg.lapack.dpstrf(scatter.T, tol=0, overwrite_a=True)
