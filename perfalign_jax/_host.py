@@ -28,6 +28,7 @@ __all__ = ["Moments", "Tall"]
 _FAR = 100  # times the spread: the square of a mean that costs two digits of what is about it
 _APART = 0.1  # smallest eigenvalue of columns' cosines at which Cholesky loses a digit at most
 _BLOCK = 8 * 2**20  # bytes of rows that are at work at once: they stay in the cache
+_LARGE_BLOCK = 64 * 2**20  # as many where rows are wide
 
 
 class Moments:
@@ -216,19 +217,38 @@ class Tall:
         ones = np.ones(self.n, self.views[0].dtype) if self.weights is None else self.weights
         return [ones @ x / max(self.weight, np.finfo(x.dtype).tiny) for x in self.views]
 
-    def _blocks(self) -> Iterator[tuple[list[np.ndarray], Float[np.ndarray, " b"]]]:
-        """Some rows of every view at a time, centred and weighed, and the roots of the weights."""
-        size, dtype = max(1, _BLOCK // self._drift.nbytes), self._drift.dtype
-        centre = self.centre if self.center else ()
-        for start in range(0, self.n, size):
-            rows = slice(start, start + size)
+    @property
+    def _size(self) -> int:
+        """How many rows are at work at once: as many as features, so that their product is fast."""
+        least, most = (max(1, size // self._drift.nbytes) for size in (_BLOCK, _LARGE_BLOCK))
+        return min(self.n, max(least, min(len(self._drift), most)))
+
+    def _space(self) -> Float[np.ndarray, "b d"]:
+        """Where a block of rows of all views lies side by side."""
+        return np.empty((self._size, len(self._drift)), self._drift.dtype)
+
+    def _blocks(
+        self, space: Float[np.ndarray, "b d"]
+    ) -> Iterator[tuple[list[np.ndarray], Float[np.ndarray, " b"]]]:
+        """Some rows of every view at a time, centred and weighed, and the roots of the weights.
+
+        Where they are neither centred nor weighed they are those in memory, else they lie in
+        ``space`` until the next block.
+        """
+        dtype, raw = self._drift.dtype, not self.center and self.weights is None
+        centre = self.centre if self.center else [np.zeros((), dtype) for _ in self.views]
+        for start in range(0, self.n, self._size):
+            rows = slice(start, start + self._size)
             block = [x[rows] for x in self.views]
             roots = np.ones(len(block[0]), dtype)
-            if self.center:
-                block = [x - mean for x, mean in zip(block, centre, strict=True)]
+            if not raw:
+                block = [
+                    np.subtract(x, mean, out=space[: len(x), span])
+                    for x, mean, span in zip(block, centre, self._spans, strict=True)
+                ]
             if self.weights is not None:
                 roots = np.sqrt(self.weights[rows])
-                block = [roots[:, None] * x for x in block]
+                space[: len(roots)] *= roots[:, None]
             yield block, roots
 
     @property
@@ -244,9 +264,10 @@ class Tall:
         if not self.center and self.weights is None:  # whole, as they lie there
             return self._products(self.views)
         total, drift = np.zeros((len(self._drift),) * 2, self._drift.dtype), self._drift.copy()
-        for block, roots in self._blocks():
-            x = np.concatenate(block, axis=1)
-            total += x.T @ x
+        product, space = np.empty_like(total), self._space()
+        for _, roots in self._blocks(space):
+            x = space[: len(roots)]
+            total += np.matmul(x.T, x, out=product)
             drift += roots @ x
         if self.center:
             total -= np.outer(drift, drift) / max(self.weight, np.finfo(drift.dtype).tiny)
@@ -264,7 +285,7 @@ class Tall:
     def _latents(self, columns: np.ndarray) -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
         """Blocks of rows, and the latents of every view there."""
         parts = [np.ascontiguousarray(columns[span]) for span in self._spans]
-        for block, _ in self._blocks():
+        for block, _ in self._blocks(self._space()):
             yield block, [x @ part for x, part in zip(block, parts, strict=True)]
 
     def times_gram(self, columns: Float[np.ndarray, "d k"]) -> Float[np.ndarray, "d k"]:

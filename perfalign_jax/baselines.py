@@ -24,9 +24,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 from jaxtyping import Array, Bool, Float, Int
 
-from perfalign_jax import _checks, kernels, lift, statistics
+from perfalign_jax import _checks, _dual, kernels, statistics
 from perfalign_jax._host import Tall
 from perfalign_jax._numerics import compress, flip_signs, matmul, namespace
 from perfalign_jax.statistics import Rows, Statistic
@@ -46,6 +47,8 @@ __all__ = [
 ]
 
 _Pair = tuple[Float[Array, "_ _"], Float[Array, "_ _"]]
+_FEW = 4  # of so many times as many directions
+_HALF = 1e-8  # half the digits of float64
 
 
 def cca(data: Views | Statistic, *, k: int, center: bool = False) -> Alignment:
@@ -198,11 +201,15 @@ def kernel_cca(
 ) -> Alignment:
     """Kernel CCA: ridge CCA of the features that a kernel has at all rows.
 
+    Nothing is made of the features but their inner products, in float64 on the host. The lifts are
+    the latents themselves: weighted sums of a row's kernel values at all rows.
+
     Args:
         views: two arrays of paired rows, shapes ``(n, d1)`` and ``(n, d2)``; memory and time grow
             with the square and the cube of ``n``.
-        k: number of latent dimensions.
-        ridge: relative to the mean eigenvalue of each view's features.
+        k: number of latent dimensions, below ``n``.
+        ridge: relative to the mean eigenvalue of each view's centred kernel, above zero: without
+            a ridge the rows of any two kernels correlate perfectly.
         kernel: as in ``kernels.fit_nystroem``.
         factor: bandwidth over the median distance between rows.
 
@@ -211,7 +218,8 @@ def kernel_cca(
 
     Raises:
         TypeError: if ``views`` is no pair of real arrays, ``k`` no integer or ``ridge`` no number.
-        ValueError: if the views do not fit together or an option is out of range.
+        ValueError: if the views do not fit together, an option is out of range, or the kernels hold
+            fewer than ``k`` correlations.
 
     Source: Akaho (2001); Hardoon et al. (2004).
 
@@ -224,11 +232,48 @@ def kernel_cca(
         True
     """
     arrays = _checks.two_views(views)
-    _checks.positive(ridge, "ridge", zero=True)
-    lifts = tuple(kernels.fit_nystroem(x, kernel=kernel, factor=factor) for x in arrays)
-    features = tuple(lift.apply(f, x) for f, x in zip(lifts, arrays, strict=True))
-    fitted = ridge_cca(features, k=k, ridge=ridge, center=True)
-    return dataclasses.replace(fitted, lifts=lifts, method="kernel_cca")
+    n, dtype = len(arrays[0]), arrays[0].dtype
+    k = _checks.integer(k, "k", low=1, high=max(1, n - 1), why=f" (below the {n} rows)")
+    _checks.positive(ridge, "ridge")
+    _checks.one_of(kernel, "kernel", kernels.KERNELS)
+    _checks.positive(factor, "factor")
+    lifts, columns, ridges, smoothers = [], [], [], []
+    for x in arrays:
+        found, values = kernels.kernel_of(np.asarray(x, np.float64), kernel, factor)
+        lifts.append(found)
+        columns.append(_dual.center(values))
+        mean = np.trace(values) / n
+        ridges.append(float(ridge) * mean)
+        least = _HALF * np.abs(values).sum(axis=0).max()
+        if not ridges[-1] > least and mean > 0:
+            raise ValueError(
+                f"ridge must be above {least / mean:.1e}, where half the digits of these kernels "
+                f"are lost, got {float(ridge):g}."
+            )
+        smoothers.append(_dual.smoother(values, ridges[-1]) if mean > 0 else values)
+    rho, latents, duals = _dual.leading(smoothers[0], smoothers[1], k)
+    kept = int((rho > _HALF).sum())
+    if k > kept:
+        raise ValueError(f"k must be at most {kept}, the correlations of these kernels, got {k}.")
+    size = np.sqrt(n)
+    pair = _flip_pair(*(size * (dual / c).T for dual, c in zip(duals, ridges, strict=True)))
+    lifts = [
+        jax.tree.map(lambda a: jnp.asarray(a, dtype), dataclasses.replace(found, weights=own.T))
+        for found, own in zip(lifts, pair, strict=True)
+    ]
+    residuals = jnp.asarray(size * np.linalg.norm(latents[0] - latents[1], axis=0), dtype)
+    return Alignment(
+        projections=(jnp.eye(k, dtype=dtype),) * 2,
+        singular_values=residuals,
+        means=tuple(
+            jnp.asarray(own @ mean, dtype) for own, mean in zip(pair, columns, strict=True)
+        ),
+        offset=jnp.zeros_like(residuals),
+        coupling=jnp.asarray(rho, dtype),
+        lifts=tuple(lifts),
+        method="kernel_cca",
+        center=True,
+    )
 
 
 def linear_contrastive(
@@ -525,22 +570,57 @@ def _cca_of_moments(
     where the moments show that both views have rank k.
     """
     d1, eps = tall.dims[0], np.finfo(tall.second.dtype).eps
-    whitens = []
+    lowers = []
     for own in (tall.second[:d1, :d1], tall.second[d1:, d1:]):
-        values, vectors = np.linalg.eigh(own)
+        values = np.linalg.eigvalsh(own)
         if k > (values > 4 * len(own) * eps * values[-1]).sum():  # maybe beyond the rank
             return None
-        values = values + ridge * np.trace(own) / len(own)
-        if not values[0] * eps**0.75 > values[-1] * eps:
+        penalty = np.asarray(ridge * np.trace(own) / len(own), own.dtype)
+        if not (values[0] + penalty) * eps**0.75 > (values[-1] + penalty) * eps:
             return None
-        whitens.append(vectors / np.sqrt(values))
-    p1, correlations, p2t = np.linalg.svd(
-        whitens[0].T @ tall.second[:d1, d1:] @ whitens[1], full_matrices=False
-    )
+        lowers.append(np.linalg.cholesky(own + penalty * np.eye(len(own), dtype=own.dtype)))
+    half = _solve_lower(lowers[0], tall.second[:d1, d1:])
+    p1, correlations, p2t = _leading_svd(_solve_lower(lowers[1], half.T).T, k)
     scale = np.sqrt(tall.weight).astype(eps.dtype)
-    a1, a2 = scale * whitens[0] @ p1[:, :k], scale * whitens[1] @ p2t[:k].T
-    coupling = np.minimum(correlations[:k], 1)
-    return _on_host(tall, _flip_pair(a1.T, a2.T), coupling, center=center, method=method)
+    pair = (
+        scale * _solve_lower(lower, p, transposed=True).T
+        for lower, p in zip(lowers, (p1, p2t.T), strict=True)
+    )
+    coupling = np.minimum(correlations, 1)
+    return _on_host(tall, _flip_pair(*pair), coupling, center=center, method=method)
+
+
+def _solve_lower(
+    lower: Float[np.ndarray, "d d"], columns: Float[np.ndarray, "d c"], *, transposed: bool = False
+) -> Float[np.ndarray, "d c"]:
+    return scipy.linalg.solve_triangular(
+        lower, columns, lower=True, trans=int(transposed), check_finite=False
+    )
+
+
+def _leading_svd(
+    matrix: Float[np.ndarray, "d1 d2"], k: int
+) -> tuple[Float[np.ndarray, "d1 k"], Float[np.ndarray, " k"], Float[np.ndarray, "k d2"]]:
+    """The first ``k`` singular triplets.
+
+    By eigenvectors of the smaller Gram matrix where few of many are asked for and squaring, which
+    errs by ``eps (s_1 / s_k)^2`` where an SVD errs by ``eps s_1 / s_k``, leaves ``eps^(3/4)``.
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        p, s, qt = _leading_svd(matrix.T, k)
+        return qt.T, s, p.T
+    last = matrix.shape[1]
+    if k <= last // _FEW:
+        gram = matrix.T @ matrix
+        _, vectors = scipy.linalg.eigh(
+            gram, subset_by_index=(last - k, last - 1), check_finite=False, overwrite_a=True
+        )
+        basis, _ = np.linalg.qr(matrix @ vectors)
+        turn, s, qt = np.linalg.svd(basis.T @ matrix, full_matrices=False)
+        if s[-1] > np.finfo(s.dtype).eps ** 0.125 * s[0]:
+            return basis @ turn, s, qt
+    p, s, qt = np.linalg.svd(matrix, full_matrices=False)
+    return p[:, :k], s[:k], qt[:k]
 
 
 def _cross_of_moments(

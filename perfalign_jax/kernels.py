@@ -25,7 +25,7 @@ __all__ = ["Fourier", "Nystroem", "Principal", "Standardise", "choose_landmarks"
 __all__ += ["fit_nystroem", "fit_principal", "fit_standardise"]
 
 Kernel = Literal["gaussian", "laplacian", "polynomial", "arc_cosine"]
-_KERNELS = ("gaussian", "laplacian", "polynomial", "arc_cosine")
+KERNELS = ("gaussian", "laplacian", "polynomial", "arc_cosine")
 _DEGREE = 3  # of the polynomial kernel
 _SAMPLE = 2000  # rows that the median distance, leverages and k-means look at
 _BLOCK = 4096  # rows lifted at once
@@ -405,7 +405,7 @@ def fit_nystroem(
         True
     """
     checked = _rows(x)
-    _checks.one_of(kernel, "kernel", _KERNELS)
+    _checks.one_of(kernel, "kernel", KERNELS)
     _checks.positive(factor, "factor")
     if getattr(landmarks, "ndim", 0):
         landmarks = _checks.array(landmarks, "landmarks", ndim=2, shape="(m, d)")
@@ -427,9 +427,7 @@ def nystroem_of(
     w: Float[Any, " n"] | None = None,
 ) -> Nystroem:
     """As ``fit_nystroem``, of rows that were looked at, standardised with weights."""
-    scaling = measure_spread(x, np.zeros((), x.dtype), w)
-    rows = _scale(x, scaling)
-    bandwidth = _median_distance(_spread(rows, _SAMPLE), np.asarray(factor, rows.dtype))
+    scaling, rows, bandwidth = _measure(x, factor, w)
     if getattr(landmarks, "ndim", 0):
         rows = _scale(landmarks.astype(rows.dtype), scaling)
     elif landmarks is not None:
@@ -438,6 +436,29 @@ def nystroem_of(
     step = -(-len(rows) // _WIDTHS)  # features beyond the rank are zero
     width = min(len(rows), step * -(-int(rank) // step))
     return Nystroem(scaling, rows, bandwidth, weights[:, :width], kernel=kernel)
+
+
+def kernel_of(
+    x: Float[np.ndarray, "n d"], kernel: Kernel, factor: float
+) -> tuple[Nystroem, Float[np.ndarray, "n n"]]:
+    """The kernel between all rows, and a lift to its values at them that waits for weights."""
+    scaling, rows, bandwidth = _measure(x, factor)
+    with np.errstate(all="ignore"):
+        values = _compare(rows, rows, bandwidth, kernel)
+    return Nystroem(scaling, rows, bandwidth, values[:, :0], kernel=kernel), values
+
+
+def _measure(
+    x: Float[Any, "n d"], factor: float, w: Float[Any, " n"] | None = None
+) -> tuple[Standardise, Float[Any, "n d"], Float[Any, ""]]:
+    """What standardises the rows, the rows so, and the bandwidth."""
+    scaling = measure_spread(x, np.zeros((), x.dtype), w)
+    rows = _scale(x, scaling)
+    return (
+        scaling,
+        rows,
+        _median_distance(_spread(rows, _SAMPLE), np.asarray(factor, rows.dtype)),
+    )
 
 
 def _rows(x: Float[Array | np.ndarray, "n d"]) -> Float[Array, "n d"]:
@@ -591,7 +612,7 @@ def fit_fourier(
     checked = _rows(x)
     _checks.key(key)
     count = _checks.integer(count, "count", low=1)
-    _checks.one_of(kernel, "kernel", _KERNELS[:2])
+    _checks.one_of(kernel, "kernel", KERNELS[:2])
     _checks.positive(factor, "factor")
     scaling = fit_standardise(checked)
     rows = _spread(_scale(checked, scaling), _SAMPLE)

@@ -31,6 +31,7 @@ FLOORS = {
     "_folds": 3,
     "_missing": 3,
     "_host": 4,
+    "_dual": 4,
     "diagnosis": 4,
     "metrics": 4,
     "gauge": 4,
