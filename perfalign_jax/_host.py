@@ -158,13 +158,14 @@ def _root_of(scatter: Float[np.ndarray, "d d"], dtype: Any) -> Float[np.ndarray,
 
 
 class Tall:
-    """Rows in memory, more of them than features, and products with them.
+    """Rows in memory, more of them than features, or those of a factor, and products with them.
 
     X is the stacked matrix of the views, as in ``_subspace``.
 
     Attributes:
         views: shapes ``(n, d_m)``, as they lie there.
         second: all products of the features, summed over the rows, shape ``(d, d)``.
+        samples: how many samples the rows are or stand for.
 
     Example:
         >>> import numpy as np
@@ -183,26 +184,49 @@ class Tall:
         Raises:
             ValueError: if a value is not finite.
         """
-        views: tuple[Any, ...] = getattr(state, "views", ())
+        factor = isinstance(state, Factor)
+        views: tuple[Any, ...] = state.blocks if factor else getattr(state, "views", ())
         found = None
         known = bool(views) and not _checks.is_traced(state) and views[0].ndim == 2
         if known and all(map(on_host, views)) and state.samples > sum(state.dims):
-            found = cls(state, center)
+            found = cls._of_factor(state, center) if factor else cls._of_samples(state, center)
             found = found if found.there > sum(state.dims) else None
         if found is not None and np.isfinite(np.diagonal(found.second)).all():
             return found
         statistics.check_finite(state)
         return None  # also what is too large to square
 
-    def __init__(self, state: Any, center: bool) -> None:
-        self.views = tuple(np.asarray(x) for x in state.views)
-        self.weights = None if state.weights is None else np.asarray(state.weights)
+    @classmethod
+    def _of_samples(cls, state: Any, center: bool) -> "Tall":
+        weights = None if state.weights is None else np.asarray(state.weights)
+        return cls(state, tuple(np.asarray(x) for x in state.views), weights, center, center)
+
+    @classmethod
+    def _of_factor(cls, state: Factor, center: bool) -> "Tall":
+        """They stand for all samples, and are about their means already."""
+        held = statistics.rows(state, center=center)
+        found = cls(state, tuple(np.asarray(block) for block in held.blocks), None, False, center)
+        found.weight, found.means = float(held.weight), [np.asarray(mean) for mean in held.means]
+        found.samples = found.there = state.samples
+        return found
+
+    def __init__(
+        self,
+        state: Any,
+        views: tuple[np.ndarray, ...],
+        weights: np.ndarray | None,
+        remove: bool,
+        center: bool,
+    ) -> None:
+        """``remove`` says whether the rows have means that are to be removed on the way."""
+        self.views, self.weights = views, weights
         self.dims, self.center, self.n = state.dims, center, len(self.views[0])
-        self.coarsest = state.coarsest
+        self.coarsest, self._remove = state.coarsest, remove
         edges = np.cumsum([0, *self.dims]).tolist()
         self._spans = [slice(a, b) for a, b in itertools.pairwise(edges)]
         self._drift = np.zeros(sum(self.dims), self.views[0].dtype)
         self.there = self.n if self.weights is None else int(np.count_nonzero(self.weights))
+        self.samples = self.n
         with np.errstate(all="ignore"):  # what is not finite shows in the products
             self.second = self._multiply()
 
@@ -235,8 +259,8 @@ class Tall:
         Where they are neither centred nor weighed they are those in memory, else they lie in
         ``space`` until the next block.
         """
-        dtype, raw = self._drift.dtype, not self.center and self.weights is None
-        centre = self.centre if self.center else [np.zeros((), dtype) for _ in self.views]
+        dtype, raw = self._drift.dtype, not self._remove and self.weights is None
+        centre = self.centre if self._remove else [np.zeros((), dtype) for _ in self.views]
         for start in range(0, self.n, self._size):
             rows = slice(start, start + self._size)
             block = [x[rows] for x in self.views]
@@ -261,7 +285,7 @@ class Tall:
         ]
 
     def _multiply(self) -> Float[np.ndarray, "d d"]:
-        if not self.center and self.weights is None:  # whole, as they lie there
+        if not self._remove and self.weights is None:  # whole, as they lie there
             return self._products(self.views)
         total, drift = np.zeros((len(self._drift),) * 2, self._drift.dtype), self._drift.copy()
         product, space = np.empty_like(total), self._space()
@@ -269,7 +293,7 @@ class Tall:
             x = space[: len(roots)]
             total += np.matmul(x.T, x, out=product)
             drift += roots @ x
-        if self.center:
+        if self._remove:
             total -= np.outer(drift, drift) / max(self.weight, np.finfo(drift.dtype).tiny)
             self._drift = drift
         return total
@@ -334,7 +358,7 @@ class Tall:
 
         def cut(energy: float, spread: float) -> np.ndarray:
             common = energy / max(spread, tiny) if self.center else 0.0
-            return np.asarray(rounding(dtype, self.n, d, common=common, coarsest=self.coarsest))
+            return np.asarray(rounding(dtype, self.samples, d, common=common, coarsest=self.coarsest))
 
         cuts = np.stack([cut(*pair) for pair in zip(energies, spreads, strict=True)])
         constant = np.full(1, 0 if self.center else 1, dtype)

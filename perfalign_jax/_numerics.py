@@ -20,6 +20,7 @@ from typing import Any, TypeVar, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
@@ -28,6 +29,7 @@ __all__ = [
     "compiled",
     "compress",
     "cores",
+    "eigh",
     "flip_signs",
     "matmul",
     "namespace",
@@ -114,6 +116,14 @@ def matmul(a: Float[Any, "..."], b: Float[Any, "..."]) -> Float[Any, "..."]:
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         return np.matmul(a, b)
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def eigh(matrix: Float[Any, "d d"]) -> tuple[Float[Any, " d"], Float[Any, "d d"]]:
+    """Eigenvalues, smallest first, and eigenvectors; one of NumPy's makes place for them."""
+    if namespace(matrix) is np:
+        # Symmetric, so its transpose is what LAPACK takes without a copy.
+        return scipy.linalg.eigh(matrix.T, driver="evd", overwrite_a=True, check_finite=False)
+    return jnp.linalg.eigh(matrix)
 
 
 @functools.partial(jax.jit, static_argnames=("dtype",))

@@ -18,6 +18,7 @@ Ways to the trailing subspace:
   trivial directions lives. Nothing of size d x d is formed.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from perfalign_jax._numerics import compress, flip_signs, matmul, namespace, rank_cutoff
+from perfalign_jax._numerics import compress, eigh, flip_signs, matmul, namespace, rank_cutoff
 from perfalign_jax.statistics import Rows
 
 __all__ = [
@@ -173,6 +174,11 @@ def moments(blocks: Blocks) -> Float[Array, "d d"]:
 
 def _stacked_moments(second: Any, dims: tuple[int, ...]) -> Any:
     """``X' X`` from the products of the views: ``M - 1`` of its own to each, less all others."""
+    if namespace(second) is np:  # of thousands of features each copy is large
+        found, edges = -second, np.cumsum((0, *dims))
+        for first, last in itertools.pairwise(edges.tolist()):
+            found[first:last, first:last] *= 1 - len(dims)
+        return found
     view = np.repeat(np.arange(len(dims)), dims)
     own = view[:, None] == view[None, :]
     return np.where(own, len(dims) - 1, -1).astype(second.dtype) * second
@@ -199,7 +205,7 @@ def trailing_by_gram(
     """
     d = sum(dims)
     xp: Any = namespace(second)
-    values, vectors = xp.linalg.eigh(_stacked_moments(second, dims))
+    values, vectors = eigh(_stacked_moments(second, dims))
     values, vectors = xp.maximum(values[::-1], 0), vectors[:, ::-1]
     eps, largest = xp.finfo(values.dtype).eps, values[0]
 

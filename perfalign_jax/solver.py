@@ -95,7 +95,7 @@ def _fit_tall(
     """
     with np.errstate(all="ignore"):  # gaps of nothing and to infinity are provided for
         columns, values, good = _subspace.trailing_by_gram(
-            tall.second, tall.dims, k, tall.n, tall.times_gram, tall.root
+            tall.second, tall.dims, k, tall.samples, tall.times_gram, tall.root
         )
         if not good:
             return None

@@ -47,6 +47,25 @@ def test_products_are_those_of_the_rows(center, weighted, dtype, dims, rng, x64,
     assert float(rows.rounding) == pytest.approx(float(other.rounding), rel=1e-3)
 
 
+@pytest.mark.parametrize("center", [False, True])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_those_of_a_factor_are_those_of_its_samples(center, weighted, rng, x64):
+    views, weights = draw(rng, (4, 3, 2), weighted=weighted)
+    state = statistics.as_statistic(views, weights=weights)
+    whole = _host.Tall.of(state, center=center)
+    held = _host.Tall.of(statistics.from_views(views, weights=weights), center=center)
+    columns = np.linalg.qr(rng.normal(size=(9, 2)))[0]
+    # A QR of 300 rows and the sums of their products are each off by some 300 eps of the sizes.
+    for ours, exact in (
+        (held.second, whole.second),
+        (held.times_gram(columns), whole.times_gram(columns)),
+        (np.abs(held.root(columns)), np.abs(whole.root(columns))),
+        *zip(held.rows(), whole.rows(), strict=True),
+    ):
+        for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(exact), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12 * np.abs(other).max())
+
+
 @pytest.mark.parametrize("spread", [1.0, 1e-9])
 def test_root_has_the_digits_of_a_qr(spread, rng, x64):
     """Far apart, columns need no QR; nearly parallel they get one."""
@@ -93,7 +112,8 @@ def test_what_has_no_rows_in_the_hosts_memory_has_none(rng, x64):
     views, _ = draw(rng, (4, 3), weighted=False)
     state = statistics.as_statistic(views)
     assert _host.Tall.of(statistics.as_statistic([x[:7] for x in views]), center=False) is None
-    assert _host.Tall.of(statistics.from_views(views), center=False) is None
+    assert _host.Tall.of(statistics.from_views(views, kind="gram"), center=False) is None
+    assert _host.Tall.of(statistics.from_views([x[:7] for x in views]), center=False) is None
 
     def traced(x):
         held = statistics.Samples((x, x), None, x[0, 0])
