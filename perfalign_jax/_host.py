@@ -358,7 +358,8 @@ class Tall:
 
         def cut(energy: float, spread: float) -> np.ndarray:
             common = energy / max(spread, tiny) if self.center else 0.0
-            return np.asarray(rounding(dtype, self.samples, d, common=common, coarsest=self.coarsest))
+            share = rounding(dtype, self.samples, d, common=common, coarsest=self.coarsest)
+            return np.asarray(share)
 
         cuts = np.stack([cut(*pair) for pair in zip(energies, spreads, strict=True)])
         constant = np.full(1, 0 if self.center else 1, dtype)
