@@ -184,12 +184,12 @@ class Tall:
         Raises:
             ValueError: if a value is not finite.
         """
-        factor = isinstance(state, Factor)
-        views: tuple[Any, ...] = state.blocks if factor else getattr(state, "views", ())
+        blocks: tuple[Any, ...] = getattr(state, "blocks", ())  # of a factor
+        views: tuple[Any, ...] = getattr(state, "views", blocks)
         found = None
         known = bool(views) and not _checks.is_traced(state) and views[0].ndim == 2
         if known and all(map(on_host, views)) and state.samples > sum(state.dims):
-            found = cls._of_factor(state, center) if factor else cls._of_samples(state, center)
+            found = cls._of_factor(state, center) if blocks else cls._of_samples(state, center)
             found = found if found.there > sum(state.dims) else None
         if found is not None and np.isfinite(np.diagonal(found.second)).all():
             return found
