@@ -28,6 +28,7 @@ __all__ = ["Moments", "Tall"]
 _FAR = 100  # times the spread: the square of a mean that costs two digits of what is about it
 _APART = 0.1  # smallest eigenvalue of columns' cosines at which Cholesky loses a digit at most
 _BLOCK = 8 * 2**20  # bytes of rows that are at work at once: they stay in the cache
+_SOME = 1000  # rows that tell whether a mean is large
 _LARGE_BLOCK = 64 * 2**20  # as many where rows are wide
 
 
@@ -157,6 +158,13 @@ def _root_of(scatter: Float[np.ndarray, "d d"], dtype: Any) -> Float[np.ndarray,
     return root
 
 
+def _is_near(x: Float[np.ndarray, "n d"]) -> bool:
+    """Whether no feature has a mean larger than its spread, as far as some rows can tell."""
+    some = x[:: max(1, len(x) // _SOME)]
+    with np.errstate(all="ignore"):
+        return bool((some.mean(axis=0) ** 2 <= some.var(axis=0)).all())
+
+
 class Tall:
     """Rows in memory, more of them than features, or those of a factor, and products with them.
 
@@ -165,6 +173,7 @@ class Tall:
     Attributes:
         views: shapes ``(n, d_m)``, as they lie there.
         second: all products of the features, summed over the rows, shape ``(d, d)``.
+        cross: those of the first view with the second, shape ``(d1, d2)``.
         samples: how many samples the rows are or stand for.
 
     Example:
@@ -178,8 +187,13 @@ class Tall:
     """
 
     @classmethod
-    def of(cls, state: Any, *, center: bool) -> "Tall | None":
+    def of(cls, state: Any, *, center: bool, cross: bool = False) -> "Tall | None":
         """Those of a statistic; None if they are traced, elsewhere, too few, or there are none.
+
+        Args:
+            state: of any kind.
+            center: remove the means.
+            cross: whether ``cross`` is all that is asked for: a third of the work.
 
         Raises:
             ValueError: if a value is not finite.
@@ -191,8 +205,11 @@ class Tall:
         if known and all(map(on_host, views)) and state.samples > sum(state.dims):
             found = cls._of_factor(state, center) if blocks else cls._of_samples(state, center)
             found = found if found.there > sum(state.dims) else None
-        if found is not None and np.isfinite(np.diagonal(found.second)).all():
-            return found
+        if found is not None:
+            with np.errstate(all="ignore"):  # what is not finite shows in the products
+                probe = found.cross.sum() if cross else np.diagonal(found.second).sum()
+            if np.isfinite(probe):
+                return found
         statistics.check_finite(state)
         return None  # also what is too large to square
 
@@ -221,14 +238,16 @@ class Tall:
         """``remove`` says whether the rows have means that are to be removed on the way."""
         self.views, self.weights = views, weights
         self.dims, self.center, self.n = state.dims, center, len(self.views[0])
-        self.coarsest, self._remove = state.coarsest, remove
+        self.coarsest = state.coarsest
         edges = np.cumsum([0, *self.dims]).tolist()
         self._spans = [slice(a, b) for a, b in itertools.pairwise(edges)]
         self._drift = np.zeros(sum(self.dims), self.views[0].dtype)
         self.there = self.n if self.weights is None else int(np.count_nonzero(self.weights))
         self.samples = self.n
-        with np.errstate(all="ignore"):  # what is not finite shows in the products
-            self.second = self._multiply()
+        # Means no larger than the spread are taken out of what is computed, and cost two bits at
+        # most; others out of the rows, block by block.
+        self._after = remove and weights is None and all(map(_is_near, self.views))
+        self._before = remove and not self._after
 
     @functools.cached_property
     def weight(self) -> float:
@@ -259,8 +278,8 @@ class Tall:
         Where they are neither centred nor weighed they are those in memory, else they lie in
         ``space`` until the next block.
         """
-        dtype, raw = self._drift.dtype, not self._remove and self.weights is None
-        centre = self.centre if self._remove else [np.zeros((), dtype) for _ in self.views]
+        dtype, raw = self._drift.dtype, not self._before and self.weights is None
+        centre = self.centre if self._before else [np.zeros((), dtype) for _ in self.views]
         for start in range(0, self.n, self._size):
             rows = slice(start, start + self._size)
             block = [x[rows] for x in self.views]
@@ -284,23 +303,67 @@ class Tall:
             for mean, span in zip(self.means, self._spans, strict=True)
         ]
 
-    def _multiply(self) -> Float[np.ndarray, "d d"]:
-        if not self._remove and self.weights is None:  # whole, as they lie there
-            return self._products(self.views)
+    @functools.cached_property
+    def second(self) -> Float[np.ndarray, "d d"]:
+        if not self._before and self.weights is None:  # whole, as they lie there
+            total = self._products()
+            if self._after:
+                mean = np.concatenate(self.means)
+                total -= np.outer(self.weight * mean, mean)
+                if not self._keeps_digits(np.diagonal(total), mean):
+                    self._after, self._before = False, True
+                    return self.second
+            return total
         total, drift = np.zeros((len(self._drift),) * 2, self._drift.dtype), self._drift.copy()
         product, space = np.empty_like(total), self._space()
         for _, roots in self._blocks(space):
             x = space[: len(roots)]
             total += np.matmul(x.T, x, out=product)
             drift += roots @ x
-        if self._remove:
+        if self._before:
             total -= np.outer(drift, drift) / max(self.weight, np.finfo(drift.dtype).tiny)
             self._drift = drift
         return total
 
-    def _products(self, views: Sequence[np.ndarray]) -> Float[np.ndarray, "d d"]:
+    @functools.cached_property
+    def cross(self) -> Float[np.ndarray, "d1 d2"]:
+        x, y = self.views[:2]
+        if self._after:
+            mean = np.concatenate(self.means)
+            if not self._keeps_digits(np.concatenate(self._squares) - self.weight * mean**2, mean):
+                self._after, self._before = False, True
+        if self._before or self.weights is not None:
+            return self.second[self._spans[0], self._spans[1]]
+        total = x.T @ y
+        if self._after:
+            total -= np.outer(self.weight * self.means[0], self.means[1])
+        return total
+
+    def _keeps_digits(
+        self, scatter: Float[np.ndarray, " d"], mean: Float[np.ndarray, " d"]
+    ) -> bool:
+        return bool((4 * scatter >= self.weight * mean**2).all())
+
+    @functools.cached_property
+    def _squares(self) -> list[Float[np.ndarray, " _"]]:
+        """Sums of squares of the features, as they lie there."""
+        return [np.einsum("nd,nd->d", x, x) for x in self.views]
+
+    @property
+    def _spreads(self) -> list[float]:
+        """Sums of squares of all features of every view, about what was removed."""
+        if "second" in self.__dict__:
+            return [float(np.trace(self.second[span, span])) for span in self._spans]
+        away = self.weight if self._after else 0.0
+        return [
+            float(squares.sum() - away * (mean @ mean))
+            for squares, mean in zip(self._squares, self.means, strict=True)
+        ]
+
+    def _products(self) -> Float[np.ndarray, "d d"]:
         total = np.empty((len(self._drift),) * 2, self._drift.dtype)
-        for (i, a), (j, b) in itertools.combinations_with_replacement(enumerate(views), 2):
+        views = enumerate(self.views)
+        for (i, a), (j, b) in itertools.combinations_with_replacement(views, 2):
             total[self._spans[i], self._spans[j]] = a.T @ b
             if i < j:
                 total[self._spans[j], self._spans[i]] = total[self._spans[i], self._spans[j]].T
@@ -309,8 +372,14 @@ class Tall:
     def _latents(self, columns: np.ndarray) -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
         """Blocks of rows, and the latents of every view there."""
         parts = [np.ascontiguousarray(columns[span]) for span in self._spans]
+        away = self.means if self._after else [np.zeros(d, columns.dtype) for d in self.dims]
+        shifts = [mean @ part for mean, part in zip(away, parts, strict=True)]
         for block, _ in self._blocks(self._space()):
-            yield block, [x @ part for x, part in zip(block, parts, strict=True)]
+            latents = [x @ part for x, part in zip(block, parts, strict=True)]
+            if self._after:
+                for z, shift in zip(latents, shifts, strict=True):
+                    z -= shift
+            yield block, latents
 
     def times_gram(self, columns: Float[np.ndarray, "d k"]) -> Float[np.ndarray, "d k"]:
         """X' X times the columns: each view's rows times ``sum_j (z_m - z_j)``."""
@@ -318,7 +387,10 @@ class Tall:
         for block, latents in self._latents(columns):
             for m, (x, span) in enumerate(zip(block, self._spans, strict=True)):
                 apart = [latents[m] - z for j, z in enumerate(latents) if j != m]
-                total[span] += x.T @ functools.reduce(np.add, apart)
+                across = functools.reduce(np.add, apart)
+                total[span] += x.T @ across
+                if self._after:
+                    total[span] -= np.outer(self.means[m], across.sum(axis=0))
         return total
 
     def root(self, columns: Float[np.ndarray, "d k"]) -> Float[np.ndarray, "k k"]:
@@ -353,7 +425,6 @@ class Tall:
         """All that a solver may know of them but the rows themselves."""
         d, dtype = len(self._drift), self._drift.dtype
         means, tiny = tuple(self.centre), np.finfo(dtype).tiny
-        spreads = [float(np.trace(self.second[span, span])) for span in self._spans]
         energies = [self.weight * float(mean @ mean) for mean in means]
 
         def cut(energy: float, spread: float) -> np.ndarray:
@@ -361,9 +432,9 @@ class Tall:
             share = rounding(dtype, self.samples, d, common=common, coarsest=self.coarsest)
             return np.asarray(share)
 
-        cuts = np.stack([cut(*pair) for pair in zip(energies, spreads, strict=True)])
+        cuts = np.stack([cut(*pair) for pair in zip(energies, self._spreads, strict=True)])
         constant = np.full(1, 0 if self.center else 1, dtype)
         weight, samples = np.asarray(self.weight, dtype), np.asarray(self.there, dtype)
-        whole = cut(sum(energies), sum(spreads))
+        whole = cut(sum(energies), sum(self._spreads))
         held: Any = (), means, constant, weight, samples, whole, cuts
         return Rows(*held)

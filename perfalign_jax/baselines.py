@@ -314,13 +314,13 @@ def linear_contrastive(
     _checks.positive(rho, "rho")
     state = _two_views(data, look=False)
     _check_k(state, k, center)
-    tall = Tall.of(state, center=center)
+    tall = Tall.of(state, center=center, cross=True)
     if tall is None or _checks.is_traced(rho):
         return _linear_contrastive(state, rho, k=k, center=center)
-    u, s, vt = _cross_of_moments(tall)
-    coupling = s[:k] / np.asarray(tall.weight, s.dtype)
+    u, s, vt = _cross_of_moments(tall, k)
+    coupling = s / np.asarray(tall.weight, s.dtype)
     scale = np.sqrt(coupling / np.asarray(rho, s.dtype))
-    pair = _flip_pair(scale[:, None] * u[:, :k].T, scale[:, None] * vt[:k])
+    pair = _flip_pair(scale[:, None] * u.T, scale[:, None] * vt)
     return _on_host(tall, pair, coupling, center=center, method="linear_contrastive")
 
 
@@ -355,10 +355,10 @@ def procrustes(data: Views | Statistic, *, center: bool = False) -> Alignment:
         [[0.0, -1.0], [1.0, 0.0]]
     """
     state = _two_views(data, look=False)
-    tall = Tall.of(state, center=center)
+    tall = Tall.of(state, center=center, cross=True)
     if tall is None:
         return _procrustes(state, center=center)
-    u, s, vt = _cross_of_moments(tall)
+    u, s, vt = _cross_of_moments(tall, min(tall.dims))
     pair = (vt.T * (s > 0)) @ u.T, np.eye(state.dims[1], dtype=s.dtype)
     return _on_host(tall, pair, s[:0], center=center, method="procrustes")
 
@@ -624,11 +624,10 @@ def _leading_svd(
 
 
 def _cross_of_moments(
-    tall: Tall,
+    tall: Tall, k: int
 ) -> tuple[Float[np.ndarray, "d1 p"], Float[np.ndarray, " p"], Float[np.ndarray, "p d2"]]:
-    """Thin SVD of the cross-moment, singular values zero below the rank cut-off."""
-    d1 = tall.dims[0]
-    u, s, vt = np.linalg.svd(tall.second[:d1, d1:], full_matrices=False)
+    """The first ``k`` triplets of the cross-moment, zero below the rank cut-off."""
+    u, s, vt = _leading_svd(tall.cross, k)
     cut = float(tall.rows().rounding) * s.max(initial=0)
     return u, np.where(s > cut, s, 0).astype(s.dtype), vt
 

@@ -8,8 +8,8 @@ import perfalign_jax as pa
 from perfalign_jax import _host, _numerics, _subspace, statistics
 
 
-def draw(rng, dims, *, weighted, dtype="float64", n=300):
-    views = [(5 + rng.normal(size=(n, d))).astype(dtype) for d in dims]
+def draw(rng, dims, *, weighted, dtype="float64", n=300, mean=5.0):
+    views = [(mean + rng.normal(size=(n, d))).astype(dtype) for d in dims]
     return views, rng.uniform(0, 2, n).astype(dtype) if weighted else None
 
 
@@ -25,16 +25,21 @@ def stacked(views, weights, center):
 
 @pytest.mark.parametrize("center", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("mean", [0.5, 5.0])  # below and above the spread
 @pytest.mark.parametrize(("dtype", "dims"), [("float32", (4, 3)), ("float64", (4, 3, 2))])
-def test_products_are_those_of_the_rows(center, weighted, dtype, dims, rng, x64, monkeypatch):
+def test_products_are_those_of_the_rows(center, weighted, mean, dtype, dims, rng, x64, monkeypatch):
     monkeypatch.setattr(_host, "_BLOCK", 1000)
-    views, weights = draw(rng, dims, weighted=weighted, dtype=dtype)
-    tall = _host.Tall.of(statistics.as_statistic(views, weights=weights), center=center)
+    views, weights = draw(rng, dims, weighted=weighted, dtype=dtype, mean=mean)
+    state = statistics.as_statistic(views, weights=weights)
+    tall = _host.Tall.of(state, center=center)
     exact, x = stacked(views, weights, center)
     joined = np.hstack(exact)
     # A sum of n products is off by n eps times the sum of their sizes, about 30 each.
     atol = 300 * np.finfo(dtype).eps * 300 * 30
     np.testing.assert_allclose(tall.second, joined.T @ joined, rtol=0, atol=atol)
+    alone = _host.Tall.of(state, center=center, cross=True)
+    np.testing.assert_allclose(alone.cross, exact[0].T @ exact[1], rtol=0, atol=atol)
+    np.testing.assert_allclose(alone.rows().roundings, tall.rows().roundings, rtol=1e-4)
     columns = np.linalg.qr(rng.normal(size=(sum(dims), 2)))[0].astype(dtype)
     np.testing.assert_allclose(tall.times_gram(columns), x.T @ (x @ columns), rtol=0, atol=9 * atol)
     root = tall.root(columns)
@@ -64,6 +69,20 @@ def test_those_of_a_factor_are_those_of_its_samples(center, weighted, rng, x64):
     ):
         for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(exact), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12 * np.abs(other).max())
+
+
+def test_a_mean_that_some_rows_hide_costs_no_digits(rng, x64):
+    """The rows that are looked at first have none, and the others have one far from zero."""
+    x = rng.normal(size=(8000, 2))
+    x[:, 0] += 1e6 * (np.arange(8000) % 8 > 0)
+    y = x @ rng.normal(size=(2, 2))
+    for cross in (False, True):
+        tall = _host.Tall.of(statistics.as_statistic((x, y)), center=True, cross=cross)
+        assert not tall._after
+        exact = [v - v.mean(axis=0) for v in (x, y)]
+        np.testing.assert_allclose(tall.cross, exact[0].T @ exact[1], rtol=1e-12)
+        tall = _host.Tall.of(statistics.as_statistic((x + 1e9, y)), center=True, cross=cross)
+        np.testing.assert_allclose(tall.cross, exact[0].T @ exact[1], rtol=1e-6)
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e-9])
