@@ -202,15 +202,23 @@ def share_explained(
         ]
         r = weights[0][1] * rho[s]
         for m in side:
+            xp, tiny = namespace(w), jnp.finfo(w.dtype).tiny
+            # In units of the view's own spread: sums of squares overflow long before it does.
+            size = xp.sqrt(xp.maximum(whole.loaded.variances[m].max(), tiny))
+            x = views[m] / size
             left, left_out = (
-                _left(views[m], z * r[None, :], known.loaded.centres[m], known.loaded.loadings[m])
+                _left(
+                    x,
+                    z * r[None, :],
+                    known.loaded.centres[m] / size,
+                    known.loaded.loadings[m] / size,
+                )
                 for known, (z, _) in zip((whole, without), weights, strict=True)
             )
-            xp, tiny = namespace(w), jnp.finfo(w.dtype).tiny
             held_out, fitted = ((w * inside * part).sum() for part in (left_out, left))
             remains = (w * left).sum() / w.sum() * (held_out / xp.maximum(fitted, tiny))
-            said = ((r[:, None] * whole.loaded.loadings[m]) ** 2).sum()
-            confirmed = whole.loaded.variances[m].sum() - remains
+            said = ((r[:, None] * whole.loaded.loadings[m] / size) ** 2).sum()
+            confirmed = (whole.loaded.variances[m] / size / size).sum() - remains
             found[m] = xp.clip(confirmed / xp.maximum(said, tiny), 0, 2)
     return tuple(found[m] for m in range(len(views)))
 
@@ -264,7 +272,9 @@ def finish(
         told = np.asarray(rho)[:, :k]
         k = _folds.count_axes(told)
         choice = dataclasses.replace(choice, chosen=dataclasses.replace(choice.chosen, k=k))
-        _warn_of_chance(told, np.asarray(w, np.float64), choice)
+        chance = find_chance(told, np.asarray(w, np.float64), choice)
+        if chance is not None:
+            _checks.warn(chance, CollapseWarning)
     xp = namespace(covariances)
     ridge = xp.asarray(ridge, covariances.dtype)
     fitted = solve(best.folds, -1, covariances, trained, rho, ridge, whole, k=k)
@@ -286,27 +296,27 @@ def finish(
     )
 
 
-def _warn_of_chance(
+def find_chance(
     rho: Float[np.ndarray, "s k"], w: Float[np.ndarray, " n"], choice: Choice
-) -> None:
-    """Warn where held-out rows agree no better than those of unrelated views may."""
+) -> str | None:
+    """Say so if held-out rows agree no better than those of unrelated views may."""
     best = float(np.sort(rho, axis=0)[-2:].prod(axis=0).max())
     rows = w.sum() ** 2 / max((w**2).sum(), 1e-300)
     found, chance = choice.chosen.recall, 1 / max(choice.candidates, 1)
     if best <= 0:
-        _checks.warn(
+        return (
             "no axis of the views agrees on rows it was not fitted to: nothing in them tells "
-            "which rows belong together.",
-            CollapseWarning,
+            "which rows belong together."
         )
-    elif best < 3 / np.sqrt(rows) and found - 2 * choice.chosen.error <= chance:
-        _checks.warn(
+    # Four: the best of several axes, and of all settings that were tried.
+    if best < 4 / np.sqrt(rows) and found - 2 * choice.chosen.error <= chance:
+        return (
             "the views agree no better than unrelated ones may on rows they were not fitted to: "
-            f"correlation {best:.2f} on the best axis (three standard errors of zero are "
-            f"{3 / np.sqrt(rows):.2f}), and {found:.1%} of the rows find their partner "
-            f"({chance:.1%} by chance).",
-            CollapseWarning,
+            f"correlation {best:.2f} on the best axis (four standard errors of zero are "
+            f"{4 / np.sqrt(rows):.2f}), and {found:.1%} of the rows find their partner "
+            f"({chance:.1%} by chance)."
         )
+    return None
 
 
 @compiled()

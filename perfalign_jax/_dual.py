@@ -18,7 +18,7 @@ _Pair = tuple[Float[np.ndarray, "n k"], Float[np.ndarray, "n k"]]
 _BLOCK = 8  # directions at once, in the time of one: it goes by reading the smoothers
 _TOLERANCE = 1e-10  # of a latent's length, in what the equations leave over
 _SHARE = 3  # beyond one in so many of all directions the whole is as fast
-_NOTHING = 1e-12  # share of the largest below which a direction is lost to the ridge
+_EXHAUSTED = 1e-8  # share of a block that is new, below which the space has no more to give
 
 
 def center(kernel: Float[np.ndarray, "n n"]) -> Float[np.ndarray, " n"]:
@@ -50,7 +50,7 @@ def smoother(kernel: Float[np.ndarray, "n n"], ridge: float) -> Float[np.ndarray
 
 
 def leading(
-    first: Float[np.ndarray, "n n"], second: Float[np.ndarray, "n n"], k: int
+    first: Float[np.ndarray, "n n"], second: Float[np.ndarray, "n n"], k: int, noise: float
 ) -> tuple[Float[np.ndarray, " k"], _Pair, _Pair]:
     """The ``k`` largest correlations, fewer if there are not as many, with what belongs to them.
 
@@ -58,43 +58,60 @@ def leading(
         first: smoother of the first view.
         second: of the second view.
         k: at most ``n``.
+        noise: what rounding has left in the smoothers. A direction that the first lets through with
+            less than the root of it is not looked at: its square would be noise.
 
     Returns:
         Correlations; latents of both views, of unit length under kernel and ridge; and the dual
         coefficients that make them of the kernels, times the ridges.
     """
+    found = _in_krylov_space(first, second, k, noise)
+    if found is None:
+        squares, weights = _pencil(np.eye(len(first)), first, second @ first, k, noise)
+        found = squares, second @ (first @ weights)
+    squares, start = found
+    rho = np.sqrt(np.maximum(squares, 0))
+    safe = np.where(rho > 0, rho, 1)
+    # Once more by both: what the smoothers do not let through is not in it, such as a mean.
+    start = start / safe**2
+    u1 = first @ start / safe
+    u2 = second @ u1 / safe
+    return np.minimum(rho, 1), (u1, u2), (start / safe - u1, u1 / safe - u2)
+
+
+def _in_krylov_space(
+    first: Float[np.ndarray, "n n"], second: Float[np.ndarray, "n n"], k: int, noise: float
+) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "n k"]] | None:
+    """Squared correlations, and ``S_2 S_1`` times the second view's latents.
+
+    None if the space would have to be large, or is exhausted: then there are more equal
+    correlations than a block holds, or few in all, and it cannot tell.
+    """
     n = len(first)
     most = n // _SHARE // _BLOCK * _BLOCK  # columns; S_1 and S_2 S_1 times the basis beside it
     basis, once, twice = (np.empty((n, most), order="F") for _ in range(3))
     # A start that is fixed, and like no other: nothing else is drawn.
-    block = np.random.default_rng(0).normal(size=(n, min(_BLOCK, n)))
-    block = np.linalg.qr(second @ block)[0]
+    block = second @ np.random.default_rng(0).normal(size=(n, min(_BLOCK, n)))
     check = k + _BLOCK  # columns at which to look
     for size in range(_BLOCK, most + 1, _BLOCK):
-        new = slice(size - _BLOCK, size)
+        there, new = basis[:, : size - _BLOCK], slice(size - _BLOCK, size)
+        largest = np.linalg.norm(block, axis=0).max()
+        block, upper = np.linalg.qr(block - there @ (there.T @ block))
+        if np.abs(np.diagonal(upper)).min() <= _EXHAUSTED * largest:
+            return None
+        # Once leaves what rounding leaves, and twice does not.
+        block = np.linalg.qr(block - there @ (there.T @ block))[0]
         basis[:, new], once[:, new] = block, first @ block
-        twice[:, new] = second @ once[:, new]
+        block = twice[:, new] = second @ once[:, new]
         if size >= check:
-            squares, weights = _pencil(basis[:, :size], once[:, :size], twice[:, :size], k)
-            start = twice[:, :size] @ weights
-            found = basis[:, :size] @ weights
+            parts = basis[:, :size], once[:, :size], twice[:, :size]
+            squares, weights = _pencil(*parts, k, noise)
+            start, found = twice[:, :size] @ weights, basis[:, :size] @ weights
             lost = np.linalg.norm(start - squares * found, axis=0)
-            if (lost <= _TOLERANCE * np.linalg.norm(found, axis=0)).all():
-                break
+            if len(squares) == k and (lost <= _TOLERANCE * np.linalg.norm(found, axis=0)).all():
+                return squares, start
             check += max(check // 3, _BLOCK)
-        block = twice[:, new]
-        for _ in range(2):  # once leaves what rounding leaves, and twice does not
-            block = np.linalg.qr(block - basis[:, :size] @ (basis[:, :size].T @ block))[0]
-    else:
-        squares, weights = _pencil(np.eye(n), first, second @ first, k)
-        start = second @ (first @ weights)
-    rho = np.sqrt(np.maximum(squares, 0))
-    safe = np.where(rho > 0, rho, 1)
-    # Once more by both: what the smoothers do not let through is not in it, such as a mean.
-    start /= safe**2
-    u1 = first @ start / safe
-    u2 = second @ u1 / safe
-    return np.minimum(rho, 1), (u1, u2), (start / safe - u1, u1 / safe - u2)
+    return None
 
 
 def _pencil(
@@ -102,10 +119,11 @@ def _pencil(
     once: Float[np.ndarray, "n m"],
     twice: Float[np.ndarray, "n m"],
     k: int,
+    noise: float,
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "m k"]]:
     """Squared correlations within a basis, and the second view's latents in it."""
     values, vectors = np.linalg.eigh(_symmetric(basis.T @ once))
-    kept = values > _NOTHING * values[-1]
+    kept = values > np.sqrt(noise * max(values[-1], noise))
     root = vectors[:, kept] / np.sqrt(values[kept])
     inner = _symmetric(root.T @ (once.T @ twice) @ root)
     squares, turn = np.linalg.eigh(inner)

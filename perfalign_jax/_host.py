@@ -158,6 +158,14 @@ def _root_of(scatter: Float[np.ndarray, "d d"], dtype: Any) -> Float[np.ndarray,
     return root
 
 
+def _is_small(x: Float[np.ndarray, "n d"]) -> bool:
+    """Whether squares of some rows are so small that what rounding leaves of them is not."""
+    limits = np.finfo(x.dtype)
+    return bool(
+        np.abs(x[:: max(1, len(x) // _SOME)]).max(initial=0) < limits.tiny**0.5 / limits.eps
+    )
+
+
 def _is_near(x: Float[np.ndarray, "n d"]) -> bool:
     """Whether no feature has a mean larger than its spread, as far as some rows can tell."""
     some = x[:: max(1, len(x) // _SOME)]
@@ -208,10 +216,10 @@ class Tall:
         if found is not None:
             with np.errstate(all="ignore"):  # what is not finite shows in the products
                 probe = found.cross.sum() if cross else np.diagonal(found.second).sum()
-            if np.isfinite(probe):
+            if np.isfinite(probe) and not any(map(_is_small, found.views)):
                 return found
         statistics.check_finite(state)
-        return None  # also what is too large to square
+        return None  # also what is too large or too small to square
 
     @classmethod
     def _of_samples(cls, state: Any, center: bool) -> "Tall":

@@ -36,6 +36,7 @@ __all__ = [
     "on_host",
     "over",
     "rank_cutoff",
+    "reflect",
     "repeat",
     "rounding",
     "sigmoid",
@@ -124,6 +125,43 @@ def eigh(matrix: Float[Any, "d d"]) -> tuple[Float[Any, " d"], Float[Any, "d d"]
         # Symmetric, so its transpose is what LAPACK takes without a copy.
         return scipy.linalg.eigh(matrix.T, driver="evd", overwrite_a=True, check_finite=False)
     return jnp.linalg.eigh(matrix)
+
+
+def reflect(
+    columns: Float[Any, "d r"],
+) -> tuple[Float[Any, "r r"], Callable[[Float[Any, "r s"], int], Float[Any, "d k"]]]:
+    """R of the QR of fewer columns than rows, and a function of the whole Q.
+
+    Of ``s`` columns and a number, ``(top, count)``, it gives Q times the columns, zero below the
+    first ``r`` rows, and beside it the last ``count`` columns of Q.
+    """
+    d, r = columns.shape
+    if namespace(columns) is not np:
+        raw, taus = jnp.linalg.qr(columns, mode="raw")
+
+        def turn(top: Float[Any, "r s"], count: int) -> Float[Any, "d k"]:
+            below = jnp.zeros((d - r, top.shape[1]), top.dtype)
+            lasts = jnp.eye(d, count, count - d, dtype=top.dtype)
+            others = jnp.concatenate([jnp.concatenate([top, below]), lasts], axis=1)
+            return jax.lax.linalg.ormqr(raw.T, taus, others)
+
+        return jnp.triu(raw.T[:r]), turn
+    (held, sizes), _ = scipy.linalg.qr(columns, mode="raw", check_finite=False)
+    vectors = np.tril(held, -1)
+    vectors[np.diag_indices(r)] = 1
+    vectors *= sizes != 0  # no reflection
+    # Q = I - V T V' with T the inverse of a triangle of V'V (Joffrain et al., 2006).
+    inner = np.triu(vectors.T @ vectors, 1)
+    inner[np.diag_indices(r)] = 1 / np.where(sizes != 0, sizes, 1)
+
+    def turn_here(top: Float[Any, "r s"], count: int) -> Float[Any, "d k"]:
+        seen = np.concatenate([vectors[:r].T @ top, vectors[d - count :].T], axis=1)
+        found = -vectors @ scipy.linalg.solve_triangular(inner, seen, check_finite=False)
+        found[:r, : top.shape[1]] += top
+        found[np.arange(d - count, d), np.arange(count) + top.shape[1]] += 1
+        return found
+
+    return np.triu(held[:r]), turn_here
 
 
 @functools.partial(jax.jit, static_argnames=("dtype",))

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from perfalign_jax import _checks, _folds, evidence, kernels, solver
 from perfalign_jax._folds import Folds, Tried
 from perfalign_jax._numerics import compiled, cores, namespace, over
-from perfalign_jax.lift import Lift
+from perfalign_jax.lift import Lift, Standardise
 from perfalign_jax.types import Choice, Trial
 
 __all__ = [
@@ -343,7 +343,7 @@ def choose(
             mean, error = _mean_and_error(each, share)
             settings.append((c, i, ks[j]))
             hits.append(each)
-            trials.append(Trial(name, float(ridges[i]), ks[j], mean, error))
+            trials.append(Trial(name, float(ridges[i]), ks[j], min(mean, 1.0), error))
     best = int(np.argmax([trial.recall for trial in trials]))
     near = []
     for s in range(len(settings)):
@@ -356,6 +356,10 @@ def choose(
     for s in near:
         trials[s] = dataclasses.replace(trials[s], log_likelihood=likely[s])
     likely_too = [s for s in likely if likely[s] >= max(likely.values()) - _ALIKE]
+    plain = [s for s in likely_too if _is_linear(candidates[settings[s][0]].lifts)]
+    saturated = 1 - trials[best].recall <= float(share.max()) and 0 < len(plain) < len(likely_too)
+    if saturated:  # a lift has nothing left to improve, and is worse outside these rows
+        likely_too = plain
     told = [_tell(candidates[settings[s][0]].tried, *settings[s][1:]) for s in likely_too]
     chosen = likely_too[int(np.argmax(told))]
     if len(trials) == 1:
@@ -364,12 +368,16 @@ def choose(
         reason = (
             f"of {len(likely)} setting(s) within one standard error of the best R@1 "
             f"({100 * trials[best].recall:.1f} %), rows compared in pairs, partners are "
-            f"about as probable under {len(likely_too)} as under the best, and of these it carries "
-            "most held-out information"
+            f"about as probable under {len(likely_too)} {'linear ones ' * saturated}as under the "
+            "best, and of these it carries most held-out information"
         )
     candidates_of_row = int(valid.sum(axis=1).min())
     tried = tuple(trials) if len(trials) > 1 else ()
     return (*settings[chosen], Choice(tried, trials[chosen], rows, candidates_of_row, reason))
+
+
+def _is_linear(lifts: tuple[Lift, ...]) -> bool:
+    return all(isinstance(getattr(fitted, "lift", fitted), Standardise) for fitted in lifts)
 
 
 def _mean_and_error(values: np.ndarray, share: np.ndarray) -> tuple[float, float]:

@@ -28,7 +28,15 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from perfalign_jax._numerics import compress, eigh, flip_signs, matmul, namespace, rank_cutoff
+from perfalign_jax._numerics import (
+    compress,
+    eigh,
+    flip_signs,
+    matmul,
+    namespace,
+    rank_cutoff,
+    reflect,
+)
 from perfalign_jax.statistics import Rows
 
 __all__ = [
@@ -43,7 +51,9 @@ __all__ = [
     "solve_by_energy",
     "spectrum",
     "split",
+    "stack",
     "trailing_by_gram",
+    "trailing_by_reflectors",
 ]
 
 METHODS = ("auto", "svd", "qr", "gram", "null", "dual")
@@ -78,14 +88,17 @@ def split(columns: Float[Any, "d k"], dims: tuple[int, ...]) -> tuple[Float[Any,
     return tuple(namespace(columns).split(columns, np.cumsum(dims)[:-1].tolist()))
 
 
-def _stack(blocks: Blocks) -> Float[Array, "q d"]:
-    c = contrasts(len(blocks)).tolist()
-    return jnp.concatenate(
-        [jnp.concatenate([w * b for w, b in zip(row, blocks, strict=True)], axis=1) for row in c]
+def stack(blocks: tuple[Float[Any, "r _"], ...]) -> Float[Any, "q d"]:
+    """The stacked matrix X."""
+    xp, c = namespace(blocks[0]), contrasts(len(blocks)).tolist()
+    return xp.concatenate(
+        [xp.concatenate([w * b for w, b in zip(row, blocks, strict=True)], axis=1) for row in c]
     )
 
 
-def latents(blocks: Blocks, columns: Float[Array, "d k"]) -> tuple[Float[Array, "r k"], ...]:
+def latents(
+    blocks: tuple[Float[Any, "r _"], ...], columns: Float[Any, "d k"]
+) -> tuple[Float[Any, "r k"], ...]:
     """Latents of every view."""
     parts = split(columns, _dims(blocks))
     return tuple(matmul(b, part) for b, part in zip(blocks, parts, strict=True))
@@ -132,37 +145,32 @@ def _basis(x: Float[Array, "r d"]) -> tuple[Float[Array, "d d"], Float[Array, " 
     r, d = x.shape
     if r >= d:
         return _basis_by_svd(compress(x))
-    return _trailing_by_reflectors(x, d)
+    return trailing_by_reflectors(x, d)
 
 
-def _trailing_by_reflectors(
-    x: Float[Array, "r d"], k: int
-) -> tuple[Float[Array, "d k"], Float[Array, " k"]]:
+def trailing_by_reflectors(
+    x: Float[Any, "r d"], k: int
+) -> tuple[Float[Any, "d k"], Float[Any, " k"]]:
     """Last k columns of the right basis of X with fewer rows than columns.
 
     X' = Q [R; 0]: the last d - r columns of Q are null directions whatever the rank, and the left
-    singular vectors of R, mapped by Q, are the others.
+    singular vectors of R, mapped by Q, are the others. Of a NumPy array nothing is compiled.
     """
-    r, d = x.shape
-    h, taus = jnp.linalg.qr(x.T, mode="raw")
-    reflectors = h.T
+    xp, (r, d) = namespace(x), x.shape
     small = max(0, k - (d - r))  # directions that must come out of R
-    coordinates = jnp.zeros((d, k), x.dtype)
-    values = jnp.zeros((k,), x.dtype)
+    upper, turn = reflect(x.T)
+    top, values = upper[:, :0], xp.zeros(k, x.dtype)
     if small:
-        u, s, _ = jnp.linalg.svd(jnp.triu(reflectors[:r]))
-        coordinates = coordinates.at[:r, :small].set(u[:, r - small :])
-        values = values.at[:small].set(s[r - small :])
-    tail = jnp.arange(k - small)
-    coordinates = coordinates.at[d - (k - small) + tail, small + tail].set(1)
-    return jax.lax.linalg.ormqr(reflectors, taus, coordinates), values
+        u, s, _ = xp.linalg.svd(upper)
+        top, values = u[:, r - small :], xp.concatenate([s[r - small :], values[small:]])
+    return turn(top, k - small), values
 
 
-def row_spectrum(blocks: Blocks) -> Float[Array, " q"]:
+def row_spectrum(blocks: tuple[Float[Any, "r _"], ...]) -> Float[Any, " q"]:
     """Return the singular values of X, by the QR of its longer side."""
-    x = _stack(blocks)
-    longer = x if x.shape[0] > x.shape[1] else x.T
-    return jnp.linalg.svd(jnp.linalg.qr(longer, mode="r"), compute_uv=False)
+    x = stack(blocks)
+    xp, longer = namespace(x), x if x.shape[0] > x.shape[1] else x.T
+    return xp.linalg.svd(xp.linalg.qr(longer, mode="r"), compute_uv=False)
 
 
 def moments(blocks: Blocks) -> Float[Array, "d d"]:
@@ -234,9 +242,10 @@ def trailing_by_gram(
     gap = low - high
     gram_error = eps * largest / xp.where(gap > 0, gap, 1)
     svd_error = eps * xp.sqrt(largest) / xp.where(gap > 0, xp.sqrt(low) - xp.sqrt(high), 1)
+    small = largest < xp.finfo(values.dtype).tiny / eps**2  # squares lose digits to underflow
     separated = (boundary == 0) | ((gap > 0) & (gram_error < 0.05) & (gram_error**2 <= svd_error))
     null = small_values[0] <= rank_cutoff(xp.sqrt(largest)[None], (samples, d))
-    return columns, small_values, separated & (null | (cluster == k))
+    return columns, small_values, ~small & separated & (null | (cluster == k))
 
 
 def _by_gram_or_qr(
@@ -258,7 +267,7 @@ def _by_gram_or_qr(
         )
 
     def by_qr(blocks: Blocks) -> tuple[Array, Array]:
-        return _last(_basis(_stack(blocks)), sum(_dims(blocks)) - k)
+        return _last(_basis(stack(blocks)), sum(_dims(blocks)) - k)
 
     @jax.custom_batching.custom_vmap
     def solve_one(blocks: Blocks, second: Array, samples: Array) -> tuple[Array, Array, Array]:
@@ -415,7 +424,7 @@ def _by_energy(
 
     Returns the columns, the size of their residuals, and how many of them carry energy.
     """
-    x = _stack(blocks)
+    x = stack(blocks)
     r, d = x.shape
     basis, values = _basis_by_svd(x) if plain else _basis(x)
     cutoff = cutoff_scale * values[0]
@@ -488,16 +497,16 @@ def _solve_primal(
         return stacked, values, enough
     if method == "dual":
         columns, values = _in_row_spaces(
-            blocks, lambda small: _trailing_by_reflectors(_stack(small), k)
+            blocks, lambda small: trailing_by_reflectors(stack(small), k)
         )
     elif method == "null":
-        columns, values = _trailing_by_reflectors(_stack(blocks), k)
+        columns, values = trailing_by_reflectors(stack(blocks), k)
     elif method == "gram":
         assert second is not None
         columns, values, good = _by_gram_or_qr(blocks, second, samples, k)
         enough = good.astype(values.dtype)
     else:
-        x = _stack(blocks)
+        x = stack(blocks)
         columns, values = _last(_basis_by_svd(x if method == "svd" else compress(x)), d - k)
     return flip_signs(columns.T), values, enough
 
@@ -545,7 +554,7 @@ def _solve_jvp(
 
     # Everything orthogonal to the rows, largest singular value first. The rows get a singular
     # value above all others, so that the null directions left out stay at the end.
-    x = _stack(blocks)
+    x = stack(blocks)
     largest = jnp.linalg.norm(x) + 1
     others, other_values = _basis(jnp.concatenate([x - matmul(residual, rows), 2 * largest * rows]))
     others, other_values = others[:, k:], other_values[k:]
@@ -601,7 +610,7 @@ def _counter_turn(
     blocks: Blocks, tangent: Blocks, null: Float[Array, "d m"], cutoff: Array
 ) -> Float[Array, "d m"]:
     """The smallest change that keeps null directions null: ``-pinv(X) dX v``."""
-    basis, values = _basis(_stack(blocks))
+    basis, values = _basis(stack(blocks))
     inverse = jnp.where(values > cutoff, 1 / jnp.where(values > cutoff, values, 1) ** 2, 0)
     pulled = _times_transposed(blocks, _times(tangent, null))
     return -matmul(basis, inverse[:, None] * matmul(basis.T, pulled))
@@ -611,7 +620,7 @@ def spectrum(rows: Rows) -> Spectrum:
     """Return the whole spectrum of X and the energies of its informative null directions."""
     d, scale = sum(_dims(rows.blocks)), rows.rounding
     small = tuple(_small(block) for block in rows.blocks)
-    basis, values = _basis(_stack(small))
+    basis, values = _basis(stack(small))
     cutoff = scale * values[0]
     is_null = values <= cutoff
     mean_latents = _mean_latents(small, basis)

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from perfalign_jax import _checks, _folds, evidence, solver, statistics
-from perfalign_jax._assembly import finish
+from perfalign_jax._assembly import find_chance, finish
 from perfalign_jax._folds import Tried
 from perfalign_jax._masked import align_masked
 from perfalign_jax._numerics import at_hand, compiled, namespace, sigmoid
@@ -100,8 +100,9 @@ def align(
             different folds.
         wrong_pairs: some pairs may be wrong; fit to as many as are right by estimate, the most
             credible. The alignment then has ``right_share``, which with fewer than some hundred
-            rows is too high, and ``right_probability``; its reliabilities are of the pairs that are
-            left, and so a little high. For two sides.
+            rows is too high, and ``right_probability``, both zero where the views agree no better
+            than unrelated ones may; its reliabilities are of the pairs that are left, and so a
+            little high. For two sides.
         folds: how many parts the rows are held out in, at most 100.
 
     Returns:
@@ -268,6 +269,8 @@ def _check_groups(groups: Any, n: int) -> np.ndarray:
     labels = np.asarray(groups)
     if labels.shape != (n,):
         raise ValueError(f"groups must have shape ({n},), got shape {labels.shape}.")
+    if labels.dtype.kind == "f" and np.isnan(labels).any():
+        raise ValueError(f"groups must not hold NaN, got {int(np.isnan(labels).sum())} of them.")
     return labels
 
 
@@ -366,7 +369,14 @@ def _hide(views: tuple[Any, ...], present: Bool[np.ndarray, "n m"]) -> tuple[Any
 
 def _check_moving(views: tuple[Any, ...]) -> None:
     for m, x in enumerate(views):
-        if bool((np.asarray(x) == np.asarray(x[0])).all()):
+        values = np.asarray(x)
+        most = float(np.abs(values).max(initial=0))
+        if most > float(np.finfo(values.dtype).max) ** 0.5:
+            raise ValueError(
+                f"x{m + 1} must have values whose squares {values.dtype} can hold, got up to "
+                f"{most:.1e}: give it in larger units."
+            )
+        if bool((values == values[0]).all()):
             raise ValueError(
                 f"x{m + 1} must vary, but all its {x.shape[0]} rows are the same: nothing can be "
                 "aligned with it."
@@ -425,6 +435,9 @@ def _with_wrong_pairs(
         )
     wrong = f"{float(1 - share):.1%} of the pairs are estimated to be wrong"
     choice = dataclasses.replace(choice, chosen=chosen.chosen, remarks=(*choice.remarks, wrong))
+    told = np.asarray(best.tried.rho[number], np.float64)[:, :size]
+    if find_chance(told, np.asarray(kept, np.float64), choice) is not None:
+        share, probability = 0 * share, 0 * probability  # none can be told from a wrong one
     right = (share, probability, weighed)
     return finish(views, best, number, ridge, size, kept, places, plan, choice, right)
 

@@ -237,24 +237,33 @@ def kernel_cca(
     _checks.positive(ridge, "ridge")
     _checks.one_of(kernel, "kernel", kernels.KERNELS)
     _checks.positive(factor, "factor")
-    lifts, columns, ridges, smoothers = [], [], [], []
+    lifts, columns, ridges, smoothers, noise = [], [], [], [], 0.0
     for x in arrays:
         found, values = kernels.kernel_of(np.asarray(x, np.float64), kernel, factor)
         lifts.append(found)
         columns.append(_dual.center(values))
         mean = np.trace(values) / n
+        if mean <= 0:
+            raise ValueError(f"x{len(lifts)} must vary, but all its {n} rows are the same.")
         ridges.append(float(ridge) * mean)
-        least = _HALF * np.abs(values).sum(axis=0).max()
-        if not ridges[-1] > least and mean > 0:
+        largest = np.abs(values).sum(axis=0).max()
+        least = _HALF * largest
+        if not ridges[-1] > least:
             raise ValueError(
                 f"ridge must be above {least / mean:.1e}, where half the digits of these kernels "
                 f"are lost, got {float(ridge):g}."
             )
-        smoothers.append(_dual.smoother(values, ridges[-1]) if mean > 0 else values)
-    rho, latents, duals = _dual.leading(smoothers[0], smoothers[1], k)
-    kept = int((rho > _HALF).sum())
+        smoothers.append(_dual.smoother(values, ridges[-1]))
+        noise = max(noise, 4 * float(np.finfo(np.float64).eps) * (1 + largest / ridges[-1]))
+    rho, latents, duals = _dual.leading(smoothers[0], smoothers[1], k, noise)
+    top = float(rho.max(initial=0))
+    floor = 2 * top * np.sqrt(np.sqrt(noise / max(top, noise)))
+    kept = int((rho > floor).sum())
     if k > kept:
-        raise ValueError(f"k must be at most {kept}, the correlations of these kernels, got {k}.")
+        raise ValueError(
+            f"k must be at most {kept}: other correlations of these kernels are below {floor:.1e}, "
+            f"where rounding hides them; got {k}."
+        )
     size = np.sqrt(n)
     pair = _flip_pair(*(size * (dual / c).T for dual, c in zip(duals, ridges, strict=True)))
     lifts = [
@@ -547,11 +556,15 @@ def _cca(
     lefts, backs, ranks = [], [], []
     for block, share in zip(rows.blocks, rows.roundings, strict=True):
         u, s, vt, keep = _svd(block, share)
-        # 1 / sqrt(s^2 + penalty) on the directions kept, zero on the others.
-        penalty = ridge * jnp.sum(s * s) / block.shape[1]
-        whiten = jnp.where(keep, 1 / jnp.sqrt(jnp.where(keep, s * s + penalty, 1)), 0)
-        lefts.append(u * (s * whiten)[None, :])
-        backs.append(whiten[:, None] * vt)
+        # 1 / sqrt(s^2 + penalty) on the directions kept, zero on the others; as shares of the
+        # largest, whose square may not be a number.
+        largest = jnp.max(s, initial=0)
+        largest = jnp.where(largest > 0, largest, 1)
+        share = s / largest
+        penalty = ridge * jnp.sum(share * share) / block.shape[1]
+        whiten = jnp.where(keep, 1 / jnp.sqrt(jnp.where(keep, share * share + penalty, 1)), 0)
+        lefts.append(u * (share * whiten)[None, :])
+        backs.append((whiten / largest)[:, None] * vt)
         ranks.append(jnp.sum(keep))
     p1, correlations, p2t = jnp.linalg.svd(matmul(lefts[0].T, lefts[1]), full_matrices=False)
     scale = jnp.sqrt(rows.weight)
@@ -688,10 +701,12 @@ def _procrustes(state: Statistic, *, center: bool) -> Alignment:
 def _regression(state: Statistic, ridge: float | Array, *, center: bool, method: str) -> Alignment:
     rows = _rows(state, center=center)
     u, s, vt, keep = _svd(rows.blocks[0], rows.roundings[0])
-    penalty = ridge * jnp.sum(s * s) / rows.blocks[0].shape[1]
+    largest = jnp.max(s, initial=0)
+    largest = jnp.where(largest > 0, largest, 1)
+    penalty = ridge * jnp.sum((s / largest) ** 2) / rows.blocks[0].shape[1] * largest
     # s / (s^2 + penalty) without squaring, so that at zero penalty it is exactly 1 / s.
     safe = jnp.where(keep, s, 1)
-    gain = jnp.where(keep, 1 / (safe + penalty / safe), 0)
+    gain = jnp.where(keep, 1 / (safe + penalty * (largest / safe)), 0)
     weights = matmul(matmul(rows.blocks[1].T, u) * gain[None, :], vt)
     return _onto_second(rows, weights, center=center, method=method)
 

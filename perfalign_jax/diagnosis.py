@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from perfalign_jax import _checks, _subspace, statistics
-from perfalign_jax._numerics import matmul, namespace
+from perfalign_jax._numerics import eigh, matmul, namespace
 from perfalign_jax.statistics import Rows, Statistic
 from perfalign_jax.types import Alignment, CollapseWarning, Diagnosis, OverfitWarning, Views
 
@@ -120,22 +120,17 @@ def collect_evidence(
         every_centred = every - xp.outer(total_shift, total_shift)
     else:
         r = rows.blocks[0].shape[0]
-        z = jnp.concatenate(_subspace.latents(rows.blocks, stacked.T))
+        z = xp.concatenate(_subspace.latents(rows.blocks, stacked.T))
         if k > len(z):  # more axes than rows: in coordinates of the rows' span, without the rest
-            values, vectors = jnp.linalg.eigh(matmul(z, z.T))
-            z = vectors * jnp.sqrt(jnp.maximum(values, 0))[None, :]
+            values, vectors = eigh(matmul(z, z.T))
+            z = vectors * xp.sqrt(xp.maximum(values, 0))[None, :]
         z = z.reshape(views, r, -1)
-        centred = (
-            z
-            - rows.constant[None, :, None]
-            * jnp.einsum("r,mrk->mk", rows.constant, z, precision=jax.lax.Precision.HIGHEST)[
-                :, None, :
-            ]
-        )
+        shared = matmul(rows.constant[None, None, :], z)
+        centred = z - rows.constant[None, :, None] * shared
         flat = z.reshape(views * r, -1)
         spread = matmul(flat.T, flat)
         own_centred = [matmul(w.T, w) for w in centred]
-        total = jnp.sum(centred, axis=0)
+        total = xp.sum(centred, axis=0)
         every_centred = matmul(total.T, total)
 
     any_pairing = xp.asarray(False)
@@ -154,10 +149,11 @@ def collect_evidence(
     )
 
 
-def _fits_any_pairing(rows: Rows, pairs: Any) -> Array:
+def _fits_any_pairing(rows: Rows, pairs: Any) -> Any:
     """Whether X has as many independent rows as there are equations, which all hold then."""
     small = _subspace.row_spectrum(rows.blocks)
-    return jnp.sum(small > rows.rounding * small[0], dtype=pairs.dtype) >= pairs
+    xp = namespace(small)
+    return xp.sum(small > rows.rounding * small[0], dtype=pairs.dtype) >= pairs
 
 
 @functools.partial(jax.jit, static_argnames=("center",))
@@ -253,7 +249,7 @@ def warn_of_collapse(signs: Signs, alignment: Alignment) -> None:
     reasons, remedies = [], ["a smaller k"]
     if not np.isfinite(shares).all():
         reasons.append("the squares of the views overflow")
-        remedies = ["views of the same scale"]
+        remedies = ["larger units"]
     elif trivial:
         which = f"all {k}" if trivial == k else f"{trivial} of the {k}"
         zero = "both latents are" if len(shares) == 2 else "every latent is"

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from perfalign_jax import _checks, _subspace, diagnosis, lift, statistics
 from perfalign_jax._host import Tall
-from perfalign_jax._numerics import compiled, flip_signs, matmul, namespace, rank_cutoff
+from perfalign_jax._numerics import compiled, flip_signs, matmul, namespace, on_host, rank_cutoff
 from perfalign_jax.diagnosis import Evidence
 from perfalign_jax.statistics import Rows, Statistic
 from perfalign_jax.types import Alignment, Views
@@ -102,6 +102,29 @@ def _fit_tall(
         stacked, rows = flip_signs(columns.T), tall.rows()
         evidence = diagnosis.collect_evidence(rows, tall.second, stacked) if check else None
     found = _make(stacked, values, rows, method="gram", select="trailing", center=center)
+    return found, None, True, evidence
+
+
+_rows = functools.partial(jax.jit, static_argnames=("center",))(statistics.rows)
+
+
+def _fit_few(
+    state: Statistic, rtol: float | None, *, k: int, center: bool, check: bool
+) -> tuple[Alignment, None, bool, Evidence | None] | None:
+    """As ``_fit`` by reflectors, on the host; None if the rows are not the host's to compute."""
+    if _checks.is_traced(state):
+        return None
+    rows = _rows(state, center=center)
+    if not all(map(on_host, rows.blocks)):
+        return None
+    if rtol is not None:
+        rows = statistics.with_rounding(rows, rtol)
+    rows = jax.tree.map(np.asarray, rows)
+    columns, values = _subspace.trailing_by_reflectors(_subspace.stack(rows.blocks), k)
+    stacked = flip_signs(columns.T)
+    with np.errstate(all="ignore"):
+        evidence = diagnosis.collect_evidence(rows, None, stacked) if check else None
+    found = _make(stacked, values, rows, method="null", select="trailing", center=center)
     return found, None, True, evidence
 
 
@@ -205,6 +228,8 @@ def fit(
     if tall is not None and chosen == "gram" and k is not None:
         solved = _fit_tall(tall, k, bool(center), check)
         chosen = "gram" if solved is not None else "qr"
+    elif chosen == "null" and select == "trailing" and k is not None:
+        solved = _fit_few(state, rtol, k=k, center=bool(center), check=check)
     alignment, informative, enough, evidence = solved or _fit(
         state,
         None if tall is None else tall.second,

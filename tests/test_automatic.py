@@ -867,8 +867,46 @@ def test_bad_sides_groups_and_weights_are_named():
         )
 
 
+def test_no_lift_is_taken_where_it_has_nothing_left_to_improve():
+    """All held-out rows find their partners without one; new rows are then predicted better."""
+    rng = np.random.default_rng(1)
+    z = rng.normal(size=(1400, 8))
+    x1, x2 = (
+        np.float32(z @ rng.normal(size=(8, d)) + 0.3 * rng.normal(size=(1400, d))) for d in (20, 30)
+    )
+    alignment = pa.align((x1[:400], x2[:400]))
+    assert alignment.choice.chosen.lift.startswith("none")
+    assert "linear ones" in alignment.choice.reason
+    left = pa.predict(alignment, x1[400:], source=0, target=1) - x2[400:]
+    # What noise of 0.3 on both sides leaves of rows that spread by 8^0.5.
+    assert np.mean(np.square(left)) < 0.03 * np.var(x2)
+    assert np.min(pa.log_odds(alignment, x1[400:], x2[400:])) > 0
+
+
+def test_pairs_that_are_all_wrong_are_said_to_be():
+    x1, x2 = draw(0, 200)
+    with pytest.warns(pa.CollapseWarning, match="unrelated|no axis"):
+        alignment = pa.align((x1, np.roll(x2, 1, axis=0)), lift=None, wrong_pairs=True)
+    assert float(alignment.right_share) == 0
+    np.testing.assert_array_equal(alignment.right_probability, 0)
+
+
+def test_large_units_are_no_matter_until_their_squares_are():
+    x1, x2 = draw(0, 100)
+    large = [np.float32(1e18) * x for x in (x1, x2)]
+    near, far = (pa.align(v, lift=None, ridge=0.01, k=2) for v in ((x1, x2), large))
+    expected, variance = pa.predict(near, x1, source=0, target=1, variance=True)
+    found, left = pa.predict(far, large[0], source=0, target=1, variance=True)
+    np.testing.assert_allclose(found / np.float32(1e18), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(left / np.float32(1e36), variance, rtol=1e-3)
+    with pytest.raises(ValueError, match="x1 must have values whose squares float32 can hold"):
+        pa.align([np.float32(1e25) * x for x in (x1, x2)], lift=None)
+
+
 def test_bad_data_is_named():
     x1, x2 = draw(0, 60)
+    with pytest.raises(ValueError, match="groups must not hold NaN, got 1 of them"):
+        pa.align((x1, x2), groups=np.where(np.arange(60) == 7, np.nan, np.arange(60) % 6))
     with pytest.raises(ValueError, match="x2 must vary, but all its 60 rows are the same"):
         pa.align((x1, np.ones_like(x2)))
     with pytest.raises(ValueError, match="same number of rows"):

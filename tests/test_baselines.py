@@ -258,8 +258,33 @@ def test_kernel_cca_refuses_what_its_kernels_do_not_hold(rng):
         baselines.kernel_cca(views, k=2, ridge=1e-12)
     with pytest.raises(ValueError, match="k must be between 1 and 39"):
         baselines.kernel_cca(views, k=40, ridge=0.1)
-    with pytest.raises(ValueError, match="k must be at most 0, the correlations of these kernels"):
+    with pytest.raises(ValueError, match="x2 must vary"):
         baselines.kernel_cca((views[0], 0 * views[1]), k=2, ridge=0.1)
+
+
+@pytest.mark.parametrize("kernel", ["gaussian", "polynomial"])
+def test_kernel_cca_finds_equal_correlations_and_no_others(x64, kernel):
+    """Thirty classes, so twenty-nine equal ones: more than any block of a Krylov space."""
+    classes = np.eye(30)[np.repeat(np.arange(30), 10)]
+    found = baselines.kernel_cca((classes, classes), k=29, ridge=0.01, kernel=kernel)
+    np.testing.assert_allclose(found.coupling, found.coupling[0], rtol=1e-8)
+    with pytest.raises(ValueError, match="k must be at most 29: other correlations"):
+        baselines.kernel_cca((classes, classes), k=30, ridge=0.01, kernel=kernel)
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-20, 1e-21])
+def test_units_whose_squares_vanish_change_nothing(rng, scale):
+    """In float32, whose smallest normal number is 1e-38."""
+    views = [x.astype(np.float32) for x in draw_views(rng, n=300, mean=0.0)]
+    small = [np.float32(scale) * x for x in views]
+    for method in (METHODS["cca"], METHODS["ridge_cca"]):
+        assert_same(method(small).coupling, method(views).coupling, 1e-4)
+    regressed, expected = (
+        baselines.ridge_regression(v, ridge=0.1).projections[0] for v in (small, views)
+    )
+    assert_same(regressed, expected, 1e-4)
+    fitted, expected = (pa.fit(v, k=2).singular_values for v in (small, views))
+    assert_same(fitted / np.float32(scale), expected, 1e-4)
 
 
 @pytest.mark.parametrize("last", [0.1, 1e-7])

@@ -54,6 +54,18 @@ def test_what_a_side_measures_is_named_after_its_view(files, capsys, x64):
     assert "effective rank of view 0's latents" in out
 
 
+def test_a_view_that_does_not_vary_is_named_by_its_file(files, capsys):
+    np.save("still.npy", np.zeros((60, 2)))
+    status, _, said = run(capsys, "align", "x2.npy", "still.npy", "--out", "a.safetensors")
+    assert status == 2
+    assert "still.npy must vary" in said
+
+
+def test_a_process_without_standard_output_is_served(files, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert cli.main(["fit", "x1.npy", "x2.npy", "-k", "2", "--out", "a.safetensors"]) == 0
+
+
 def test_a_view_is_predicted_from_another_and_not_from_itself(files, capsys, x64):
     run(capsys, "align", "x1.npy", "x2.npy", "--lift", "none", "--out", "a.safetensors")
     for source, file, width in ((0, "x1.npy", 10), (1, "x2.npy", 12)):

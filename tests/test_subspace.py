@@ -285,3 +285,25 @@ def test_under_vmap_the_members_that_a_gram_matrix_serves_badly_are_mended(x64, 
         x = np.hstack([a, -b])
         assert np.linalg.norm(x @ projections.T) < 1e-13
         np.testing.assert_allclose(projections @ projections.T, np.eye(4), atol=1e-13)
+
+
+@pytest.mark.parametrize("k", [2, 9, 11])  # null directions alone, with some of the others, all
+def test_reflectors_on_the_host_are_those_of_xla(x64, rng, k):
+    x = rng.normal(size=(4, 11))
+    x[2] = x[0]  # one rank fewer
+    x[:, 5] = 0
+    for rows in (x, np.zeros_like(x), np.eye(4, 11)):
+        columns, values = _subspace.trailing_by_reflectors(rows, k)
+        assert isinstance(columns, np.ndarray)
+        np.testing.assert_allclose(columns.T @ columns, np.eye(k), atol=1e-14)
+        found = np.linalg.norm(rows @ columns, axis=0)
+        exact = np.concatenate([np.linalg.svd(rows, compute_uv=False), np.zeros(7)])[11 - k :]
+        np.testing.assert_allclose(found, exact, atol=1e-14)
+        np.testing.assert_allclose(values, exact, atol=1e-14)
+        others, _ = _subspace.trailing_by_reflectors(jnp.asarray(rows), k)
+        if k == 11:  # the whole space
+            continue
+        inside = [c @ c.T for c in (columns, np.asarray(others))]
+        if exact[0] == 0 or k == 9:
+            continue
+        np.testing.assert_allclose(*inside, atol=1e-13)

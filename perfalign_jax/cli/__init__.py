@@ -35,7 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = make_parser().parse_args(arguments)
         options.run(options)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by who started it
+            sys.stdout.flush()
         return 0
     except KeyboardInterrupt as stop:
         kept = " ".join(getattr(stop, "__notes__", ())).rstrip(".")

@@ -153,7 +153,12 @@ def align(options: argparse.Namespace) -> None:
                 "folds": folds,
             }
         with following("trying settings on held-out rows"):
-            alignment = pa.align(data, **given)
+            try:
+                alignment = pa.align(data, **given)
+            except ValueError as error:  # which counts views; here they have names
+                known = {f"x{m + 1}": view.spec for m, view in enumerate(views)}
+                first, gap, rest = str(error).partition(" ")
+                raise InputError(known.get(first, first) + gap + rest) from None
         pa.save(alignment, options.out)
         with after_writing(f"the alignment is written to {options.out}"):
             choice = cast(Any, alignment.choice)
