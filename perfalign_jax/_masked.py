@@ -102,7 +102,7 @@ def align_masked(
     if fewest < 2:
         raise ValueError(
             f"mask must leave at least two rows with two sides in each of the {folds} folds, to "
-            f"choose by, got {fewest}."
+            f"choose by, got {fewest}; give more of them or fewer folds."
         )
     w = jnp.ones((n,), dtype) if state.weights is None else state.weights
     ridges = RIDGES if isinstance(ridge, str) else (ridge,)
