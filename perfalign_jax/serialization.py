@@ -413,4 +413,7 @@ def _read_trial(fields: dict[str, Any]) -> Trial:
 def _check_finite(name: str, arrays: dict[str, Any]) -> None:
     broken = sorted(part for part, a in arrays.items() if not np.isfinite(a).all())
     if broken:
-        raise ValueError(f"{name} holds values that are not finite, in {', '.join(broken)}.")
+        raise ValueError(
+            f"{name} holds values that are not finite, in {', '.join(broken)}: are there values "
+            "whose squares are too large for their dtype? In larger units they are not."
+        )
