@@ -253,13 +253,14 @@ def _both(
 
 def _ridged(turned: _Turned, dims: tuple[int, ...], ridge: Any, k: int) -> Axes:
     """Axes in the turned basis; the ridge is relative to each side's mean eigenvalue."""
-    xp, tiny = namespace(turned.values), jnp.finfo(turned.values.dtype).tiny
-    whiten = []
+    xp, whiten = namespace(turned.values), []
     for values in split(turned.values, dims):
-        # Never below the rounding of the largest eigenvalue, where nothing can be told apart.
-        least = 4 * jnp.finfo(values.dtype).eps * values.max()
+        # What is below the rounding of the largest eigenvalue is no direction of the data: these
+        # rows do not move in it, and others that do would be enlarged without limit.
+        least = 8 * jnp.finfo(values.dtype).eps * values.max()
         penalty = xp.maximum(ridge * values.mean(), least)
-        whiten.append(1 / xp.sqrt(xp.maximum(values + penalty, tiny)))
+        there = values > least
+        whiten.append(xp.where(there, 1 / xp.sqrt(xp.where(there, values + penalty, 1)), 0))
     d = xp.concatenate(whiten)
     couplings, parts = _couple(d[:, None] * turned.covariance * d[None, :], dims, k)
     directions = [w[:, None] * part for w, part in zip(whiten, parts, strict=True)]

@@ -927,3 +927,20 @@ def test_bad_data_is_named():
         warnings.simplefilter("ignore", pa.CollapseWarning)
         alignment = pa.align((x1, x2[shuffled]), lift=None, wrong_pairs=True)
     assert np.isfinite(np.asarray(alignment.right_probability)).all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_directions_in_which_no_row_moves_are_no_axes(seed):
+    """In float32, where moments give them what rounding leaves of the largest."""
+    rng = np.random.default_rng(seed)
+    spread = np.geomspace(10, 0.1, 97)
+    z = rng.normal(size=(600, 97)) * spread
+    maps = [np.linalg.qr(rng.normal(size=(100, 97)))[0].T for _ in range(2)]
+    x1, x2 = (np.float32((z + 0.05 * rng.normal(size=z.shape)) @ a) for a in maps)
+    alignment = pa.align((x1, x2), lift="linear", ridge=0.1, k=100)
+    assert alignment.k <= 97
+    moved = x1 + np.float32(0.1 * rng.normal(size=x1.shape))  # in all directions
+    for x in (x1, moved):
+        assert np.std(pa.encode(alignment, x, view=0), axis=0).max() < 10
+    left = pa.predict(alignment, moved, source=0, target=1) - x2
+    assert np.mean(np.square(left)) < 0.1 * np.mean(np.var(x2, axis=0))
