@@ -938,9 +938,9 @@ def test_directions_in_which_no_row_moves_are_no_axes(seed):
     maps = [np.linalg.qr(rng.normal(size=(100, 97)))[0].T for _ in range(2)]
     x1, x2 = (np.float32((z + 0.05 * rng.normal(size=z.shape)) @ a) for a in maps)
     alignment = pa.align((x1, x2), lift="linear", ridge=0.1, k=100)
-    assert alignment.k <= 97
+    assert alignment.k <= 97, alignment.k
     moved = x1 + np.float32(0.1 * rng.normal(size=x1.shape))  # in all directions
-    for x in (x1, moved):
-        assert np.std(pa.encode(alignment, x, view=0), axis=0).max() < 10
+    before, after = (np.std(pa.encode(alignment, x, view=0), axis=0) for x in (x1, moved))
+    assert (after / before).max() < 2
     left = pa.predict(alignment, moved, source=0, target=1) - x2
     assert np.mean(np.square(left)) < 0.1 * np.mean(np.var(x2, axis=0))
