@@ -39,8 +39,9 @@ def smoother(kernel: Float[np.ndarray, "n n"], ridge: float) -> Float[np.ndarray
     kernel[np.diag_indices(n)] += ridge
     # Symmetric, so its transpose is what LAPACK takes without a copy.
     lower, failed = scipy.linalg.lapack.dpotrf(kernel.T, lower=1, overwrite_a=1)
-    inverse, failed = scipy.linalg.lapack.dpotri(lower, lower=1, overwrite_c=1)
-    assert not failed, "a kernel and its ridge are positive definite"
+    if failed:
+        raise np.linalg.LinAlgError("a kernel with its ridge is not positive definite")
+    inverse, _ = scipy.linalg.lapack.dpotri(lower, lower=1, overwrite_c=1)
     found = inverse.T
     for row in range(n - 1):  # the half that LAPACK leaves
         found[row + 1 :, row] = found[row, row + 1 :]
@@ -66,6 +67,8 @@ def leading(
         coefficients that make them of the kernels, times the ridges.
     """
     found = _in_krylov_space(first, second, k, noise)
+    if found is not None and _misses(first, second, *found, noise):
+        found = None
     if found is None:
         squares, weights = _pencil(np.eye(len(first)), first, second @ first, k, noise)
         found = squares, second @ (first @ weights)
@@ -79,19 +82,48 @@ def leading(
     return np.minimum(rho, 1), (u1, u2), (start / safe - u1, u1 / safe - u2)
 
 
+def _misses(
+    first: Float[np.ndarray, "n n"],
+    second: Float[np.ndarray, "n n"],
+    squares: Float[np.ndarray, " k"],
+    start: Float[np.ndarray, "n k"],
+    noise: float,
+) -> bool:
+    """Whether a correlation is left that is larger than the last one found.
+
+    Of more equal ones than a block a Krylov space shows as many as a block, and not that there are
+    others; without those that were found it would.
+    """
+    if squares[-1] <= 0:
+        return True
+    vectors = start / squares  # of length rho under the first smoother
+    away = vectors, first @ (vectors / squares)
+    others = _in_krylov_space(first, second, 1, noise, away)
+    return others is None or bool(others[0][0] > squares[-1] * (1 + _TOLERANCE))
+
+
 def _in_krylov_space(
-    first: Float[np.ndarray, "n n"], second: Float[np.ndarray, "n n"], k: int, noise: float
+    first: Float[np.ndarray, "n n"],
+    second: Float[np.ndarray, "n n"],
+    k: int,
+    noise: float,
+    away: _Pair | None = None,
 ) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "n k"]] | None:
     """Squared correlations, and ``S_2 S_1`` times the second view's latents.
 
     None if the space would have to be large, or is exhausted: then there are more equal
-    correlations than a block holds, or few in all, and it cannot tell.
+    correlations than a block holds, or few in all, and it cannot tell. ``away`` are latents to
+    leave out, and what measures a column's share of them.
     """
+
+    def leave_out(columns: Float[np.ndarray, "n b"]) -> Float[np.ndarray, "n b"]:
+        return columns if away is None else columns - away[0] @ (away[1].T @ columns)
+
     n = len(first)
     most = n // _SHARE // _BLOCK * _BLOCK  # columns; S_1 and S_2 S_1 times the basis beside it
     basis, once, twice = (np.empty((n, most), order="F") for _ in range(3))
     # A start that is fixed, and like no other: nothing else is drawn.
-    block = second @ np.random.default_rng(0).normal(size=(n, min(_BLOCK, n)))
+    block = leave_out(second @ np.random.default_rng(0).normal(size=(n, min(_BLOCK, n))))
     check = k + _BLOCK  # columns at which to look
     for size in range(_BLOCK, most + 1, _BLOCK):
         there, new = basis[:, : size - _BLOCK], slice(size - _BLOCK, size)
@@ -102,7 +134,7 @@ def _in_krylov_space(
         # Once leaves what rounding leaves, and twice does not.
         block = np.linalg.qr(block - there @ (there.T @ block))[0]
         basis[:, new], once[:, new] = block, first @ block
-        block = twice[:, new] = second @ once[:, new]
+        block = twice[:, new] = leave_out(second @ once[:, new])
         if size >= check:
             parts = basis[:, :size], once[:, :size], twice[:, :size]
             squares, weights = _pencil(*parts, k, noise)

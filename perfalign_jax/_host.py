@@ -19,7 +19,7 @@ import scipy.linalg.lapack
 from jaxtyping import Float
 
 from perfalign_jax import _checks, statistics
-from perfalign_jax._numerics import on_host, rounding
+from perfalign_jax._numerics import is_staged, on_host, rounding
 from perfalign_jax._subspace import contrasts
 from perfalign_jax.statistics import Factor, Gram, Rows
 
@@ -209,7 +209,8 @@ class Tall:
         blocks: tuple[Any, ...] = getattr(state, "blocks", ())  # of a factor
         views: tuple[Any, ...] = getattr(state, "views", blocks)
         found = None
-        known = bool(views) and not _checks.is_traced(state) and views[0].ndim == 2
+        known = bool(views) and not (_checks.is_traced(state) or is_staged())
+        known = known and views[0].ndim == 2
         if known and all(map(on_host, views)) and state.samples > sum(state.dims):
             found = cls._of_factor(state, center) if blocks else cls._of_samples(state, center)
             found = found if found.there > sum(state.dims) else None
@@ -253,8 +254,9 @@ class Tall:
         self.there = self.n if self.weights is None else int(np.count_nonzero(self.weights))
         self.samples = self.n
         # Means no larger than the spread are taken out of what is computed, and cost two bits at
-        # most; others out of the rows, block by block.
-        self._after = remove and weights is None and all(map(_is_near, self.views))
+        # most; others out of the rows, block by block, and so are those that float32 sums.
+        plain = weights is None and self._drift.dtype == np.float64
+        self._after = remove and plain and all(map(_is_near, self.views))
         self._before = remove and not self._after
 
     @functools.cached_property

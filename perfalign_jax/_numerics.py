@@ -31,6 +31,7 @@ __all__ = [
     "cores",
     "eigh",
     "flip_signs",
+    "is_staged",
     "matmul",
     "namespace",
     "on_host",
@@ -54,6 +55,11 @@ def namespace(array: Any) -> Any:
 def at_hand(arrays: tuple[Any, ...]) -> tuple[Any, ...]:
     """As arrays of NumPy, if all are the host's to compute, and of JAX otherwise; not copied."""
     return tuple(map(np.asarray if all(map(on_host, arrays)) else jnp.asarray, arrays))
+
+
+def is_staged() -> bool:
+    """Whether a program is traced right now, which turns all that JAX computes into its parts."""
+    return isinstance(jnp.zeros(()), jax.core.Tracer)
 
 
 def on_host(array: Any) -> bool:

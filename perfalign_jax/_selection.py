@@ -50,6 +50,7 @@ FACTORS = (0.7, 1.0, 1.5)  # of the median distance, as the bandwidth of a kerne
 _LANDMARKS = 2000
 AXES = 512  # looked for at most
 _ROWS = 2000  # held-out rows that choose
+_NONE_LEFT = 0.05  # of all weight, where a single row has more
 _ALIKE = 0.01  # nats: partners whose probability differs by one percent are as probable
 LIKELY = 200  # of them in each fold, for the likelihood
 Sides = tuple[tuple[int, ...], ...]
@@ -357,7 +358,8 @@ def choose(
         trials[s] = dataclasses.replace(trials[s], log_likelihood=likely[s])
     likely_too = [s for s in likely if likely[s] >= max(likely.values()) - _ALIKE]
     plain = [s for s in likely_too if _is_linear(candidates[settings[s][0]].lifts)]
-    saturated = 1 - trials[best].recall <= float(share.max()) and 0 < len(plain) < len(likely_too)
+    none_left = 1 - trials[best].recall <= min(float(share.max()), _NONE_LEFT)
+    saturated = none_left and 0 < len(plain) < len(likely_too)
     if saturated:  # a lift has nothing left to improve, and is worse outside these rows
         likely_too = plain
     told = [_tell(candidates[settings[s][0]].tried, *settings[s][1:]) for s in likely_too]

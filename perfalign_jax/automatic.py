@@ -427,11 +427,12 @@ def _with_wrong_pairs(
             "learn from.",
             CollapseWarning,
         )
-    wrong = f"{float(1 - share):.1%} of the pairs are estimated to be wrong"
-    choice = dataclasses.replace(choice, chosen=chosen.chosen, remarks=(*choice.remarks, wrong))
+    choice = dataclasses.replace(choice, chosen=chosen.chosen)
     told = np.asarray(best.tried.rho[number], np.float64)[:, :size]
     if find_chance(told, np.asarray(kept, np.float64), choice) is not None:
         share, probability = 0 * share, 0 * probability  # none can be told from a wrong one
+    wrong = f"{float(1 - share):.1%} of the pairs are estimated to be wrong"
+    choice = dataclasses.replace(choice, remarks=(*choice.remarks, wrong))
     right = (share, probability, weighed)
     return finish(views, best, number, ridge, size, kept, places, plan, choice, right)
 

@@ -7,9 +7,9 @@ Two families start from the same statistic as the solver:
 - a map of the first view into the space of the second, so that ``A2 = I`` and ``k = d2``:
   ``procrustes``, ``least_squares``, ``ridge_regression``, ``total_least_squares``.
 
-``identity`` does nothing at all. No function inverts a matrix or keeps a direction below the rank
-cut-off, and none forms a features x features matrix for its factorisation when there are fewer
-rows than features. The directions below the cut-off are mapped to zero.
+``identity`` does nothing at all. No function keeps a direction below the rank cut-off, which is
+mapped to zero, or inverts a matrix, but for a kernel with its ridge, and none forms a features x
+features matrix for its factorisation when there are fewer rows than features.
 
 All are about two views by nature. ``singular_values`` holds what every row leaves over,
 ``sqrt(sum_i (a_j1 . x_i1 - a_j2 . x_i2)^2)``, as for a perfect alignment; what the first family
@@ -233,13 +233,15 @@ def kernel_cca(
     """
     arrays = _checks.two_views(views)
     n, dtype = len(arrays[0]), arrays[0].dtype
-    k = _checks.integer(k, "k", low=1, high=max(1, n - 1), why=f" (below the {n} rows)")
+    if n < 2:
+        raise ValueError(f"views must have at least two rows, got {n}.")
+    k = _checks.integer(k, "k", low=1, high=n - 1, why=f" (below the {n} rows)")
     _checks.positive(ridge, "ridge")
     _checks.one_of(kernel, "kernel", kernels.KERNELS)
     _checks.positive(factor, "factor")
     lifts, columns, ridges, smoothers, noise = [], [], [], [], 0.0
     for x in arrays:
-        found, values = kernels.kernel_of(np.asarray(x, np.float64), kernel, factor)
+        found, values = kernels.kernel_of(np.asarray(x), kernel, factor)
         lifts.append(found)
         columns.append(_dual.center(values))
         mean = np.trace(values) / n
@@ -247,11 +249,12 @@ def kernel_cca(
             raise ValueError(f"x{len(lifts)} must vary, but all its {n} rows are the same.")
         ridges.append(float(ridge) * mean)
         largest = np.abs(values).sum(axis=0).max()
-        least = _HALF * largest
+        # What rounding of a row's kernel values makes of its latents, at most a hundredth.
+        least = max(_HALF * largest, 100 * float(jnp.finfo(dtype).eps) * n**0.5)
         if not ridges[-1] > least:
             raise ValueError(
-                f"ridge must be above {least / mean:.1e}, where half the digits of these kernels "
-                f"are lost, got {float(ridge):g}."
+                f"ridge must be above {least / mean:.1e}, where these kernels lose too many "
+                f"digits, got {float(ridge):g}."
             )
         smoothers.append(_dual.smoother(values, ridges[-1]))
         noise = max(noise, 4 * float(np.finfo(np.float64).eps) * (1 + largest / ridges[-1]))
@@ -622,8 +625,10 @@ def _leading_svd(
     if matrix.shape[0] < matrix.shape[1]:
         p, s, qt = _leading_svd(matrix.T, k)
         return qt.T, s, p.T
-    last = matrix.shape[1]
-    if k <= last // _FEW:
+    last, limits = matrix.shape[1], np.finfo(matrix.dtype)
+    largest = np.abs(matrix).max(initial=0)
+    squares = limits.tiny**0.5 / limits.eps < largest < limits.max**0.5 / len(matrix)
+    if squares and k <= last // _FEW:
         gram = matrix.T @ matrix
         _, vectors = scipy.linalg.eigh(
             gram, subset_by_index=(last - k, last - 1), check_finite=False, overwrite_a=True

@@ -441,18 +441,24 @@ def nystroem_of(
 def kernel_of(
     x: Float[np.ndarray, "n d"], kernel: Kernel, factor: float
 ) -> tuple[Nystroem, Float[np.ndarray, "n n"]]:
-    """The kernel between all rows, and a lift to its values at them that waits for weights."""
-    scaling, rows, bandwidth = _measure(x, factor)
+    """The kernel between all rows in float64, and a lift to it that waits for weights."""
+    # What is rounding and no spread is said by the dtype that the rows came in.
+    scaling = measure_spread(x, np.zeros((), x.dtype))
+    scaling = jax.tree.map(lambda a: np.asarray(a, np.float64), scaling)
+    scaling, rows, bandwidth = _measure(x.astype(np.float64), factor, scaling=scaling)
     with np.errstate(all="ignore"):
         values = _compare(rows, rows, bandwidth, kernel)
     return Nystroem(scaling, rows, bandwidth, values[:, :0], kernel=kernel), values
 
 
 def _measure(
-    x: Float[Any, "n d"], factor: float, w: Float[Any, " n"] | None = None
+    x: Float[Any, "n d"],
+    factor: float,
+    w: Float[Any, " n"] | None = None,
+    scaling: Standardise | None = None,
 ) -> tuple[Standardise, Float[Any, "n d"], Float[Any, ""]]:
     """What standardises the rows, the rows so, and the bandwidth."""
-    scaling = measure_spread(x, np.zeros((), x.dtype), w)
+    scaling = measure_spread(x, np.zeros((), x.dtype), w) if scaling is None else scaling
     rows = _scale(x, scaling)
     return (
         scaling,

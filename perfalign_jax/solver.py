@@ -15,7 +15,15 @@ from jaxtyping import Array, Float
 
 from perfalign_jax import _checks, _subspace, diagnosis, lift, statistics
 from perfalign_jax._host import Tall
-from perfalign_jax._numerics import compiled, flip_signs, matmul, namespace, on_host, rank_cutoff
+from perfalign_jax._numerics import (
+    compiled,
+    flip_signs,
+    is_staged,
+    matmul,
+    namespace,
+    on_host,
+    rank_cutoff,
+)
 from perfalign_jax.diagnosis import Evidence
 from perfalign_jax.statistics import Rows, Statistic
 from perfalign_jax.types import Alignment, Views
@@ -87,7 +95,7 @@ def _make(
 
 
 def _fit_tall(
-    tall: Tall, k: int, center: bool, check: bool
+    tall: Tall, rtol: float | None, k: int, center: bool, check: bool
 ) -> tuple[Alignment, None, bool, Evidence | None] | None:
     """As ``_fit`` by the Gram matrix, on the host from start to end; None if it is not good enough.
 
@@ -100,6 +108,8 @@ def _fit_tall(
         if not good:
             return None
         stacked, rows = flip_signs(columns.T), tall.rows()
+        if rtol is not None:
+            rows = jax.tree.map(np.asarray, statistics.with_rounding(rows, rtol))
         evidence = diagnosis.collect_evidence(rows, tall.second, stacked) if check else None
     found = _make(stacked, values, rows, method="gram", select="trailing", center=center)
     return found, None, True, evidence
@@ -112,11 +122,15 @@ def _fit_few(
     state: Statistic, rtol: float | None, *, k: int, center: bool, check: bool
 ) -> tuple[Alignment, None, bool, Evidence | None] | None:
     """As ``_fit`` by reflectors, on the host; None if the rows are not the host's to compute."""
-    if _checks.is_traced(state):
+    if _checks.is_traced((state, rtol)) or is_staged():
         return None
     rows = _rows(state, center=center)
     if not all(map(on_host, rows.blocks)):
         return None
+    limits = np.finfo(rows.blocks[0].dtype)
+    energy = sum(float(np.vdot(block, block)) for block in map(np.asarray, rows.blocks))
+    if not limits.tiny / limits.eps**2 < energy < limits.max / len(rows.blocks) ** 2:
+        return None  # squares that are no numbers
     if rtol is not None:
         rows = statistics.with_rounding(rows, rtol)
     rows = jax.tree.map(np.asarray, rows)
@@ -225,8 +239,8 @@ def fit(
     else:
         statistics.check_finite(state)
     solved = None
-    if tall is not None and chosen == "gram" and k is not None:
-        solved = _fit_tall(tall, k, bool(center), check)
+    if tall is not None and chosen == "gram" and k is not None and not _checks.is_traced(rtol):
+        solved = _fit_tall(tall, rtol, k, bool(center), check)
         chosen = "gram" if solved is not None else "qr"
     elif chosen == "null" and select == "trailing" and k is not None:
         solved = _fit_few(state, rtol, k=k, center=bool(center), check=check)

@@ -272,6 +272,33 @@ def test_kernel_cca_finds_equal_correlations_and_no_others(x64, kernel):
         baselines.kernel_cca((classes, classes), k=30, ridge=0.01, kernel=kernel)
 
 
+def test_kernel_cca_finds_equal_correlations_among_many_others(x64, rng):
+    """More equal ones than a block, and others that go on and on."""
+    classes, z = np.eye(30)[np.repeat(np.arange(30), 10)], rng.normal(size=(300, 2))
+    one = np.block([[classes, np.zeros((300, 2))], [np.zeros((300, 30)), z]])
+    two = np.block([[classes, np.zeros((300, 2))], [np.zeros((300, 30)), z + 0.3 * z[::-1]]])
+    found = baselines.kernel_cca((one, two), k=20, ridge=0.01)
+    kernels = [gaussian_kernel(x) for x in (one, two)]
+    ridges = [0.01 * np.trace(s) / 600 for s in kernels]
+    pairs = zip(kernels, ridges, strict=True)
+    inverses = [np.linalg.solve(s + c * np.eye(600), s) for s, c in pairs]
+    squares = np.sort(np.linalg.eigvals(inverses[0] @ inverses[1]).real)[::-1]
+    assert_same(np.asarray(found.coupling) ** 2, squares[:20], 1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e10, 1e-12])
+def test_the_size_of_a_cross_moment_changes_no_direction(rng, scale):
+    views = [x.astype(np.float32) for x in draw_views(rng, n=300, d1=16, d2=16, k=4)]
+    near, far = (
+        baselines.linear_contrastive(v, k=2, center=True).projections[0]
+        for v in (views, [np.float32(scale) * x for x in views])
+    )
+    cosines = (
+        np.sum(near * far, axis=1) / np.linalg.norm(near, axis=1) / np.linalg.norm(far, axis=1)
+    )
+    np.testing.assert_allclose(cosines, 1, atol=1e-3)
+
+
 @pytest.mark.parametrize("scale", [1e-18, 1e-20, 1e-21])
 def test_units_whose_squares_vanish_change_nothing(rng, scale):
     """In float32, whose smallest normal number is 1e-38."""
@@ -298,7 +325,7 @@ def test_few_of_many_correlations_are_those_of_an_svd(x64, rng, last):
     views = views[0] + z1, views[1]
     found = baselines.cca(views, k=k)
     # Moments of views whose condition number is some hundreds cost five digits at most.
-    np.testing.assert_allclose(found.coupling, rho[:k], atol=1e-11)
+    np.testing.assert_allclose(found.coupling, rho[:k], rtol=0, atol=1e-11)
 
 
 def test_linear_contrastive_is_pls_svd(x64, rng):

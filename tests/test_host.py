@@ -1,5 +1,7 @@
 """Products with rows in memory by the host's BLAS, and fits that take them."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -203,3 +205,19 @@ def test_rows_go_to_the_device_that_computes(rng, monkeypatch):
     assert all(isinstance(a, jax.Array) for a in _numerics.at_hand((x, jax.numpy.ones(3))))
     with jax.default_device(jax.devices("cpu")[0]):
         assert _host.Tall.of(state, center=False) is not None
+
+
+@pytest.mark.parametrize("n", [6, 300])  # fewer rows than features, and more
+def test_a_program_that_is_traced_may_hold_data_of_its_own(rng, x64, n):
+    views, _ = draw(rng, (4, 3), weighted=False, n=n)
+    for data in (views, statistics.from_views(views)):
+        exact = pa.fit(data, k=2, check=False).singular_values
+        held = functools.partial(pa.fit, data, k=2, check=False)
+        found = jax.jit(lambda scale, held=held: scale * held().singular_values)(2.0)
+        np.testing.assert_allclose(found, 2 * exact, atol=1e-10)
+
+
+def test_squares_that_overflow_are_told_and_no_error(rng):
+    views, _ = draw(rng, (5, 8), weighted=False, dtype="float32", n=5)
+    with pytest.warns(pa.CollapseWarning, match="squares of the views overflow"):
+        pa.fit([np.float32(1e20) * x for x in views], k=2)

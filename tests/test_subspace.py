@@ -300,10 +300,6 @@ def test_reflectors_on_the_host_are_those_of_xla(x64, rng, k):
         exact = np.concatenate([np.linalg.svd(rows, compute_uv=False), np.zeros(7)])[11 - k :]
         np.testing.assert_allclose(found, exact, atol=1e-14)
         np.testing.assert_allclose(values, exact, atol=1e-14)
-        others, _ = _subspace.trailing_by_reflectors(jnp.asarray(rows), k)
-        if k == 11:  # the whole space
-            continue
-        inside = [c @ c.T for c in (columns, np.asarray(others))]
-        if exact[0] == 0 or k == 9:
-            continue
-        np.testing.assert_allclose(*inside, atol=1e-13)
+    rows = rng.normal(size=(4, 11))
+    here, there = (_subspace.trailing_by_reflectors(x, k)[0] for x in (rows, jnp.asarray(rows)))
+    np.testing.assert_allclose(np.abs(here), np.abs(there), atol=1e-13)

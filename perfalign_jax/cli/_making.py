@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import importlib.util
 import math
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -157,8 +158,8 @@ def align(options: argparse.Namespace) -> None:
                 alignment = pa.align(data, **given)
             except ValueError as error:  # which counts views; here they have names
                 known = {f"x{m + 1}": view.spec for m, view in enumerate(views)}
-                first, gap, rest = str(error).partition(" ")
-                raise InputError(known.get(first, first) + gap + rest) from None
+                error.args = (re.sub(r"\bx\d+\b", lambda m: known.get(m[0], m[0]), str(error)),)
+                raise
         pa.save(alignment, options.out)
         with after_writing(f"the alignment is written to {options.out}"):
             choice = cast(Any, alignment.choice)
