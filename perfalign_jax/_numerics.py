@@ -10,6 +10,10 @@
 Where all arrays are NumPy's a function runs as it is, on the host's BLAS, and nothing is compiled:
 compiling takes longer than most work on a CPU. One text serves both: ``namespace`` says whose
 functions to call, ``compiled`` stands for ``jit``, ``over`` and ``repeat`` for XLA's loops.
+
+That BLAS is NumPy's. SciPy brings one of its own, and the threads of each keep a core busy for a
+while after every call, in case there is another: work that goes from one to the other and back
+takes twice as long. SciPy does only what NumPy cannot and what takes seconds anyway.
 """
 
 import functools
@@ -41,9 +45,13 @@ __all__ = [
     "repeat",
     "rounding",
     "sigmoid",
+    "solve_lower",
+    "solve_upper",
     "to_common_scale",
 ]
 
+_LARGE = 32 * 2**20  # bytes of a matrix of which another copy counts
+_SMALL = 32  # size of half a triangle that is solved as a whole
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -126,11 +134,30 @@ def matmul(a: Float[Any, "..."], b: Float[Any, "..."]) -> Float[Any, "..."]:
 
 
 def eigh(matrix: Float[Any, "d d"]) -> tuple[Float[Any, " d"], Float[Any, "d d"]]:
-    """Eigenvalues, smallest first, and eigenvectors; one of NumPy's makes place for them."""
-    if namespace(matrix) is np:
+    """Eigenvalues, smallest first, and eigenvectors; a large NumPy array makes place for them."""
+    if namespace(matrix) is np and matrix.nbytes > _LARGE:
         # Symmetric, so its transpose is what LAPACK takes without a copy.
         return scipy.linalg.eigh(matrix.T, driver="evd", overwrite_a=True, check_finite=False)
-    return jnp.linalg.eigh(matrix)
+    return tuple(namespace(matrix).linalg.eigh(matrix))
+
+
+def solve_lower(
+    lower: Float[np.ndarray, "d d"], columns: Float[np.ndarray, "d c"]
+) -> Float[np.ndarray, "d c"]:
+    """``L^-1 C`` of a lower triangle, by halves: all but small triangles is products."""
+    half = len(lower) // 2
+    if half < _SMALL:
+        return np.linalg.solve(lower, columns)
+    top = solve_lower(lower[:half, :half], columns[:half])
+    rest = columns[half:] - lower[half:, :half] @ top
+    return np.concatenate([top, solve_lower(lower[half:, half:], rest)])
+
+
+def solve_upper(
+    upper: Float[np.ndarray, "d d"], columns: Float[np.ndarray, "d c"]
+) -> Float[np.ndarray, "d c"]:
+    """``U^-1 C`` of an upper triangle: read backwards it is a lower one."""
+    return solve_lower(upper[::-1, ::-1], columns[::-1])[::-1]
 
 
 def reflect(
@@ -152,7 +179,8 @@ def reflect(
             return jax.lax.linalg.ormqr(raw.T, taus, others)
 
         return jnp.triu(raw.T[:r]), turn
-    (held, sizes), _ = scipy.linalg.qr(columns, mode="raw", check_finite=False)
+    transposed, sizes = np.linalg.qr(columns, mode="raw")
+    held = transposed.T
     vectors = np.tril(held, -1)
     vectors[np.diag_indices(r)] = 1
     vectors *= sizes != 0  # no reflection
@@ -162,7 +190,7 @@ def reflect(
 
     def turn_here(top: Float[Any, "r s"], count: int) -> Float[Any, "d k"]:
         seen = np.concatenate([vectors[:r].T @ top, vectors[d - count :].T], axis=1)
-        found = -vectors @ scipy.linalg.solve_triangular(inner, seen, check_finite=False)
+        found = -vectors @ solve_upper(inner, seen)
         found[:r, : top.shape[1]] += top
         found[np.arange(d - count, d), np.arange(count) + top.shape[1]] += 1
         return found

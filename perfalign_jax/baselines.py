@@ -24,12 +24,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jaxtyping import Array, Bool, Float, Int
 
 from perfalign_jax import _checks, _dual, kernels, statistics
 from perfalign_jax._host import Tall
-from perfalign_jax._numerics import compress, flip_signs, matmul, namespace
+from perfalign_jax._numerics import (
+    compress,
+    eigh,
+    flip_signs,
+    matmul,
+    namespace,
+    solve_lower,
+    solve_upper,
+)
 from perfalign_jax.statistics import Rows, Statistic
 from perfalign_jax.types import Alignment, Views
 
@@ -595,23 +602,12 @@ def _cca_of_moments(
         if not (values[0] + penalty) * eps**0.75 > (values[-1] + penalty) * eps:
             return None
         lowers.append(np.linalg.cholesky(own + penalty * np.eye(len(own), dtype=own.dtype)))
-    half = _solve_lower(lowers[0], tall.second[:d1, d1:])
-    p1, correlations, p2t = _leading_svd(_solve_lower(lowers[1], half.T).T, k)
+    half = solve_lower(lowers[0], tall.second[:d1, d1:])
+    p1, correlations, p2t = _leading_svd(solve_lower(lowers[1], half.T).T, k)
     scale = np.sqrt(tall.weight).astype(eps.dtype)
-    pair = (
-        scale * _solve_lower(lower, p, transposed=True).T
-        for lower, p in zip(lowers, (p1, p2t.T), strict=True)
-    )
+    pair = (scale * solve_upper(lower.T, p).T for lower, p in zip(lowers, (p1, p2t.T), strict=True))
     coupling = np.minimum(correlations, 1)
     return _on_host(tall, _flip_pair(*pair), coupling, center=center, method=method)
-
-
-def _solve_lower(
-    lower: Float[np.ndarray, "d d"], columns: Float[np.ndarray, "d c"], *, transposed: bool = False
-) -> Float[np.ndarray, "d c"]:
-    return scipy.linalg.solve_triangular(
-        lower, columns, lower=True, trans=int(transposed), check_finite=False
-    )
 
 
 def _leading_svd(
@@ -630,10 +626,8 @@ def _leading_svd(
     squares = limits.tiny**0.5 / limits.eps < largest < limits.max**0.5 / len(matrix)
     if squares and k <= last // _FEW:
         gram = matrix.T @ matrix
-        _, vectors = scipy.linalg.eigh(
-            gram, subset_by_index=(last - k, last - 1), check_finite=False, overwrite_a=True
-        )
-        basis, _ = np.linalg.qr(matrix @ vectors)
+        _, vectors = eigh(gram)
+        basis, _ = np.linalg.qr(matrix @ vectors[:, last - k :])
         turn, s, qt = np.linalg.svd(basis.T @ matrix, full_matrices=False)
         if s[-1] > np.finfo(s.dtype).eps ** 0.125 * s[0]:
             return basis @ turn, s, qt
