@@ -265,10 +265,15 @@ def _compress_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
 
 
 def flip_signs(rows: Float[Any, "k d"]) -> Float[Any, "k d"]:
-    """Make the entry of largest magnitude of every row positive."""
-    xp = namespace(rows)
-    largest = xp.take_along_axis(rows, xp.argmax(xp.abs(rows), axis=1, keepdims=True), axis=1)
-    return rows * xp.where(largest < 0, -1, 1).astype(rows.dtype)
+    """Make the entry of largest magnitude of every row positive, the first of equal ones."""
+    if namespace(rows) is np:  # in the order in which they lie there, without their magnitudes
+        low, high = rows.min(axis=1), rows.max(axis=1)
+        negative = -low > high
+        for row in np.flatnonzero(-low == high):
+            negative[row] = rows[row, np.abs(rows[row]).argmax()] < 0
+        return rows * np.where(negative, -1, 1).astype(rows.dtype)[:, None]
+    largest = jnp.take_along_axis(rows, jnp.argmax(jnp.abs(rows), axis=1, keepdims=True), axis=1)
+    return rows * jnp.where(largest < 0, -1, 1).astype(rows.dtype)
 
 
 def to_common_scale(x: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -9,7 +9,7 @@ import pytest
 import scipy.linalg
 
 import perfalign_jax as pa
-from perfalign_jax import _subspace, statistics
+from perfalign_jax import _numerics, _subspace, statistics
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::perfalign_jax.CollapseWarning"),
@@ -303,3 +303,37 @@ def test_reflectors_on_the_host_are_those_of_xla(x64, rng, k):
     rows = rng.normal(size=(4, 11))
     here, there = (_subspace.trailing_by_reflectors(x, k)[0] for x in (rows, jnp.asarray(rows)))
     np.testing.assert_allclose(np.abs(here), np.abs(there), atol=1e-13)
+
+
+@pytest.mark.parametrize("size", [1, 2, 64, 65, 200])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_triangles_are_solved_as_by_scipy(rng, size, dtype):
+    lower = np.tril(rng.normal(size=(size, size)) / np.sqrt(size) + 2 * np.eye(size)).astype(dtype)
+    columns = rng.normal(size=(size, 3)).astype(dtype)
+    # Backward error: of either solver it is a few eps for each entry of a row.
+    limit = 4 * size * np.finfo(dtype).eps
+    for found, triangle, is_lower in (
+        (_numerics.solve_lower(lower, columns), lower, True),
+        (_numerics.solve_upper(lower.T, columns), lower.T, False),
+    ):
+        assert found.dtype == dtype
+        scale = np.abs(triangle) @ np.abs(found) + np.abs(columns)
+        assert (np.abs(triangle @ found - columns) <= limit * scale).all()
+        exact = scipy.linalg.solve_triangular(triangle.astype(float), columns, lower=is_lower)
+        np.testing.assert_allclose(found, exact, atol=limit * 30, rtol=limit * 30)
+
+
+def test_the_sign_rule_is_one_on_the_host_and_on_xla(rng):
+    rows = np.concatenate(
+        [
+            rng.normal(size=(20, 5)),
+            rng.choice([-1.0, 1.0], size=(20, 5)),  # all of one magnitude: the first decides
+            [[-2, 2, 0, 0, 0], [0, 2, -2, 1, 0], [0, 0, 0, 0, 0], [-1, -1, -1, -1, -1]],
+        ]
+    ).astype(np.float32)
+    found = _numerics.flip_signs(rows)
+    assert isinstance(found, np.ndarray)
+    np.testing.assert_array_equal(found, _numerics.flip_signs(jnp.asarray(rows)))
+    np.testing.assert_array_equal(found, _numerics.flip_signs(-rows))
+    first = np.abs(rows).argmax(axis=1)
+    assert (found[np.arange(len(rows)), first] >= 0).all()
