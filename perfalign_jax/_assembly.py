@@ -354,7 +354,7 @@ def build(
             jnp.asarray(unit, fitted.left.dtype),
             **loaded._asdict(),
             explained=(
-                tuple(jnp.ones_like(fitted.left[0]) for _ in lifts)
+                tuple(jnp.ones((), fitted.left.dtype) for _ in lifts)
                 if explained is None
                 else tuple(map(jnp.asarray, explained))
             ),

@@ -309,9 +309,7 @@ def try_ridges(
         scatter = folds.scatters[number] + weight * gap[:, None] * gap[None, :]
         held_out = _both(scatter, turned.vectors, dims)
         if incomplete is not None:
-            seen_both = jax.lax.map(
-                lambda s: _both(s, turned.vectors, dims), incomplete.scatters[number]
-            )
+            seen_both = over(lambda s: _both(s, turned.vectors, dims), incomplete.scatters[number])
         parts = split(rows[number] - mean[None, :], dims)
         seen = [matmul(x, v) for x, v in zip(parts, turned.vectors, strict=True)]
 
@@ -320,8 +318,8 @@ def try_ridges(
             latents = tuple(matmul(x, a) for x, a in zip(seen, axes.directions, strict=True))
             moments = paired(held_out, dims, axes)[None]
             if incomplete is not None:
-                own = jax.lax.map(lambda s: paired(s, dims, axes), seen_both)
-                moments = jnp.concatenate([moments, own])
+                own = over(lambda s: paired(s, dims, axes), seen_both)
+                moments = xp.concatenate([moments, own])
             return moments, weight * axes.variances, latents
 
         return over(one, ridges)
@@ -332,14 +330,16 @@ def try_ridges(
     moments = pooled[:, 0] / total
     if incomplete is not None:
         seen = incomplete.seen
-        share = jnp.sqrt(total / jnp.where(seen > 0, seen, 1))
+        share = xp.sqrt(total / xp.where(seen > 0, seen, 1))
         moments = moments * (share[:, None] * share[None, :])[None, :, :, None]
-        spread = jnp.sqrt(jnp.diagonal(moments, axis1=1, axis2=2))  # (l, k, s)
+        spread = xp.sqrt(xp.diagonal(moments, axis1=1, axis2=2))  # (l, k, s)
         for q, (a, b) in enumerate(pairs):
             both = incomplete.both[q] > 0
-            r = jnp.where(both, correlations(pooled[:, 1 + q])[:, a, b], jnp.nan)
+            r = xp.where(both, correlations(pooled[:, 1 + q])[:, a, b], xp.nan)
             common = r * spread[:, :, a] * spread[:, :, b]
-            moments = moments.at[:, a, b].set(common).at[:, b, a].set(common)
+            own_place = np.zeros((len(dims), len(dims), 1), bool)
+            own_place[a, b] = own_place[b, a] = True
+            moments = xp.where(own_place, common[:, None, None, :], moments)
     variances = xp.diagonal(moments, axis1=1, axis2=2)  # (l, k, s)
     scale = 1 / xp.sqrt(xp.where(variances > 0, variances, xp.inf))
     latents = tuple(z * scale[None, :, None, :, s] for s, z in enumerate(latents))

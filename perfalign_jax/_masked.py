@@ -3,16 +3,13 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from perfalign_jax import _folds, _missing, kernels
-from perfalign_jax import lift as lifting
 from perfalign_jax._assembly import finish
 from perfalign_jax._folds import Folds, Incomplete
-from perfalign_jax._numerics import matmul
+from perfalign_jax._numerics import compiled, matmul, namespace
 from perfalign_jax._selection import (
     AXES,
     RIDGES,
@@ -44,7 +41,7 @@ class _Lifted(NamedTuple):
 
     name: str
     lifts: tuple[Lift, ...]
-    x: Float[Array, "n p"]  # zero where missing
+    x: Float[Any, "n p"]  # zero where missing
     blocks: Int[np.ndarray, " p"]  # view of each feature
     sides: Int[np.ndarray, " p"]  # and its side
 
@@ -53,35 +50,36 @@ class _Lifted(NamedTuple):
         return tuple(np.bincount(self.sides).tolist())
 
     @property
-    def features(self) -> tuple[Float[Array, "n _"], ...]:
+    def features(self) -> tuple[Float[Any, "n _"], ...]:
         return tuple(_folds.split(self.x, self.sizes))
 
 
 def _lift(
     name: str,
     lifts: tuple[Lift, ...],
-    views: tuple[Array, ...],
+    views: tuple[Any, ...],
     present: Bool[np.ndarray, "n m"],
-    w: Float[Array, " n"],
+    w: Float[Any, " n"],
     places: Sides,
 ) -> _Lifted:
-    width = max(64, _MASKED // len(views))
+    width, xp = max(64, _MASKED // len(views)), namespace(views[0])
     narrow, parts = [], []
     for m, (fitted, x) in enumerate(zip(lifts, views, strict=True)):
         rows = np.flatnonzero(present[:, m])
-        narrow.append(kernels.fit_principal(fitted, x[rows], most=width, weights=w[rows]))
-        parts.append(jnp.where(present[:, m, None], lifting.apply(narrow[m], x), 0))
+        narrow.append(kernels.span_of(fitted, x[rows], width, w[rows]))
+        features = narrow[m]._apply(x).astype(x.dtype, copy=False)
+        parts.append(xp.where(present[:, m, None], features, xp.zeros((), x.dtype)))
     order = [m for side in places for m in side]
     home = [s for s, side in enumerate(places) for _ in side]
     widths = [parts[m].shape[1] for m in order]
-    x = jnp.concatenate([parts[m] for m in order], axis=1)
+    x = xp.concatenate([parts[m] for m in order], axis=1)
     return _Lifted(name, tuple(narrow), x, np.repeat(order, widths), np.repeat(home, widths))
 
 
 def align_masked(
-    views: tuple[Array, ...],
+    views: tuple[Any, ...],
     present: Bool[np.ndarray, "n m"],
-    state: Any,
+    w: Float[Any, " n"],
     ridge: Any,
     k: Any,
     places: Sides,
@@ -91,9 +89,10 @@ def align_masked(
 ) -> Alignment:
     """Align views of which some rows are missing, through the moments that EM completes.
 
-    EM takes long, so which lift is asked of the complete rows alone.
+    EM takes long, so which lift is asked of the complete rows alone. It is compiled; of views on
+    the host nothing else is.
     """
-    n, dtype = state.samples, state.dtype
+    n, dtype, xp = len(w), views[0].dtype, namespace(views[0])
     have = np.stack([present[:, list(side)].any(axis=1) for side in places], axis=1)
     if not (have.sum(axis=1) > 1).any():
         raise ValueError("mask must leave some rows with two sides, to align them by; got none.")
@@ -104,11 +103,10 @@ def align_masked(
             f"mask must leave at least two rows with two sides in each of the {folds} folds, to "
             f"choose by, got {fewest}; give more of them or fewer folds."
         )
-    w = jnp.ones((n,), dtype) if state.weights is None else state.weights
     ridges = RIDGES if isinstance(ridge, str) else (ridge,)
     levels = _missing.RIDGES if isinstance(ridge, str) else (float(ridge),)
     most, auto = AXES if k == "auto" else int(k), k == "auto"
-    complete = w * jnp.asarray(present.all(axis=1), dtype)
+    complete = w * xp.asarray(present.all(axis=1), dtype)
     in_folds = [int(present[rows[rows >= 0]].all(axis=1).sum()) for rows in plan.order]
     fitted_rows = sum(in_folds) - max(in_folds)
     rows_of = [np.flatnonzero(seen) for seen in present.T]
@@ -144,9 +142,9 @@ def align_masked(
             before = gain
             last = _missing.complete(patterns, one.blocks, level, last)
             held, chosen, incomplete = _fill_folds(one, present, have, w, last, plan)
-            rows = held, chosen, jnp.asarray(ridges, dtype), _folds.effective_rows(w)
+            rows = held, chosen, xp.asarray(ridges, dtype), _folds.effective_rows(w)
             tried = _folds.try_ridges(*rows, k=size, incomplete=incomplete)
-            counted = count_hits(tried, jnp.asarray(plan.seen), 0.0, ks=ladder(size, auto))
+            counted = count_hits(tried, plan.seen, 0.0, ks=ladder(size, auto))
             hits = np.asarray(counted, np.float64)
             gain = float(hits.mean(axis=(2, 3)).max())
             known = last.mean, last.covariance, last.noise
@@ -164,7 +162,7 @@ def align_masked(
     if completed is None:
         return finish(views, best, number, ridges[number], size, complete, places, plan, choice)
     whole = (completed.mean, completed.covariance)
-    seen = jnp.asarray(present.T, dtype)
+    seen = xp.asarray(present.T, dtype)
     return finish(
         views, best, number, ridges[number], size, w, places, plan, choice, None, whole, seen
     )
@@ -174,12 +172,12 @@ def _fill_folds(
     one: _Lifted,
     present: Bool[np.ndarray, "n m"],
     have: Bool[np.ndarray, "n s"],
-    w: Float[Array, " n"],
+    w: Float[Any, " n"],
     completed: _missing.Completed,
     plan: Plan,
-) -> tuple[Folds, Float[Array, "f b p"], Incomplete]:
+) -> tuple[Folds, Float[Any, "f b p"], Incomplete]:
     """Folds of rows filled in by the others, those of them that choose, and what they hold out."""
-    pairs = list_pairs(len(one.sizes))
+    pairs, xp = list_pairs(len(one.sizes)), namespace(w)
     both = np.stack([have[:, a] & have[:, b] for a, b in pairs])
     weights, scatters, own, chosen = [], [], [], []
     for f, row in enumerate(plan.order):
@@ -187,31 +185,31 @@ def _fill_folds(
         mean = completed.means[f]
         known = mean, completed.covariances[f], completed.noise
         filled = _missing.fill_rows(one.x[rows], present[rows], one.blocks, one.sides, *known)
-        weights.append(jnp.sum(w[rows]))
+        weights.append(w[rows].sum())
         scatters.append(_scatter(filled, mean, w[rows]))
         own.append(
-            jnp.stack(
+            xp.stack(
                 [_scatter(filled, mean, w[rows] * seen[rows].astype(w.dtype)) for seen in both]
             )
         )
         place = np.searchsorted(rows, plan.chosen[f])
         chosen.append(filled[np.minimum(place, len(rows) - 1)])
     held = Folds(
-        jnp.stack(weights), 0 * completed.mean, completed.means, jnp.stack(scatters), one.sizes
+        xp.stack(weights), 0 * completed.mean, completed.means, xp.stack(scatters), one.sizes
     )
     incomplete = Incomplete(
         completed.means,
         completed.covariances,
-        jnp.stack(own),
-        matmul(w, jnp.asarray(have, w.dtype)),
-        matmul(jnp.asarray(both, w.dtype), w),
+        xp.stack(own),
+        matmul(w, xp.asarray(have, w.dtype)),
+        matmul(xp.asarray(both, w.dtype), w),
     )
-    return held, jnp.stack(chosen), incomplete
+    return held, xp.stack(chosen), incomplete
 
 
-@jax.jit
+@compiled()
 def _scatter(
-    x: Float[Array, "b p"], mean: Float[Array, " p"], w: Float[Array, " b"]
-) -> Float[Array, "p p"]:
-    apart = jnp.sqrt(w)[:, None] * (x - mean[None, :])
+    x: Float[Any, "b p"], mean: Float[Any, " p"], w: Float[Any, " b"]
+) -> Float[Any, "p p"]:
+    apart = namespace(x).sqrt(w)[:, None] * (x - mean[None, :])
     return matmul(apart.T, apart)

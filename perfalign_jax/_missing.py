@@ -15,14 +15,14 @@ come from different rows.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from perfalign_jax._numerics import matmul
+from perfalign_jax._numerics import matmul, namespace
 
 __all__ = ["RIDGES", "Completed", "Patterns", "complete", "fill_rows", "of_rows"]
 
@@ -63,21 +63,21 @@ class Completed(NamedTuple):
         change: of the covariance of all rows in the last step, relative to its size.
     """
 
-    means: Float[Array, "f p"]
-    covariances: Float[Array, "f p p"]
-    mean: Float[Array, " p"]
-    covariance: Float[Array, "p p"]
-    noise: Float[Array, " p"]
+    means: Float[np.ndarray, "f p"]
+    covariances: Float[np.ndarray, "f p p"]
+    mean: Float[np.ndarray, " p"]
+    covariance: Float[np.ndarray, "p p"]
+    noise: Float[np.ndarray, " p"]
     cycles: int
     change: float
 
 
 def of_rows(
-    x: Float[Array, "n p"],
+    x: Float[Any, "n p"],
     present: Bool[np.ndarray, "n m"],
     blocks: Int[np.ndarray, " p"],
     order: Int[np.ndarray, "f b"],
-    w: Float[Array, " n"],
+    w: Float[Any, " n"],
 ) -> list[Patterns]:
     """Moments by pattern and fold. Patterns that need matrices of a like size are together.
 
@@ -139,12 +139,12 @@ def _block(covariance: Array, a: Array, b: Array) -> Array:
     return covariance.at[a[:, None], b[None, :]].get(mode="fill", fill_value=0)
 
 
-_State = tuple[Float[Array, " p"], Float[Array, "p p"]]
+_State = tuple[Float[Any, " p"], Float[Any, "p p"]]
 
 
 @jax.jit
 def _step(
-    patterns: list[Patterns], kept: Float[Array, " f"], noise: Float[Array, " p"], state: _State
+    patterns: list[Patterns], kept: Float[Any, " f"], noise: Float[Any, " p"], state: _State
 ) -> tuple[_State, Array]:
     """One step of EM on the folds kept, and their log-likelihood before it."""
     mean, covariance = state
@@ -205,7 +205,7 @@ def _step(
 
 @jax.jit
 def _cycle(
-    patterns: list[Patterns], kept: Float[Array, " f"], noise: Float[Array, " p"], state: _State
+    patterns: list[Patterns], kept: Float[Any, " f"], noise: Float[Any, " p"], state: _State
 ) -> tuple[_State, Array]:
     """Two steps, a leap in their direction, and a step from there (SQUAREM, scheme S3).
 
@@ -230,7 +230,7 @@ _sum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 @jax.jit
-def _start(patterns: list[Patterns], kept: Array, noise: Array, same: Array) -> _State:
+def _start(patterns: list[Patterns], kept: Any, noise: Any, same: Any) -> _State:
     """Mean and covariance of each view by itself, over the rows that have it."""
     total, first, second = jnp.zeros_like(noise), jnp.zeros_like(noise), jnp.zeros_like(same)
     for part in patterns:
@@ -247,15 +247,15 @@ def _start(patterns: list[Patterns], kept: Array, noise: Array, same: Array) -> 
     return mean, covariance + jnp.diag(noise)
 
 
-def _noise(patterns: list[Patterns], blocks: np.ndarray, ridge: float) -> Float[Array, " p"]:
+def _noise(
+    patterns: list[Patterns], same: Float[np.ndarray, "p p"], ridge: float
+) -> Float[np.ndarray, " p"]:
     """The ridge times the mean variance of each view; never below what rounding leaves open."""
-    folds, dtype = patterns[0].weights.shape[1], patterns[0].weights.dtype
-    same = jnp.asarray(blocks[:, None] == blocks[None, :], dtype)
-    nothing = jnp.zeros(len(blocks), dtype)
-    _, covariance = _start(patterns, jnp.ones(folds, dtype), nothing, same)
+    dtype, nothing = same.dtype, np.zeros(len(same), same.dtype)
+    _, covariance = _start(patterns, np.ones(patterns[0].weights.shape[1], dtype), nothing, same)
     # Of the largest eigenvalue of all views together, of which the sum of the variances is a bound.
-    ridge = max(ridge, 4 * float(jnp.finfo(dtype).eps) * len(blocks))
-    return ridge * matmul(same, jnp.diagonal(covariance)) / jnp.sum(same, axis=1)
+    ridge = max(ridge, 4 * float(np.finfo(dtype).eps) * len(same))
+    return np.asarray(ridge, dtype) * (same @ np.diagonal(covariance)) / same.sum(axis=1)
 
 
 def complete(
@@ -273,41 +273,41 @@ def complete(
         start: the result to go on from.
     """
     folds, dtype = patterns[0].weights.shape[1], patterns[0].weights.dtype
-    noise = _noise(patterns, blocks, ridge)
-    same = jnp.asarray(blocks[:, None] == blocks[None, :], dtype)
-    found: list[_State] = []
+    same = (blocks[:, None] == blocks[None, :]).astype(dtype)
+    noise = _noise(patterns, same, ridge)
+    found: list[tuple[np.ndarray, np.ndarray]] = []
     for fold in range(folds + 1):
-        kept = jnp.asarray(np.arange(folds) != fold, dtype)
+        kept = (np.arange(folds) != fold).astype(dtype)
         if start is None:
             state = _start(patterns, kept, noise, same)
         elif fold < folds:
-            state = start.means[fold], start.covariances[fold] + jnp.diag(noise)
+            state = start.means[fold], start.covariances[fold] + np.diag(noise)
         else:
-            state = start.mean, start.covariance + jnp.diag(noise)
+            state = start.mean, start.covariance + np.diag(noise)
         for _ in range(CYCLES):
             state, change = _cycle(patterns, kept, noise, state)
-        found.append((state[0], state[1] - jnp.diag(noise)))
-    means, covariances = (jnp.stack(part[:-1]) for part in zip(*found, strict=True))
+        found.append((np.asarray(state[0]), np.asarray(state[1]) - np.diag(noise)))
+    means, covariances = (np.stack(part[:-1]) for part in zip(*found, strict=True))
     cycles = CYCLES + (0 if start is None else start.cycles)
     return Completed(means, covariances, *found[-1], noise, cycles, float(change))
 
 
 def fill_rows(
-    x: Float[Array, "b p"],
+    x: Float[Any, "b p"],
     present: Bool[np.ndarray, "b m"],
     blocks: Int[np.ndarray, " p"],
     sides: Int[np.ndarray, " p"],
-    mean: Float[Array, " p"],
-    covariance: Float[Array, "p p"],
-    noise: Float[Array, " p"],
-) -> Float[Array, "b p"]:
+    mean: Float[np.ndarray, " p"],
+    covariance: Float[np.ndarray, "p p"],
+    noise: Float[np.ndarray, " p"],
+) -> Float[Any, "b p"]:
     """Rows with what is missing regressed on the present views of the same side.
 
     A side without any view is at the mean. ``blocks`` is the view of every feature, ``sides`` its
     side.
     """
     filled = np.array(x, copy=True)
-    center, whole = np.asarray(mean), np.asarray(covariance + jnp.diag(noise))
+    center, whole = mean, covariance + np.diag(noise)
     shown, number = _patterns(present, blocks)
     for q, pattern in enumerate(shown):
         rows = np.flatnonzero(number == q)
@@ -320,4 +320,4 @@ def fill_rows(
                 weights = np.linalg.solve(whole[np.ix_(have, have)], whole[np.ix_(have, lack)])
                 guess = guess + (filled[np.ix_(rows, have)] - center[have]) @ weights
             filled[np.ix_(rows, lack)] = guess
-    return jnp.asarray(filled)
+    return namespace(x).asarray(filled)

@@ -158,8 +158,7 @@ def align(
     state: Any = statistics.as_statistic(data, weights=weights, center=True, look=False)
     statistics.check_finite(state)
     traced = _checks.is_traced((state, ridge, lift))
-    masked_or_traced = present is not None or traced
-    views = tuple(map(jnp.asarray, state.views)) if masked_or_traced else at_hand(state.views)
+    views = tuple(map(jnp.asarray, state.views)) if traced else at_hand(state.views)
     places = _check_sides(sides, len(views))
     _check_options(lift, ridge, k, views)
     n = state.samples
@@ -196,16 +195,16 @@ def align(
                 folds=folds,
             )
             return _judge_others(fitted, views, there) if wrong_pairs else fitted
-    plan = plan_rows(n, folds, groups, len(places))
-    if present is not None:
-        _check_met(present)
-        _check_moving(tuple(x[np.flatnonzero(s)] for x, s in zip(views, present.T, strict=True)))
-        return align_masked(views, present, state, ridge, k, places, folds, groups, lift)
-    if not traced:
-        _check_moving(views)
     w = jnp.ones((n,), state.dtype) if state.weights is None else state.weights
     if namespace(views[0]) is np:
         w, lift = np.asarray(w), lift if isinstance(lift, str) else _to_host(lift, state.dtype)
+    if present is not None:
+        _check_met(present)
+        _check_moving(tuple(x[np.flatnonzero(s)] for x, s in zip(views, present.T, strict=True)))
+        return align_masked(views, present, w, ridge, k, places, folds, groups, lift)
+    plan = plan_rows(n, folds, groups, len(places))
+    if not traced:
+        _check_moving(views)
     ridges = RIDGES if isinstance(ridge, str) else (ridge,)
     most = AXES if k == "auto" else int(k)
     if traced:  # nothing is chosen

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from perfalign_jax import _checks
-from perfalign_jax._numerics import compiled, matmul, namespace, rounding
+from perfalign_jax._numerics import compiled, flip_signs, matmul, namespace, rounding
 
 __all__ = ["Fourier", "Nystroem", "Principal", "Standardise", "choose_landmarks", "fit_fourier"]
 __all__ += ["fit_nystroem", "fit_principal", "fit_standardise"]
@@ -347,11 +347,18 @@ def fit_principal(
     return Principal(lift, _principal(features, w, count=min(count, n, p)))
 
 
-def span_of(lift: Any, x: Float[Any, "n d"]) -> Principal:
-    """As ``fit_principal``, of rows that were looked at, all that they span."""
+def span_of(
+    lift: Any,
+    x: Float[Any, "n d"],
+    most: int | None = None,
+    w: Float[Any, " n"] | None = None,
+) -> Principal:
+    """As ``fit_principal``, of rows that were looked at."""
     features = lift._apply(x)
-    w = namespace(features).ones((len(features),), features.dtype)
-    return Principal(lift, _principal(features, w, count=min(features.shape)))
+    if w is None:
+        w = namespace(features).ones((len(features),), features.dtype)
+    count = min(features.shape)
+    return Principal(lift, _principal(features, w, count=min(count, most or count)))
 
 
 @compiled("count")
@@ -367,7 +374,7 @@ def _principal(
     scaled = xp.sqrt(w)[:, None] * features
     _, vectors = xp.linalg.eigh(matmul(scaled.T, scaled))
     basis = vectors[:, ::-1][:, :count]
-    return basis if span is None else matmul(span, basis)
+    return flip_signs((basis if span is None else matmul(span, basis)).T).T
 
 
 def fit_nystroem(

@@ -711,6 +711,7 @@ def test_one_statistic_is_weighed_by_theory():
 
 
 GIVEN = {"lift": None, "ridge": 0.1, "k": 3}
+SOME = np.arange(300)[:, None] % 7 != np.array([[0, 1, 2]])  # rows of whole and of missing views
 
 
 @pytest.mark.slow
@@ -721,6 +722,8 @@ GIVEN = {"lift": None, "ridge": 0.1, "k": 3}
         (2, {"lift": None, "wrong_pairs": True}),
         (3, {"lift": None, "sides": ((0, 2), (1,))}),
         (3, {"lift": None, "weights": True, "groups": np.arange(300) // 4}),
+        (2, {"lift": "linear", "mask": SOME[:, :2]}),
+        (3, {"lift": None, "sides": ((0, 2), (1,)), "mask": SOME}),
     ],
 )
 def test_on_the_host_it_is_what_xla_computes(views, options, monkeypatch):
@@ -764,7 +767,14 @@ def test_statistics_of_any_arrays_are_folds_and_too_large_ones_are_refused():
         pa.align(large, ridge=0.1, k=2)
 
 
-def test_on_the_host_nothing_is_compiled():
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [
+        ({"lift": "auto"}, set()),
+        ({"mask": SOME[:120, :2], "lift": None}, {"_moments", "_start", "_cycle"}),
+    ],
+)
+def test_on_the_host_nothing_is_compiled_but_em(options, needed):
     compiled = []
 
     def listen(name, _, **what):
@@ -777,14 +787,14 @@ def test_on_the_host_nothing_is_compiled():
     jax.clear_caches()
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        pa.align(draw(3, n=120), lift="auto")
+        pa.align(draw(3, n=120), **options)
         jax.jit(told_apart)(1.0)
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     # Copies of what was found, the rounding of a size, and what shows that the listener listens.
     copies = {"stage", "broadcast_in_dim", "convert_element_type"}
     assert "told_apart" in compiled
-    assert set(compiled) <= {"rounding", "told_apart"} | copies
+    assert set(compiled) <= {"rounding", "told_apart"} | copies | needed
 
 
 def test_jit_and_vmap_equal_eager():
