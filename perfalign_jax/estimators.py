@@ -648,7 +648,15 @@ class ViewEncoder(_Transformer):
         Raises:
             TypeError, ValueError: as the alignment.
         """
-        self.alignment_ = clone(self.estimator).fit(X, None)
+        try:
+            self.alignment_ = clone(self.estimator).fit(X, None)
+        except ValueError as error:
+            if not _is_several(X):
+                error.add_note(
+                    "X must be a table of all views, or their tuple. To fit on rows of one view "
+                    "alone, wrap a fitted alignment in sklearn.frozen.FrozenEstimator."
+                )
+            raise
         if _is_several(X):
             self.n_features_in_ = self.alignment_.n_features_in_
             if hasattr(self, "feature_names_in_"):  # of an earlier fit

@@ -382,6 +382,8 @@ def test_wrong_use_is_named():
             method(table)
     with pytest.raises(NotFittedError):
         ViewEncoder(model).transform(table)
+    with pytest.raises(ValueError, match=r"wrap a fitted alignment in sklearn\.frozen\.Frozen"):
+        ViewEncoder(model).fit(x1)
     with pytest.raises(ValueError, match="sample_weight must be above zero for some row"):
         model.fit(table, sample_weight=np.zeros(60))
     model.fit(table)
