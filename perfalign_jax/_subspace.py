@@ -11,7 +11,8 @@ Ways to the trailing subspace:
 - ``qr``: X = Q R first, then the decomposition of R. Needs no Q.
 - ``gram``: eigenvectors of X'X and one first-order correction by products with X. Squaring loses
   half the digits and the correction regains them, as long as the wanted directions are well apart
-  from the rest. A check on the spectrum and on the residual decides, and falls back to ``qr``.
+  from the rest. A check on the spectrum and on the residual decides, and falls back to ``qr``. On
+  the host directions that X already sends to zero as an SVD's would are not corrected.
 - ``null``: for fewer rows than features: the reflectors of a QR of X' applied to the last unit
   vectors. Nothing of size d x d is decomposed.
 - ``dual``: each view is first written in a basis of its own row space, where everything but the
@@ -55,6 +56,9 @@ __all__ = [
     "trailing_by_gram",
     "trailing_by_reflectors",
 ]
+
+_EVEN = 16  # times the least eigenvalue beside the null space: squaring then costs two bits
+_NULL = 4  # eps times the largest singular value: what an SVD leaves of a null direction's zero
 
 METHODS = ("auto", "svd", "qr", "gram", "null", "dual")
 
@@ -219,22 +223,30 @@ def trailing_by_gram(
 
     # The eigenvalues below the noise of the Gram matrix form one cluster with the wanted ones; the
     # correction takes out what the others ("rest") have leaked into the wanted directions.
-    cluster = xp.maximum(xp.sum(values <= 4 * d * eps * largest), k)
+    noise = 4 * d * eps * largest
+    cluster = xp.maximum(xp.sum(values <= noise), k)
     boundary = d - cluster
     is_rest = xp.arange(d) < boundary
     low = xp.where(boundary > 0, values[xp.maximum(boundary - 1, 0)], xp.inf)
     high = values[xp.minimum(boundary, d - 1)]
     wanted = vectors[:, d - k :]
+
+    def turned(columns: Any) -> tuple[Any, Any]:
+        """Rotate inside the subspace to its singular vectors; their values are exact."""
+        small = root(columns)
+        _, found, turn = xp.linalg.svd(small, full_matrices=small.shape[0] < k)
+        return matmul(columns, turn.T), xp.pad(found, (0, k - found.shape[0]))
+
+    small = largest < xp.finfo(values.dtype).tiny / eps**2  # squares lose digits to underflow
+    if xp is np and not small and largest <= _EVEN * low and values[d - k] <= noise:
+        columns, small_values = turned(wanted)
+        if small_values[0] <= _NULL * eps * np.sqrt(largest):
+            return columns, small_values, np.True_
+
     leak = matmul(vectors.T, times_gram(wanted))
     gaps = xp.where(is_rest[:, None], values[:, None] - values[None, d - k :], 1)
     leak = xp.where(is_rest[:, None], leak / xp.where(gaps > 0, gaps, 1), 0)
-    corrected, _ = xp.linalg.qr(wanted - matmul(vectors, leak))
-
-    # Rotate inside the subspace to its singular vectors; their values are exact, not squared.
-    small = root(corrected)
-    _, small_values, turn = xp.linalg.svd(small, full_matrices=small.shape[0] < k)
-    small_values = xp.pad(small_values, (0, k - small_values.shape[0]))
-    columns = matmul(corrected, turn.T)
+    columns, small_values = turned(xp.linalg.qr(wanted - matmul(vectors, leak))[0])
 
     # First-order perturbation leaves the square of the Gram error. Accept it where that is below
     # what rounding costs an SVD with the same gap; and where directions beyond k are in the
@@ -242,7 +254,6 @@ def trailing_by_gram(
     gap = low - high
     gram_error = eps * largest / xp.where(gap > 0, gap, 1)
     svd_error = eps * xp.sqrt(largest) / xp.where(gap > 0, xp.sqrt(low) - xp.sqrt(high), 1)
-    small = largest < xp.finfo(values.dtype).tiny / eps**2  # squares lose digits to underflow
     separated = (boundary == 0) | ((gap > 0) & (gram_error < 0.05) & (gram_error**2 <= svd_error))
     null = small_values[0] <= rank_cutoff(xp.sqrt(largest)[None], (samples, d))
     return columns, small_values, ~small & separated & (null | (cluster == k))

@@ -337,3 +337,27 @@ def test_the_sign_rule_is_one_on_the_host_and_on_xla(rng):
     np.testing.assert_array_equal(found, _numerics.flip_signs(-rows))
     first = np.abs(rows).argmax(axis=1)
     assert (found[np.arange(len(rows)), first] >= 0).all()
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize(("condition", "corrected"), [(3, False), (100, True)])
+def test_what_x_sends_to_zero_is_not_corrected(x64, rng, k, condition, corrected):
+    """Rows are read once for it, and it is as null as by the SVD of NumPy."""
+    x1, x2, *_ = planted(rng, 400, 3, condition, np.float64)
+    x, calls = np.concatenate([x1, -x2], axis=1), []
+
+    def times_gram(columns):
+        calls.append(columns)
+        return x.T @ (x @ columns)
+
+    whole = np.concatenate([x1, x2], axis=1)
+    columns, values, good = _subspace.trailing_by_gram(
+        whole.T @ whole, (D1, D2), k, 400, times_gram, lambda c: np.linalg.qr(x @ c, mode="r")
+    )
+    assert good
+    assert bool(calls) == corrected
+    largest = np.linalg.norm(x, 2)
+    np.testing.assert_allclose(columns.T @ columns, np.eye(k), atol=1e-14)
+    np.testing.assert_allclose(np.linalg.norm(x @ columns, axis=0), values, atol=1e-15 * largest)
+    # An SVD leaves one to five eps of the largest singular value.
+    assert values[0] <= 4 * np.finfo(float).eps * largest
