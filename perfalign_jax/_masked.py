@@ -66,7 +66,7 @@ def _lift(
     narrow, parts = [], []
     for m, (fitted, x) in enumerate(zip(lifts, views, strict=True)):
         rows = np.flatnonzero(present[:, m])
-        narrow.append(kernels.span_of(fitted, x[rows], width, w[rows]))
+        narrow.append(kernels.principal_of(fitted, x[rows], width, w[rows]))
         features = narrow[m]._apply(x).astype(x.dtype, copy=False)
         parts.append(xp.where(present[:, m, None], features, xp.zeros((), x.dtype)))
     order = [m for side in places for m in side]

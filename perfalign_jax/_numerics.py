@@ -5,15 +5,16 @@
 - A singular value counts as zero when it is at most ``rounding`` times the largest; there is no
   other cut-off in the package.
 - Signs: in every row of a projection the entry of largest magnitude is positive.
-- The dtype is the data's own; nothing here casts.
+- The dtype of a result is the data's own.
 
 Where all arrays are NumPy's a function runs as it is, on the host's BLAS, and nothing is compiled:
 compiling takes longer than most work on a CPU. One text serves both: ``namespace`` says whose
 functions to call, ``compiled`` stands for ``jit``, ``over`` and ``repeat`` for XLA's loops.
 
 That BLAS is NumPy's. SciPy brings one of its own, and the threads of each keep a core busy for a
-while after every call, in case there is another: work that goes from one to the other and back
-takes twice as long. SciPy does only what NumPy cannot and what takes seconds anyway.
+while after every call, in case there is another: short work that goes from one to the other and
+back takes twice as long. SciPy does what NumPy cannot, and large decompositions: NumPy's copy what
+they are given, and in float64.
 """
 
 import functools
@@ -50,7 +51,7 @@ __all__ = [
     "to_common_scale",
 ]
 
-_LARGE = 32 * 2**20  # bytes of a matrix of which another copy counts
+_LARGE = 4 * 2**20  # entries of a matrix of which another copy counts
 _SMALL = 32  # size of half a triangle that is solved as a whole
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -133,12 +134,22 @@ def matmul(a: Float[Any, "..."], b: Float[Any, "..."]) -> Float[Any, "..."]:
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
-def eigh(matrix: Float[Any, "d d"]) -> tuple[Float[Any, " d"], Float[Any, "d d"]]:
-    """Eigenvalues, smallest first, and eigenvectors; a large NumPy array makes place for them."""
-    if namespace(matrix) is np and matrix.nbytes > _LARGE:
+def eigh(
+    matrix: Float[Any, "d d"], last: int | None = None
+) -> tuple[Float[Any, " k"], Float[Any, "d k"]]:
+    """Eigenvalues, smallest first, and eigenvectors; of the last ones alone if a number is given.
+
+    The matrix may have made place for them.
+    """
+    d = len(matrix)
+    if namespace(matrix) is np and matrix.size > _LARGE:
+        few: Any = {"driver": "evd"}
+        if last is not None:
+            few = {"subset_by_index": (d - last, d - 1)}
         # Symmetric, so its transpose is what LAPACK takes without a copy.
-        return scipy.linalg.eigh(matrix.T, driver="evd", overwrite_a=True, check_finite=False)
-    return tuple(namespace(matrix).linalg.eigh(matrix))
+        return scipy.linalg.eigh(matrix.T, overwrite_a=True, check_finite=False, **few)
+    values, vectors = namespace(matrix).linalg.eigh(matrix)
+    return (values, vectors) if last is None else (values[d - last :], vectors[:, d - last :])
 
 
 def solve_lower(
@@ -156,8 +167,13 @@ def solve_lower(
 def solve_upper(
     upper: Float[np.ndarray, "d d"], columns: Float[np.ndarray, "d c"]
 ) -> Float[np.ndarray, "d c"]:
-    """``U^-1 C`` of an upper triangle: read backwards it is a lower one."""
-    return solve_lower(upper[::-1, ::-1], columns[::-1])[::-1]
+    """``U^-1 C`` of an upper triangle, as ``solve_lower`` from the other end."""
+    half = len(upper) // 2
+    if half < _SMALL:
+        return np.linalg.solve(upper, columns)
+    bottom = solve_upper(upper[half:, half:], columns[half:])
+    rest = columns[:half] - upper[:half, half:] @ bottom
+    return np.concatenate([solve_upper(upper[:half, :half], rest), bottom])
 
 
 def reflect(
@@ -179,8 +195,11 @@ def reflect(
             return jax.lax.linalg.ormqr(raw.T, taus, others)
 
         return jnp.triu(raw.T[:r]), turn
-    transposed, sizes = np.linalg.qr(columns, mode="raw")
-    held = transposed.T
+    if columns.size > _LARGE:
+        (held, sizes), _ = scipy.linalg.qr(columns, mode="raw", check_finite=False)
+    else:
+        transposed, sizes = np.linalg.qr(columns, mode="raw")
+        held = transposed.T
     vectors = np.tril(held, -1)
     vectors[np.diag_indices(r)] = 1
     vectors *= sizes != 0  # no reflection

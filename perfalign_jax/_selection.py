@@ -169,7 +169,7 @@ def _fit_kernel(x: Any, w: Any, kernel: Any, factor: float) -> Lift:
 def _fit_linear(x: Any, w: Any, floor: float) -> Lift:
     """Features at their own spread, or of one scale; of wide views what the rows span."""
     scaled = kernels.measure_spread(x, np.asarray(floor, x.dtype), w)
-    return kernels.span_of(scaled, x) if x.shape[1] > len(x) else scaled
+    return kernels.principal_of(scaled, x) if x.shape[1] > len(x) else scaled
 
 
 def lift_sides(

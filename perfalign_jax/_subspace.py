@@ -233,8 +233,8 @@ def trailing_by_gram(
 
     def turned(columns: Any) -> tuple[Any, Any]:
         """Rotate inside the subspace to its singular vectors; their values are exact."""
-        small = root(columns)
-        _, found, turn = xp.linalg.svd(small, full_matrices=small.shape[0] < k)
+        upper = root(columns)
+        _, found, turn = xp.linalg.svd(upper, full_matrices=upper.shape[0] < k)
         return matmul(columns, turn.T), xp.pad(found, (0, k - found.shape[0]))
 
     small = largest < xp.finfo(values.dtype).tiny / eps**2  # squares lose digits to underflow

@@ -195,6 +195,7 @@ def align(
                 folds=folds,
             )
             return _judge_others(fitted, views, there) if wrong_pairs else fitted
+    plan = plan_rows(n, folds, groups, len(places))
     w = jnp.ones((n,), state.dtype) if state.weights is None else state.weights
     if namespace(views[0]) is np:
         w, lift = np.asarray(w), lift if isinstance(lift, str) else _to_host(lift, state.dtype)
@@ -202,7 +203,6 @@ def align(
         _check_met(present)
         _check_moving(tuple(x[np.flatnonzero(s)] for x, s in zip(views, present.T, strict=True)))
         return align_masked(views, present, w, ridge, k, places, folds, groups, lift)
-    plan = plan_rows(n, folds, groups, len(places))
     if not traced:
         _check_moving(views)
     ridges = RIDGES if isinstance(ridge, str) else (ridge,)

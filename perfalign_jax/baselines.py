@@ -625,9 +625,8 @@ def _leading_svd(
     largest = np.abs(matrix).max(initial=0)
     squares = limits.tiny**0.5 / limits.eps < largest < limits.max**0.5 / len(matrix)
     if squares and k <= last // _FEW:
-        gram = matrix.T @ matrix
-        _, vectors = eigh(gram)
-        basis, _ = np.linalg.qr(matrix @ vectors[:, last - k :])
+        _, vectors = eigh(matrix.T @ matrix, k)
+        basis, _ = np.linalg.qr(matrix @ vectors)
         turn, s, qt = np.linalg.svd(basis.T @ matrix, full_matrices=False)
         if s[-1] > np.finfo(s.dtype).eps ** 0.125 * s[0]:
             return basis @ turn, s, qt

@@ -335,8 +335,9 @@ def fit_principal(
     if not hasattr(lift, "_apply"):
         raise TypeError(f"lift must be a fitted lift, got {lift!r:.80}.")
     features = lift._apply(_rows(x))
-    n, p = features.shape
-    count = min(n, p) if most is None else _checks.integer(most, "most", low=1)
+    n = len(features)
+    if most is not None:
+        most = _checks.integer(most, "most", low=1)
     w = jnp.ones((n,), features.dtype)
     if weights is not None:
         w = _checks.array(weights, "weights", ndim=1, shape="(n,)").astype(features.dtype)
@@ -344,10 +345,10 @@ def fit_principal(
             raise ValueError(f"weights must have shape ({n},) like the rows, got {w.shape}.")
         if not _checks.is_traced(w) and not (bool((w >= 0).all()) and bool((w > 0).any())):
             raise ValueError("weights must not be negative, and not all zero.")
-    return Principal(lift, _principal(features, w, count=min(count, n, p)))
+    return _narrow(lift, features, w, most)
 
 
-def span_of(
+def principal_of(
     lift: Any,
     x: Float[Any, "n d"],
     most: int | None = None,
@@ -357,8 +358,14 @@ def span_of(
     features = lift._apply(x)
     if w is None:
         w = namespace(features).ones((len(features),), features.dtype)
-    count = min(features.shape)
-    return Principal(lift, _principal(features, w, count=min(count, most or count)))
+    return _narrow(lift, features, w, most)
+
+
+def _narrow(
+    lift: Any, features: Float[Any, "n p"], w: Float[Any, " n"], most: int | None
+) -> Principal:
+    count = min(*features.shape, *(() if most is None else (most,)))
+    return Principal(lift, _principal(features, w, count=count))
 
 
 @compiled("count")

@@ -711,6 +711,7 @@ def test_one_statistic_is_weighed_by_theory():
 
 
 GIVEN = {"lift": None, "ridge": 0.1, "k": 3}
+APART = np.stack([np.ones(300, bool), np.arange(300) % 2 > 0, np.arange(300) % 2 < 1], axis=1)
 SOME = np.arange(300)[:, None] % 7 != np.array([[0, 1, 2]])  # rows of whole and of missing views
 
 
@@ -748,6 +749,18 @@ def test_on_the_host_it_is_what_xla_computes(views, options, monkeypatch):
     if host.evidence.right_probability is not None:
         pairs = [e.right_probability for e in (host.evidence, other.evidence)]
         np.testing.assert_allclose(*pairs, rtol=0, atol=5e-3)
+
+
+@pytest.mark.slow
+def test_views_that_are_never_together_are_on_the_host_what_xla_computes(x64, monkeypatch):
+    """In float64: what couples such views is the third alone, and float32 leaves three digits."""
+    rows = [x.astype(float) for x in draw(3, views=3)]
+    given = {"lift": None, "mask": APART, "weights": np.random.default_rng(0).uniform(0.5, 2, 300)}
+    host = pa.align(rows, **given)
+    monkeypatch.setattr(automatic, "at_hand", lambda arrays: tuple(map(jnp.asarray, arrays)))
+    other = pa.align(rows, **given)
+    for a, b in zip(pa.transform(host, rows), pa.transform(other, rows), strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-7 * np.abs(a).max())
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])

@@ -249,6 +249,7 @@ def test_principal_coordinates_keep_what_the_rows_span(rng, x64):
     leading = lift.fit_principal(scaled, x, most=2, weights=weights)
     rows = np.linalg.svd(full[:6])[2]
     np.testing.assert_allclose(np.abs(leading.basis.T @ rows[:2].T), np.eye(2), atol=1e-9)
+    assert (leading.basis.max(axis=0) == np.abs(leading.basis).max(axis=0)).all()  # the sign rule
     with pytest.raises(ValueError, match=r"weights must have shape \(12,\)"):
         lift.fit_principal(scaled, x, weights=np.ones(3))
     with pytest.raises(ValueError, match="weights must not be negative"):
