@@ -45,7 +45,7 @@ pytestmark = pytest.mark.slow
         (fig4.judge_mlre([1.0, 2.0], 1.0), "the growth confirmed, its reading too"),
         (fig4.judge_mlre([2.0, 1.0], 1.0), "not confirmed"),
         (study.judge(1.0, 3.0), "above every baseline"),
-        (study.judge(-1.0, 1.0), "as good as the best baseline"),
+        (study.judge(-1.0, 1.0), "not told apart from the best baseline"),
         (study.judge(-3.0, -1.0), "below the best baseline"),
         (labels.judge_collapse(1e-15), "reproduced, explained by the trivial dimension"),
         (labels.judge_collapse(0.1), "not reproduced"),
