@@ -407,13 +407,19 @@ class Tall:
         """R of the QR of X times the columns.
 
         From their inner products where the columns are far from parallel, as images of singular
-        vectors are: scaled to one length, their Cholesky factor has all digits of a QR.
+        vectors are: scaled to one length, their Cholesky factor has all digits of a QR. What is
+        rounding alone, as all images of null directions are, has no digits to keep.
         """
         gram = np.zeros((columns.shape[1],) * 2)
         for image in self._images(columns):
             gram += image.T @ image
         with np.errstate(all="ignore"):
             lengths = np.sqrt(np.diagonal(gram))
+            rest = np.finfo(columns.dtype).eps * np.sqrt(len(columns) * sum(self._spreads))
+            if lengths.max(initial=0) <= rest:
+                values, vectors = np.linalg.eigh(gram)
+                found = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
+                return found.astype(columns.dtype)
             cosines = gram / np.outer(lengths, lengths)
         if np.isfinite(cosines).all() and np.linalg.eigvalsh(cosines)[0] > _APART:
             return (np.linalg.cholesky(cosines).T * lengths).astype(columns.dtype)

@@ -58,7 +58,8 @@ __all__ = [
 ]
 
 _EVEN = 16  # times the least eigenvalue beside the null space: squaring then costs two bits
-_NULL = 4  # eps times the largest singular value: what an SVD leaves of a null direction's zero
+_NULL = 4  # eps times the largest singular value: what an SVD leaves of a null direction's zero,
+_FEW = 256  # of as many features; it goes with the root of their number
 
 METHODS = ("auto", "svd", "qr", "gram", "null", "dual")
 
@@ -240,7 +241,7 @@ def trailing_by_gram(
     small = largest < xp.finfo(values.dtype).tiny / eps**2  # squares lose digits to underflow
     if xp is np and not small and largest <= _EVEN * low and values[d - k] <= noise:
         columns, small_values = turned(wanted)
-        if small_values[0] <= _NULL * eps * np.sqrt(largest):
+        if small_values[0] <= _NULL * max(1, d / _FEW) ** 0.5 * eps * np.sqrt(largest):
             return columns, small_values, np.True_
 
     leak = matmul(vectors.T, times_gram(wanted))
