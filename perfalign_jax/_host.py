@@ -416,7 +416,7 @@ class Tall:
         with np.errstate(all="ignore"):
             lengths = np.sqrt(np.diagonal(gram))
             rest = np.finfo(columns.dtype).eps * np.sqrt(len(columns) * sum(self._spreads))
-            if lengths.max(initial=0) <= rest:
+            if (lengths <= rest * np.linalg.norm(columns, axis=0)).all():
                 values, vectors = np.linalg.eigh(gram)
                 found = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
                 return found.astype(columns.dtype)

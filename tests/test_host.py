@@ -102,7 +102,9 @@ def test_root_has_the_digits_of_a_qr(spread, rng, x64):
     # Of the largest: what rounding of the columns' images does to any factorisation.
     np.testing.assert_allclose(found, exact, rtol=0, atol=1e-14 * exact[0])
     scale = np.linalg.norm(x @ columns, axis=0)
-    np.testing.assert_allclose(np.linalg.norm(tall.root(columns), axis=0), scale, rtol=1e-13)
+    for unit in (1, 1e-25):  # of the columns: their images are no rounding because they are small
+        lengths = np.linalg.norm(tall.root(unit * columns), axis=0)
+        np.testing.assert_allclose(lengths, unit * scale, rtol=1e-13)
 
 
 @pytest.mark.parametrize("kind", ["gram", "factor"])
