@@ -3,9 +3,9 @@
 Command:  python experiments/benchmarks/fit.py [--full] [--threads 2]
 Time:     2 minutes on 2 quiet cores; with --full, and ridge CCA of 2 x 1,024 features, half an hour
 Needs:    pip install '.[bench]'
-Expect:   6.5, 7.7, 2.7 and 15 times the speed of numpy.linalg.svd at the four shapes (9, 8, 6 and
-          15 are aimed at), in 2.7, 1.9, - and 2.4 products by BLAS (2.4, 2.1, - and 2.5 are);
-          2,000 x 4 in 2 ms (2 are); 5 times the speed of cca_zoo's RidgeCCA
+Expect:   9.1, 8.1, 2.9 and 13 times the speed of numpy.linalg.svd at the four shapes (9, 8, 6 and
+          15 are aimed at), in 1.9, 1.6, - and 2.5 products by BLAS (2.4, 2.1, - and 2.5 are);
+          2,000 x 4 in 3 ms (2 are); 5 times the speed of cca_zoo's RidgeCCA
 
 Views of k latents without noise, in float64, from host arrays; SVD and products find them stacked.
 The SVD is whole where there are fewer rows than features. What the first call takes longer than the
