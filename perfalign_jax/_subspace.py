@@ -197,7 +197,7 @@ def _stacked_moments(second: Any, dims: tuple[int, ...]) -> Any:
 def _left_by_svd(samples: ArrayLike, d: int) -> Any:
     """What an SVD leaves of zero on a null direction, in eps of the largest singular value.
 
-    As measured, of up to 1,000,000 rows and 1,024 features.
+    As NumPy's was measured in float64, of up to 1,000,000 rows and 512 features.
     """
     return max(2, d**0.5 / 4) + samples**0.5 / 500
 
